@@ -1,0 +1,1 @@
+//! Learners on libtorch: networks and PPO.

@@ -1,0 +1,1 @@
+//! The blkpilot service: serves a policy over gRPC and retunes running guests.

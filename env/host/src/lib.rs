@@ -1,0 +1,1 @@
+//! The live host: telemetry, knobs and journal over libvirt, QMP, procfs and sysfs.

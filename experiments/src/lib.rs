@@ -1,0 +1,1 @@
+//! Training and comparison of policies from experiment configs.

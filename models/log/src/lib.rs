@@ -1,0 +1,1 @@
+//! The decision log: what was seen, decided, executed and earned.

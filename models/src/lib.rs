@@ -1,0 +1,1 @@
+//! Policies in pure Rust: the network, baselines and checkpoints.

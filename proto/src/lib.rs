@@ -1,0 +1,1 @@
+//! The gRPC interface of blkpilot: package blkpilot.v1.

@@ -1,0 +1,1 @@
+//! System tests and the live guest fixture.
