@@ -1,0 +1,154 @@
+#!/usr/bin/env bash
+# Builds the small Linux guest on which the live tests and the demo run.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: scripts/build-guest.sh [--force] [--help]
+
+Writes .deps/guest/vmlinuz and .deps/guest/initramfs: a distribution kernel
+(downloaded and unpacked, not installed) and a root file system of busybox and a
+statically built fio. The guest runs forever and does the disk work that its
+kernel command line asks for, one parameter per disk:
+
+    blkpilot.vda=rw=randread,bs=4k,iodepth=4,size=64m
+    blkpilot.vdb=rw=randread,bs=4k,runtime=30/rw=randwrite,bs=16k,runtime=10
+    blkpilot.vdc=idle
+
+A value is a list of fio options, separated by commas; '/' separates phases, which
+repeat in a circle (each but a single one needs runtime=SECONDS). It prints
+"blkpilot-guest: ready" on the serial console once the work has been started.
+
+Nothing is done when the result is newer than its inputs (--force builds anyway).
+Needs: apt-get, dpkg-dev, gcc, make, busybox-static, cpio, xz-utils.
+TEXT
+}
+
+force=no
+for argument in "$@"; do
+    case "$argument" in
+        --force) force=yes ;;
+        --help | -h) usage; exit 0 ;;
+        *) echo "build-guest: unknown argument '$argument'; see --help" >&2; exit 2 ;;
+    esac
+done
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+out="$root/.deps/guest"
+inputs=$(cat "$root/scripts/build-guest.sh" "$root/scripts/guest-init.sh" /etc/os-release | sha256sum | cut -d' ' -f1)
+
+if [[ $force == no && -s $out/vmlinuz && -s $out/initramfs && $(cat "$out/inputs.sha256" 2>/dev/null) == "$inputs" ]]; then
+    exit 0
+fi
+
+say() { echo "build-guest: $*"; }
+die() { echo "build-guest: $*" >&2; exit 1; }
+
+if [[ $(uname -m) != x86_64 ]]; then
+    die "the guest is built for x86_64 only, this machine is $(uname -m)"
+fi
+for tool in apt-get apt-cache dpkg-source dpkg-deb gcc make cpio xz gzip; do
+    command -v "$tool" >/dev/null || die "'$tool' is missing; scripts/setup.sh installs what is needed"
+done
+busybox=$(command -v busybox) || die "'busybox' is missing; scripts/setup.sh installs busybox-static"
+if ldd "$busybox" >/dev/null 2>&1; then
+    die "$busybox is not static; install the package busybox-static"
+fi
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-guest.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+log="$work/log"
+
+run() {
+    if ! "$@" >>"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        die "failed: $*"
+    fi
+}
+
+# A private view on the package archive this machine already uses, with source
+# packages switched on. The machine's own configuration is not touched.
+mkdir -p "$work/apt/sources.list.d" "$work/apt/lists/partial" "$work/apt/cache/archives/partial"
+for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
+    if [[ ! -s $file ]] || ! grep -Eq 'debian|ubuntu' "$file"; then continue; fi
+    copy="$work/apt/sources.list.d/$(basename "$file")"
+    case "$file" in
+        *.sources) sed -E 's/^Types:.*/Types: deb deb-src/' "$file" >"$copy" ;;
+        *) sed -nE 's/^deb(-src)?[[:space:]]+(.*)/deb \2\ndeb-src \2/p' "$file" | sort -u >"$copy.list" ;;
+    esac
+done
+cat >"$work/apt/apt.conf" <<TEXT
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "$work/apt/sources.list.d";
+Dir::State::lists "$work/apt/lists";
+Dir::Cache "$work/apt/cache";
+APT::Sandbox::User "$(id -un)";
+APT::Get::Only-Source "true";
+Acquire::Languages "none";
+TEXT
+export APT_CONFIG="$work/apt/apt.conf"
+
+say "reading the package archive (this machine's own mirrors, about 10-40 MB)"
+run apt-get update
+
+# The package that a meta-package of kernels stands for today.
+kernel_package() {
+    local meta
+    for meta in linux-image-cloud-amd64 linux-image-virtual linux-image-generic linux-image-amd64; do
+        apt-cache depends --no-recommends --no-suggests "$meta" 2>/dev/null |
+            sed -nE 's/^ *Depends: (linux-image-[0-9][^ ]*)$/\1/p' | head -n 1 | grep . && return 0
+    done
+    return 1
+}
+
+kernel=$(kernel_package) || die "no kernel package found (tried linux-image-cloud-amd64, linux-image-virtual, linux-image-generic)"
+modules=${kernel/linux-image-/linux-modules-}
+say "downloading the kernel $kernel (not installed)"
+cd "$work"
+run apt-get download "$kernel"
+if apt-cache show "$modules" >/dev/null 2>&1; then # Ubuntu ships them apart
+    run apt-get download "$modules"
+fi
+for package in linux-*.deb; do run dpkg-deb -x "$package" "$work/kernel"; done
+
+say "building fio from the distribution's source"
+mkdir "$work/fio"
+cd "$work/fio"
+run apt-get source fio
+cd "$work"/fio/fio-*/
+# Neither shared memory nor libaio in the guest: fio's threads and io_uring are enough.
+run ./configure --build-static --disable-native --disable-shm --disable-numa --disable-rdma --disable-http --disable-pmem
+run make -j"$(nproc)" fio
+strip fio
+
+say "packing the initramfs"
+rootfs="$work/rootfs"
+mkdir -p "$rootfs"/{bin,dev,proc,sys,tmp,lib/modules}
+cp "$busybox" "$rootfs/bin/busybox"
+cp fio "$rootfs/bin/fio"
+install -m 755 "$root/scripts/guest-init.sh" "$rootfs/init"
+
+# The order matters: each module needs the ones before it. Those that a kernel has
+# built in are not found, and not missed.
+order="$rootfs/lib/modules/order"
+: >"$order"
+for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
+    file=$(find "$work/kernel" -name "$module.ko*" | head -n 1)
+    if [[ -z $file ]]; then continue; fi
+    case "$file" in
+        *.xz) xz -dc "$file" >"$rootfs/lib/modules/$module.ko" ;;
+        *.zst) zstd -qdc "$file" >"$rootfs/lib/modules/$module.ko" ;;
+        *) cp "$file" "$rootfs/lib/modules/$module.ko" ;;
+    esac
+    echo "$module" >>"$order"
+done
+
+mkdir -p "$out"
+rm -f "$out/inputs.sha256"
+(cd "$rootfs" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -n -6) >"$out/initramfs.new"
+cp "$(find "$work/kernel" -path '*boot/vmlinuz-*' | head -n 1)" "$out/vmlinuz.new"
+chmod 644 "$out/vmlinuz.new" "$out/initramfs.new"
+mv "$out/vmlinuz.new" "$out/vmlinuz"
+mv "$out/initramfs.new" "$out/initramfs"
+echo "$inputs" >"$out/inputs.sha256"
+say "done: .deps/guest/vmlinuz ($kernel), .deps/guest/initramfs ($(du -h "$out/initramfs" | cut -f1))"
