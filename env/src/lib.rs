@@ -1,1 +1,34 @@
-//! The reinforcement-learning contract of a KVM host: specs, spaces, samples, reward, and the simulated host.
+//! The reinforcement-learning contract of a KVM host: specs, spaces, samples, reward, and the
+//! simulated host.
+//!
+//! Everything here is pure: no clock is read, no file or socket is opened, and every source of
+//! randomness is passed in. A live host and a simulated host both produce [`sample::HostSample`]s;
+//! one function turns two of them into an observation ([`features`]), one into a reward
+//! ([`reward`]). What an agent learns on the one is therefore stated in the terms of the other.
+//!
+//! Reading order: [`spec`] (what can be seen and done), [`observation`], [`decision`] (how a joint
+//! decision is made one disk at a time), [`environment`] (reset and step), then [`sample`],
+//! [`features`] and [`reward`], then [`sim`].
+
+pub mod cartpole;
+pub mod clock;
+pub mod conformance;
+pub mod decision;
+pub mod environment;
+pub mod features;
+pub mod observation;
+pub mod reward;
+pub mod sample;
+pub mod sim;
+pub mod spec;
+pub mod vector;
+
+pub use clock::{Clock, ManualClock};
+pub use decision::{ActionError, JointAction, JointDecision, Turn, TurnView};
+pub use environment::{EnvError, Environment, ResetOptions, Rewards, Step};
+pub use observation::{MaskReason, Masks, Observation, Table, Validity};
+pub use spec::{Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, Scale, Unit};
+
+/// The only generator used for sampling, shuffling and simulation: seedable, serialisable, and the
+/// same on every machine.
+pub type Rng = rand_chacha::ChaCha8Rng;

@@ -1,0 +1,215 @@
+//! CartPole-v1, the sanity environment: one "disk" (the cart), no channels, no devices.
+//!
+//! Dynamics, bounds and reward are those of Gymnasium's `CartPole-v1`: Barto, Sutton and Anderson
+//! (1983), with the friction-free equations of Florian (2007), explicit Euler, τ = 0.02 s.
+
+use ndarray::{Array1, Array2, Array3};
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::decision::{JointAction, check_action};
+use crate::environment::{EnvError, Environment, ResetOptions, Rewards, Step};
+use crate::observation::{Masks, Observation, Table};
+use crate::spec::{Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, Scale, Unit};
+
+const GRAVITY: f64 = 9.8;
+const MASS_CART: f64 = 1.0;
+const MASS_POLE: f64 = 0.1;
+const TOTAL_MASS: f64 = MASS_CART + MASS_POLE;
+/// Half the pole's length, metres.
+const LENGTH: f64 = 0.5;
+const POLE_MASS_LENGTH: f64 = MASS_POLE * LENGTH;
+const FORCE: f64 = 10.0;
+const TAU: f64 = 0.02;
+const X_LIMIT: f64 = 2.4;
+const THETA_LIMIT: f64 = 12.0 * 2.0 * std::f64::consts::PI / 360.0;
+const MAX_STEPS: u32 = 500;
+
+/// The state: x, ẋ, θ, θ̇ in m, m/s, rad, rad/s.
+pub type State = [f64; 4];
+
+/// One Euler step of the published equations. `level` 0 pushes left, 1 right.
+#[must_use]
+pub fn dynamics([x, x_dot, theta, theta_dot]: State, level: Level) -> State {
+    let force = if level == 1 { FORCE } else { -FORCE };
+    let (sin, cos) = (libm::sin(theta), libm::cos(theta));
+    let temp = (force + POLE_MASS_LENGTH * theta_dot * theta_dot * sin) / TOTAL_MASS;
+    let theta_acc =
+        (GRAVITY * sin - cos * temp) / (LENGTH * (4.0 / 3.0 - MASS_POLE * cos * cos / TOTAL_MASS));
+    let x_acc = temp - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS;
+    [x + TAU * x_dot, x_dot + TAU * x_acc, theta + TAU * theta_dot, theta_dot + TAU * theta_acc]
+}
+
+/// Whether a state ends the episode: the cart beyond 2.4 m or the pole beyond 12°.
+#[must_use]
+pub fn has_fallen([x, _, theta, _]: State) -> bool {
+    x.abs() > X_LIMIT || theta.abs() > THETA_LIMIT
+}
+
+/// CartPole-v1: reward 1 per step, at most 500 steps.
+#[derive(Debug)]
+pub struct CartPole {
+    spec: EnvSpec,
+    rng: crate::Rng,
+    episode: Episode,
+}
+
+#[derive(Debug)]
+enum Episode {
+    NotStarted,
+    Running { state: State, steps: u32 },
+    Over,
+}
+
+impl CartPole {
+    /// A cart whose first episode is drawn from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            spec: Self::default_spec(),
+            rng: crate::Rng::seed_from_u64(seed),
+            episode: Episode::NotStarted,
+        }
+    }
+
+    /// The spec: four features, one head with two levels.
+    #[must_use]
+    pub fn default_spec() -> EnvSpec {
+        let feature = |name: &str, unit, bound: f64, doc: &str| Feature {
+            name: name.to_owned(),
+            unit,
+            low: -bound as f32,
+            high: bound as f32,
+            scale: Scale::Linear,
+            doc: doc.to_owned(),
+        };
+        EnvSpec {
+            name: "cartpole".to_owned(),
+            disk_features: vec![
+                feature("cart_position", Unit::Metres, 2.0 * X_LIMIT, "Position of the cart."),
+                feature("cart_velocity", Unit::MetresPerSecond, f64::from(f32::MAX), "Velocity of the cart."),
+                feature("pole_angle", Unit::Radians, 2.0 * THETA_LIMIT, "Angle of the pole from upright."),
+                feature("pole_velocity", Unit::RadiansPerSecond, f64::from(f32::MAX), "Angular velocity of the pole."),
+            ],
+            channel_features: vec![],
+            pair_features: vec![],
+            device_features: vec![],
+            host_features: vec![],
+            disk_heads: vec![Head {
+                name: "push".to_owned(),
+                levels: Levels::Named(vec!["left".to_owned(), "right".to_owned()]),
+                scope: HeadScope::Disk,
+            }],
+            device_heads: vec![],
+            projections: vec![],
+            reward_terms: vec!["upright".to_owned()],
+            reward_range: (0.0, 1.0),
+            autoreset: Autoreset::Disabled,
+        }
+    }
+
+    fn observe(&self, state: State) -> Observation {
+        let mut disks = Table::zeros(1, 4);
+        disks.values.row_mut(0).assign(&Array1::from_iter(state.iter().map(|v| *v as f32)));
+        let action = JointAction { disks: Array2::zeros((1, 1)), devices: Array2::zeros((0, 0)) };
+        Observation {
+            disk_ids: vec!["cart".to_owned()],
+            disks,
+            channels: Table::zeros(0, 0),
+            pairs: Array3::zeros((1, 0, 0)),
+            devices: Table::zeros(0, 0),
+            host: Table::zeros(1, 0),
+            disk_group: vec![None],
+            current: action.clone(),
+            default: action,
+            masks: Masks::all_allowed(&self.spec, 1, 0, 0),
+            ..Observation::default()
+        }
+    }
+}
+
+impl Environment for CartPole {
+    fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    fn reset(&mut self, seed: Option<u64>, options: &ResetOptions) -> Result<Observation, EnvError> {
+        if let Some((name, value)) = options.first_key_value() {
+            return Err(EnvError::Option {
+                name: name.clone(),
+                value: value.clone(),
+                problem: "cartpole has no reset options".to_owned(),
+            });
+        }
+        if let Some(seed) = seed {
+            self.rng = crate::Rng::seed_from_u64(seed);
+        }
+        let state = std::array::from_fn(|_| self.rng.random_range(-0.05..0.05));
+        self.episode = Episode::Running { state, steps: 0 };
+        Ok(self.observe(state))
+    }
+
+    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+        let (state, steps) = match self.episode {
+            Episode::NotStarted => return Err(EnvError::StepBeforeReset),
+            Episode::Over => return Err(EnvError::EpisodeOver),
+            Episode::Running { state, steps } => (state, steps + 1),
+        };
+        check_action(&self.spec, &self.observe(state), action)?;
+        let state = dynamics(state, action.disks[[0, 0]]);
+        let terminated = has_fallen(state);
+        let truncated = !terminated && steps >= MAX_STEPS;
+        self.episode =
+            if terminated || truncated { Episode::Over } else { Episode::Running { state, steps } };
+        let one = Array1::from_elem(1, 1.0);
+        Ok(Step {
+            observation: self.observe(state),
+            rewards: Rewards {
+                total: one.clone(),
+                own: one,
+                terms: Array2::from_elem((1, 1), 1.0),
+                counted: vec![true],
+            },
+            executed: action.clone(),
+            terminated,
+            truncated,
+            final_observation: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Recorded from `gymnasium` 1.0's `CartPole-v1` equations evaluated by hand in Python floats
+    /// from the state (0.01, 0.02, 0.03, 0.04).
+    #[test]
+    fn one_step_equals_the_published_equations() {
+        let right = dynamics([0.01, 0.02, 0.03, 0.04], 1);
+        let sin = 0.03_f64.sin();
+        let cos = 0.03_f64.cos();
+        let temp = (10.0 + 0.05 * 0.04 * 0.04 * sin) / 1.1;
+        let theta_acc = (9.8 * sin - cos * temp) / (0.5 * (4.0 / 3.0 - 0.1 * cos * cos / 1.1));
+        let x_acc = temp - 0.05 * theta_acc * cos / 1.1;
+        let want = [0.01 + 0.02 * 0.02, 0.02 + 0.02 * x_acc, 0.03 + 0.02 * 0.04, 0.04 + 0.02 * theta_acc];
+        for (got, want) in right.iter().zip(want) {
+            assert!((got - want).abs() < 1e-12, "{right:?}");
+        }
+    }
+
+    #[test]
+    fn a_cart_pushed_one_way_falls_and_the_episode_is_over() {
+        let mut cart = CartPole::new(3);
+        let obs = cart.reset(Some(3), &ResetOptions::new()).unwrap();
+        let action = JointAction { disks: Array2::ones((1, 1)), ..obs.current };
+        let steps = (1..).find(|_| cart.step(&action).unwrap().terminated).unwrap();
+        assert!((8..=12).contains(&steps), "{steps}");
+        assert!(matches!(cart.step(&action), Err(EnvError::EpisodeOver)));
+    }
+
+    #[test]
+    fn step_before_reset_is_refused() {
+        let action = JointAction { disks: Array2::zeros((1, 1)), devices: Array2::zeros((0, 0)) };
+        assert!(matches!(CartPole::new(0).step(&action), Err(EnvError::StepBeforeReset)));
+    }
+}

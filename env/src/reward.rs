@@ -1,0 +1,246 @@
+//! The reward: one function of two samples, for live and simulated hosts alike.
+//!
+//! A disk's own part is minus its relative performance loss, in four parts that sum to it exactly,
+//! minus what the service costs everybody else:
+//!
+//! Let L be the mean latency of the disk's requests in the window, R the reference latency of the
+//! same requests (same direction and size) on the idle, unvirtualised device, f the environment
+//! factor of the device's class. The loss is f·(L − R)/max(L, R): for L > R the share of throughput
+//! that a closed-loop client loses, for L < R minus the share of the time that it saves; bounded by
+//! ±f. With S the IOThread's run delay per request, D the mean time in the device and m the share
+//! of requests that go there, L − R = S + m·(D − R) + (m − 1)·R + O: scheduling, device contention,
+//! cache (a credit, since a hit saves R) and O, the rest: protocol overhead and queueing in the lane.
+//!
+//! CPU is charged per request and not per second, so that serving less never saves anything.
+
+use ndarray::{Array1, Array2};
+use serde::{Deserialize, Serialize};
+
+use crate::environment::Rewards;
+use crate::features::find;
+use crate::sample::{Cache, DeviceReference, DeviceWindow, DiskSample, DiskWindow, HostSample};
+
+/// One named term of the reward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RewardTerm {
+    /// The IOThread waited for a CPU.
+    Scheduling,
+    /// The device was slower than its reference.
+    Contention,
+    /// Requests that a perfect cache would not have sent to the device; a credit for hits.
+    CacheMiss,
+    /// Virtualisation, copies, queueing in the lane.
+    Overhead,
+    /// CPU per request.
+    Cpu,
+    /// Host memory that caches the disk.
+    PageCache,
+    /// Writes accepted but not yet on the device.
+    Writeback,
+    /// Settings changed in this window.
+    Change,
+    /// p99 above the objective.
+    Slo,
+}
+
+impl RewardTerm {
+    /// All terms, in the order of `Rewards::terms`.
+    pub const ALL: [Self; 9] = [
+        Self::Scheduling,
+        Self::Contention,
+        Self::CacheMiss,
+        Self::Overhead,
+        Self::Cpu,
+        Self::PageCache,
+        Self::Writeback,
+        Self::Change,
+        Self::Slo,
+    ];
+
+    /// The terms that sum to the relative performance loss.
+    pub const LOSS: [Self; 4] = [Self::Scheduling, Self::Contention, Self::CacheMiss, Self::Overhead];
+
+    /// Bounds of one disk's reward in one step. A stalled disk earns the lower one.
+    pub const RANGE: (f32, f32) = (-4.0, 1.0);
+
+    /// Its name in the spec.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scheduling => "scheduling",
+            Self::Contention => "contention",
+            Self::CacheMiss => "cache_miss",
+            Self::Overhead => "overhead",
+            Self::Cpu => "cpu",
+            Self::PageCache => "page_cache",
+            Self::Writeback => "writeback",
+            Self::Change => "change",
+            Self::Slo => "slo",
+        }
+    }
+}
+
+/// Weights of the costs beside the loss, whose weight is 1. All are dimensionless and ≥ 0.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RewardConfig {
+    /// Part of the host mean in a disk's training reward, in [0, 1].
+    pub beta: f64,
+    /// Cost of c/(c + R), c the IOThread CPU per request.
+    pub cpu: f64,
+    /// Cost of caching the disk in all of the host's memory.
+    pub page_cache: f64,
+    /// Cost of owing the device one window of write-back; capped at twice that.
+    pub writeback: f64,
+    /// Cost of one changed setting.
+    pub change: f64,
+    /// Cost of a p99 at twice the objective; capped there.
+    pub slo: f64,
+    /// Objective for the p99 latency, microseconds.
+    pub slo_p99_us: Option<f64>,
+}
+
+impl Default for RewardConfig {
+    fn default() -> Self {
+        Self { beta: 0.5, cpu: 0.2, page_cache: 0.3, writeback: 1.0, change: 0.02, slo: 0.5, slo_p99_us: None }
+    }
+}
+
+impl RewardConfig {
+    /// What is wrong with the weights: key and problem.
+    #[must_use]
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let weights = [
+            ("cpu", self.cpu),
+            ("page_cache", self.page_cache),
+            ("writeback", self.writeback),
+            ("change", self.change),
+            ("slo", self.slo),
+        ];
+        let mut problems: Vec<_> = weights
+            .iter()
+            .filter(|(_, weight)| !(0.0..=1.0).contains(weight))
+            .map(|(key, weight)| ((*key).to_owned(), format!("= {weight} must be in [0, 1]")))
+            .collect();
+        if !(0.0..=1.0).contains(&self.beta) {
+            problems.push(("beta".to_owned(), format!("= {} must be in [0, 1]", self.beta)));
+        }
+        if self.slo_p99_us.is_some_and(|us| !(us.is_finite() && us > 0.0)) {
+            problems.push(("slo_p99_us".to_owned(), "must be > 0 microseconds".to_owned()));
+        }
+        problems
+    }
+}
+
+/// Latency of a request on the idle device, microseconds: the mean over reads and writes of the
+/// given size.
+#[must_use]
+pub fn reference_us(reference: &DeviceReference, read_share: f64, request_bytes: f64) -> f64 {
+    let base = read_share * reference.read_us + (1.0 - read_share) * reference.write_us;
+    base + request_bytes / reference.bytes_per_sec * 1e6
+}
+
+/// The reward of the window between two samples. Rows are the disks of `before`; one that is gone
+/// in `after` does not count.
+#[must_use]
+pub fn score(before: &HostSample, after: &HostSample, config: &RewardConfig) -> Rewards {
+    let span_s = after.at.saturating_sub(before.at).as_secs_f64().max(1e-9);
+    let disks = before.disks.len();
+    let mut terms = Array2::zeros((disks, RewardTerm::ALL.len()));
+    let mut counted = vec![false; disks];
+    for (row, disk) in before.disks.iter().enumerate() {
+        let Some(now) = find(&after.disks, row, &disk.id) else { continue };
+        let verdict = judge(&Window { before, after, disk, now, span_s }, config);
+        if let Some(costs) = verdict {
+            counted[row] = true;
+            for (cell, cost) in terms.row_mut(row).iter_mut().zip(costs) {
+                *cell = -cost as f32;
+            }
+        }
+    }
+    let (low, high) = RewardTerm::RANGE;
+    let own: Array1<f32> = terms.rows().into_iter().map(|row| row.sum().clamp(low, high)).collect();
+    let mut rewards = Rewards { total: Array1::zeros(disks), own, terms, counted };
+    let mean = rewards.host_mean().unwrap_or(0.0);
+    let beta = config.beta as f32;
+    for row in 0..disks {
+        if rewards.counted[row] {
+            rewards.total[row] = (1.0 - beta) * rewards.own[row] + beta * mean;
+        }
+    }
+    rewards
+}
+
+/// The relative performance loss of each disk that counts, averaged; in [−1, 1], or 4 for a stall.
+#[must_use]
+pub fn mean_loss(rewards: &Rewards) -> Option<f32> {
+    let rows: Vec<usize> = (0..rewards.counted.len()).filter(|row| rewards.counted[*row]).collect();
+    let loss = |row: usize| -RewardTerm::LOSS.iter().map(|term| rewards.terms[[row, *term as usize]]).sum::<f32>();
+    (!rows.is_empty()).then(|| rows.iter().map(|row| loss(*row)).sum::<f32>() / rows.len() as f32)
+}
+
+struct Window<'a> {
+    before: &'a HostSample,
+    after: &'a HostSample,
+    disk: &'a DiskSample,
+    now: &'a DiskSample,
+    span_s: f64,
+}
+
+type Costs = [f64; RewardTerm::ALL.len()];
+
+/// Costs of one disk in the order of `RewardTerm::ALL`; `None` if it was idle or cannot be judged.
+fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
+    let Window { before, after, disk, now, span_s } = *window;
+    let seen = DiskWindow::between(disk, now, span_s);
+    let device = &after.devices[now.device];
+    let iops = seen.iops.ok()?;
+    if iops == 0.0 {
+        return now.in_flight.is_ok_and(|n| n > 0).then(stalled);
+    }
+    let latency = seen.latency_us_mean.ok()?;
+    let read_share = seen.read_share.ok()?;
+    let reference = reference_us(&device.reference, read_share, seen.request_bytes.ok()?);
+    let await_us = before
+        .devices
+        .get(now.device)
+        .and_then(|b| DeviceWindow::between(b, device, span_s).await_us.ok())
+        .unwrap_or(reference);
+
+    let run_delay = (seen.run_delay.unwrap_or(0.0) * 1e6 / iops).min(latency);
+    let to_device = match now.settings.cache {
+        Cache::Direct => 1.0,
+        Cache::Buffered => read_share * (1.0 - seen.hit_rate.unwrap_or(0.0)),
+    };
+    let in_device = (to_device * await_us).min(latency - run_delay);
+    let scale = device.class.environment_factor() / latency.max(reference);
+    let cpu_us = seen.iothread_cores.unwrap_or(0.0) * 1e6 / iops;
+    let owed_s = now.dirty_bytes.unwrap_or(0) as f64 / device.reference.bytes_per_sec;
+    let cached = match now.settings.cache {
+        Cache::Direct => 0.0,
+        Cache::Buffered => now.cached_bytes.unwrap_or(0) as f64 / after.host.mem_total_bytes as f64,
+    };
+    let excess = match (config.slo_p99_us, seen.latency_us_p99) {
+        (Some(objective), Ok(p99)) => (p99 / objective - 1.0).clamp(0.0, 1.0),
+        _ => 0.0,
+    };
+    let changes = disk.settings.levels().iter().zip(now.settings.levels()).filter(|(a, b)| **a != *b).count();
+    Some([
+        scale * run_delay,
+        scale * (in_device - to_device * reference),
+        scale * (to_device - 1.0) * reference,
+        scale * (latency - run_delay - in_device),
+        config.cpu * cpu_us / (cpu_us + reference),
+        config.page_cache * cached.min(1.0),
+        config.writeback * (owed_s / span_s).min(2.0),
+        config.change * changes as f64,
+        config.slo * excess,
+    ])
+}
+
+/// Requests in flight and none completed: the worst there is.
+fn stalled() -> Costs {
+    let mut costs = [0.0; RewardTerm::ALL.len()];
+    costs[RewardTerm::Contention as usize] = -f64::from(RewardTerm::RANGE.0);
+    costs
+}

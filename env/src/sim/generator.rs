@@ -1,0 +1,181 @@
+//! Random hosts for training, and, from other seeds, for testing.
+
+use rand::RngExt as _;
+use serde::{Deserialize, Serialize};
+
+use super::presets;
+use super::scenario::{ChannelModel, DeviceModel, DiskModel, MAX_CHANNELS, MAX_DISKS, Phase, Scenario, ScenarioErrors};
+use crate::sample::{Cache, Polling};
+
+/// What random hosts are drawn from. Ranges are inclusive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Generator {
+    /// Least and most disks.
+    pub disks: (usize, usize),
+    /// Least and most channels.
+    pub channels: (usize, usize),
+    /// Least and most backing devices.
+    pub devices: (usize, usize),
+    /// Intervals per episode.
+    pub steps: u32,
+    /// Length of an interval, seconds.
+    pub interval_s: f64,
+    /// Standard deviation of the multiplicative noise.
+    pub noise: f64,
+    /// Whether the I/O scheduler of the devices may be chosen.
+    pub schedulers: bool,
+}
+
+impl Default for Generator {
+    fn default() -> Self {
+        Self {
+            disks: (1, 6),
+            channels: (2, 6),
+            devices: (1, 2),
+            steps: 32,
+            interval_s: 1.0,
+            noise: 0.05,
+            schedulers: false,
+        }
+    }
+}
+
+impl Generator {
+    /// Checks everything at once.
+    ///
+    /// # Errors
+    /// Each key that is out of range, with its name.
+    pub fn validate(&self) -> Result<(), ScenarioErrors> {
+        let mut problems = Vec::new();
+        let ranges = [("disks", self.disks, MAX_DISKS), ("channels", self.channels, MAX_CHANNELS), ("devices", self.devices, 64)];
+        for (key, (low, high), most) in ranges {
+            if low < 1 || high < low || high > most {
+                problems.push((key.to_owned(), format!("= [{low}, {high}] must be a range within [1, {most}]")));
+            }
+        }
+        if !(1..=1_000_000).contains(&self.steps) {
+            problems.push(("steps".to_owned(), format!("= {} must be in [1, 1000000]", self.steps)));
+        }
+        if !(1e-3..=3600.0).contains(&self.interval_s) {
+            problems.push(("interval_s".to_owned(), format!("= {} must be in [0.001, 3600]", self.interval_s)));
+        }
+        if !(0.0..=1.0).contains(&self.noise) {
+            problems.push(("noise".to_owned(), format!("= {} must be in [0, 1]", self.noise)));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ScenarioErrors(problems)) }
+    }
+
+    /// Draws a host.
+    #[must_use]
+    pub fn draw(&self, rng: &mut crate::Rng) -> Scenario {
+        let disks = rng.random_range(self.disks.0..=self.disks.1);
+        let channels = rng.random_range(self.channels.0..=self.channels.1);
+        let devices = rng.random_range(self.devices.0..=self.devices.1);
+        let memory_gib = log_uniform(rng, 4.0, 256.0);
+        let mut scenario = Scenario {
+            name: "generated".to_owned(),
+            interval_s: self.interval_s,
+            steps: self.steps,
+            noise: self.noise,
+            memory_gib,
+            cache_gib: memory_gib * rng.random_range(0.2..0.9),
+            dirty_limit_gib: memory_gib * 0.1,
+            schedulers: self.schedulers,
+            channels: (0..channels).map(|_| draw_channel(rng)).collect(),
+            devices: (0..devices).map(|d| draw_device(d, rng)).collect(),
+            disks: Vec::with_capacity(disks),
+        };
+        // How much CPU a request costs is a property of the host (its CPU, whether it emulates).
+        let cost = log_uniform(rng, 0.5, 8.0);
+        for disk in 0..disks {
+            let drawn = draw_disk(disk, &scenario, cost, rng);
+            scenario.disks.push(drawn);
+        }
+        scenario
+    }
+}
+
+fn log_uniform(rng: &mut crate::Rng, low: f64, high: f64) -> f64 {
+    libm::exp(rng.random_range(libm::log(low)..libm::log(high)))
+}
+
+fn chance(rng: &mut crate::Rng, probability: f64) -> bool {
+    rng.random::<f64>() < probability
+}
+
+fn draw_channel(rng: &mut crate::Rng) -> ChannelModel {
+    let background = if chance(rng, 0.3) { rng.random_range(0.05..0.8) } else { 0.02 };
+    ChannelModel { cpus: 1, numa: 0, background_cores: background }
+}
+
+fn draw_device(index: usize, rng: &mut crate::Rng) -> DeviceModel {
+    let name = format!("dev{index}");
+    let mut device = match rng.random_range(0..10) {
+        0..4 => presets::nvme(&name),
+        4..6 => presets::sata_ssd(&name),
+        6 => presets::hdd(&name),
+        _ => presets::capped_nvme(&name, log_uniform(rng, 300.0, 30_000.0)),
+    };
+    let speed = log_uniform(rng, 0.6, 1.6);
+    device.reference.read_us *= speed;
+    device.reference.write_us *= speed;
+    device.reference.bytes_per_sec /= speed;
+    device
+}
+
+fn draw_disk(index: usize, host: &Scenario, cost: f64, rng: &mut crate::Rng) -> DiskModel {
+    let channels = host.channels.len();
+    let vcpu_channel = chance(rng, 0.5).then(|| rng.random_range(0..channels));
+    // One disk in six shares the IOThread of the one before it, one in ten has none.
+    let iothread = match rng.random_range(0..60) {
+        0..6 => None,
+        6..16 if index > 0 => host.disks[index - 1].iothread.or(Some(index)),
+        _ => Some(index),
+    };
+    let tied = host.disks.iter().find(|d| iothread.is_some() && d.iothread == iothread).cloned();
+    let default_channel = match (&tied, iothread, vcpu_channel) {
+        (Some(tied), ..) => tied.default_channel,
+        (None, Some(_), Some(k)) if chance(rng, 0.5) => k as u16 + 1,
+        (None, Some(_), _) if chance(rng, 0.3) => rng.random_range(1..=channels) as u16,
+        _ => 0,
+    };
+    let capacity_gib = log_uniform(rng, 0.05, 500.0);
+    DiskModel {
+        guest: format!("guest-{index}"),
+        target: "vda".to_owned(),
+        device: rng.random_range(0..host.devices.len()),
+        iothread,
+        vcpu_channel,
+        vcpu_cores: rng.random_range(0.02..0.8),
+        guest_us: 4.0 * cost * log_uniform(rng, 0.5, 2.0),
+        iothread_us: 6.0 * cost * log_uniform(rng, 0.7, 1.5),
+        capacity_gib,
+        default_channel,
+        default_cache: if chance(rng, 0.25) { Cache::Buffered } else { Cache::Direct },
+        default_polling: match &tied {
+            Some(tied) => tied.default_polling,
+            None if chance(rng, 0.7) => Polling::Adaptive,
+            None => Polling::Off,
+        },
+        phases: (0..rng.random_range(1..=3)).map(|_| draw_phase(capacity_gib, rng)).collect(),
+    }
+}
+
+fn draw_phase(capacity_gib: f64, rng: &mut crate::Rng) -> Phase {
+    let read_share = match rng.random_range(0..4) {
+        0 => 1.0,
+        1 => 0.0,
+        _ => rng.random_range(0.2..0.98),
+    };
+    Phase {
+        outstanding: if chance(rng, 0.08) { 0.0 } else { log_uniform(rng, 1.0, 64.0).round() },
+        think_us: if chance(rng, 0.5) { 0.0 } else { log_uniform(rng, 10.0, 2000.0) },
+        read_share,
+        request_kib: [4.0, 4.0, 4.0, 8.0, 16.0, 64.0, 256.0][rng.random_range(0..7)],
+        working_set_gib: capacity_gib * rng.random_range(0.1..1.0),
+        skew: rng.random_range(0.0..1.1),
+        flush_share: if chance(rng, 0.6) { 0.0 } else { rng.random_range(0.01..0.5) },
+        mean_intervals: log_uniform(rng, 8.0, 60.0),
+    }
+}

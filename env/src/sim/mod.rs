@@ -1,0 +1,15 @@
+//! The simulated host: an approximate mean-value analysis of the I/O path.
+//!
+//! [`scenario`] says what a host is made of, [`network`] solves the closed queueing network of one
+//! interval, [`page_cache`] gives hit rates, [`host`] runs intervals and keeps the counters.
+
+pub mod generator;
+pub mod host;
+pub mod network;
+pub mod page_cache;
+pub mod presets;
+pub mod scenario;
+
+pub use generator::Generator;
+pub use host::SimHost;
+pub use scenario::{Scenario, ScenarioErrors};
