@@ -1,0 +1,269 @@
+//! Policies that are not trained: always reported beside those that are.
+
+use blkpilot_env::{EnvSpec, Head, Level, Observation, Rng, Turn, TurnView};
+use ndarray::ArrayView1;
+use rand::RngExt as _;
+
+use crate::normaliser::TableName;
+use crate::policy::{Choice, Policy, PolicyError};
+
+/// Leaves every disk what the guest would have without us.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeepDefault;
+
+impl Policy for KeepDefault {
+    fn name(&self) -> &str {
+        "keep_default"
+    }
+
+    fn choose(
+        &mut self,
+        _: &EnvSpec,
+        view: &TurnView<'_>,
+        _: &mut Rng,
+    ) -> Result<Choice, PolicyError> {
+        Ok(Choice::certain(defaults(view)))
+    }
+}
+
+/// Each allowed level of a head with the same probability.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RandomPolicy;
+
+impl Policy for RandomPolicy {
+    fn name(&self) -> &str {
+        "random"
+    }
+
+    fn choose(
+        &mut self,
+        _: &EnvSpec,
+        view: &TurnView<'_>,
+        rng: &mut Rng,
+    ) -> Result<Choice, PolicyError> {
+        let heads = 0..view.heads.len();
+        let (levels, propensities) = heads.map(|head| uniform(view, head, rng)).unzip();
+        Ok(Choice {
+            levels,
+            propensities,
+        })
+    }
+}
+
+fn uniform(view: &TurnView<'_>, head: usize, rng: &mut Rng) -> (Level, f64) {
+    if let Some(level) = view.forced(head) {
+        return (level, 1.0);
+    }
+    let mask = view.head_mask(head);
+    let count = mask.iter().filter(|reason| reason.is_allowed()).count();
+    let drawn = rng.random_range(0..count);
+    let mut allowed = (0..mask.len()).filter(|level| mask[*level].is_allowed());
+    let level = allowed
+        .nth(drawn)
+        .expect("drawn is less than the number of allowed levels");
+    (level as Level, 1.0 / count as f64)
+}
+
+/// KubeVirt's IOThread policy `auto`: disk i takes channel i modulo K, whatever the load. Disks that
+/// share an IOThread follow the first of them. Other heads keep their default.
+#[derive(Debug, Clone)]
+pub struct RoundRobin {
+    head: usize,
+    /// Per disk: the disk whose number counts.
+    leaders: Vec<usize>,
+}
+
+impl RoundRobin {
+    /// For environments with this spec.
+    ///
+    /// # Errors
+    /// `NoChannelHead`.
+    pub fn new(spec: &EnvSpec) -> Result<Self, PolicyError> {
+        Ok(Self {
+            head: channel_head("round_robin", spec)?,
+            leaders: Vec::new(),
+        })
+    }
+}
+
+impl Policy for RoundRobin {
+    fn name(&self) -> &str {
+        "round_robin"
+    }
+
+    fn begin(&mut self, _: &EnvSpec, obs: &Observation) -> Result<(), PolicyError> {
+        let leader = |disk: usize| match obs.disk_group[disk] {
+            None => disk,
+            group => obs
+                .disk_group
+                .iter()
+                .position(|g| *g == group)
+                .unwrap_or(disk),
+        };
+        self.leaders = (0..obs.disk_count()).map(leader).collect();
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        _: &EnvSpec,
+        view: &TurnView<'_>,
+        _: &mut Rng,
+    ) -> Result<Choice, PolicyError> {
+        let mut levels = defaults(view);
+        if let (Turn::Disk(disk), channels @ 1..) = (view.turn, view.channels.nrows()) {
+            let leader = self.leaders.get(disk).copied().unwrap_or(disk);
+            levels[self.head] = nearest(view, self.head, (leader % channels + 1) as Level);
+        }
+        Ok(Choice::certain(levels))
+    }
+}
+
+/// The channel whose CPUs have the least to do: all that ran on them, less the IOThreads that were
+/// bound there, plus those that are bound there by the choices made so far. A disk stays where it is
+/// unless another channel is better by [`LeastLoaded::MARGIN`]. Other heads keep their default.
+#[derive(Debug, Clone)]
+pub struct LeastLoaded {
+    head: usize,
+    columns: LoadColumns,
+    /// Cores in use per channel by anything but bound IOThreads.
+    background: Vec<f32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LoadColumns {
+    cpu_load: usize,
+    bound_cores: usize,
+    cpus: usize,
+}
+
+impl LeastLoaded {
+    /// How much less of its CPU time another channel must have in use before a disk moves.
+    pub const MARGIN: f32 = 0.05;
+
+    /// For environments with this spec.
+    ///
+    /// # Errors
+    /// `NoChannelHead`, `MissingFeature`.
+    pub fn new(spec: &EnvSpec) -> Result<Self, PolicyError> {
+        let head = channel_head("least_loaded", spec)?;
+        let column = |name| channel_column("least_loaded", spec, name);
+        let columns = LoadColumns {
+            cpu_load: column("cpu_load")?,
+            bound_cores: column("bound_cores")?,
+            cpus: column("cpus")?,
+        };
+        Ok(Self {
+            head,
+            columns,
+            background: Vec::new(),
+        })
+    }
+
+    /// Share of a channel's CPU time in use.
+    fn load(&self, view: &TurnView<'_>, level: usize) -> f32 {
+        let channel = level - 1;
+        let row = view.channels.row(channel);
+        let background = self.background.get(channel).copied().unwrap_or(0.0);
+        (background + row[self.columns.bound_cores]) / row[self.columns.cpus].max(1.0)
+    }
+
+    fn pick(&self, view: &TurnView<'_>) -> Option<usize> {
+        let mask = view.head_mask(self.head);
+        let mut allowed = (1..mask.len()).filter(|level| mask[*level].is_allowed());
+        let first = allowed.next()?;
+        let best = allowed.fold(first, |best, level| {
+            if self.load(view, level) < self.load(view, best) {
+                level
+            } else {
+                best
+            }
+        });
+        let here = usize::from(view.current[self.head]);
+        let may_stay = here > 0 && mask.get(here).is_some_and(|reason| reason.is_allowed());
+        let stays = may_stay && self.load(view, here) <= self.load(view, best) + Self::MARGIN;
+        Some(if stays { here } else { best })
+    }
+}
+
+impl Policy for LeastLoaded {
+    fn name(&self) -> &str {
+        "least_loaded"
+    }
+
+    fn begin(&mut self, _: &EnvSpec, obs: &Observation) -> Result<(), PolicyError> {
+        let LoadColumns {
+            cpu_load,
+            bound_cores,
+            cpus,
+        } = self.columns;
+        let rows = obs.channels.values.rows();
+        let background =
+            |row: ArrayView1<'_, f32>| (row[cpu_load] * row[cpus] - row[bound_cores]).max(0.0);
+        self.background = rows.into_iter().map(background).collect();
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        _: &EnvSpec,
+        view: &TurnView<'_>,
+        _: &mut Rng,
+    ) -> Result<Choice, PolicyError> {
+        let mut levels = defaults(view);
+        if let (Turn::Disk(_), None) = (view.turn, view.forced(self.head)) {
+            if let Some(level) = self.pick(view) {
+                levels[self.head] = level as Level;
+            }
+        }
+        Ok(Choice::certain(levels))
+    }
+}
+
+fn channel_head(policy: &str, spec: &EnvSpec) -> Result<usize, PolicyError> {
+    spec.disk_heads
+        .iter()
+        .position(Head::is_pointer)
+        .ok_or_else(|| PolicyError::NoChannelHead {
+            policy: policy.to_owned(),
+            spec: spec.name.clone(),
+        })
+}
+
+fn channel_column(policy: &str, spec: &EnvSpec, name: &str) -> Result<usize, PolicyError> {
+    let found = spec
+        .channel_features
+        .iter()
+        .position(|feature| feature.name == name);
+    found.ok_or_else(|| PolicyError::MissingFeature {
+        policy: policy.to_owned(),
+        table: TableName::Channel,
+        feature: name.to_owned(),
+        spec: spec.name.clone(),
+    })
+}
+
+fn defaults(view: &TurnView<'_>) -> Vec<Level> {
+    (0..view.heads.len())
+        .map(|head| nearest(view, head, view.default[head]))
+        .collect()
+}
+
+/// `wanted` if it is allowed, else the level in force, else the first that is allowed.
+fn nearest(view: &TurnView<'_>, head: usize, wanted: Level) -> Level {
+    let mask = view.head_mask(head);
+    let is_allowed = |level: Level| mask.get(usize::from(level)).is_some_and(|m| m.is_allowed());
+    let first = || {
+        mask.iter()
+            .position(|m| m.is_allowed())
+            .map(|level| level as Level)
+    };
+    view.forced(head)
+        .or_else(|| {
+            [wanted, view.current[head]]
+                .into_iter()
+                .find(|level| is_allowed(*level))
+        })
+        .or_else(first)
+        .unwrap_or(view.current[head])
+}

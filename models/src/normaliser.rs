@@ -1,0 +1,397 @@
+//! How features are brought to one scale, and what of them was seen in training.
+
+use std::fmt;
+
+use blkpilot_env::{EnvSpec, Feature, Scale, Turn, TurnView};
+use ndarray::ArrayView1;
+use serde::{Deserialize, Serialize};
+
+/// Normalised values are clipped to ± this.
+pub const CLIP: f32 = 10.0;
+
+/// A column whose deviation in training was smaller than this counts as constant, and is not
+/// divided: else noise in the last digits would fill the network's range.
+const LEAST_STD: f64 = 1e-4;
+
+/// How far outside the range seen in training a value may lie before it is called novel, as a share
+/// of that range; and for columns that never varied, absolutely.
+const NOVELTY_MARGIN: f32 = 0.1;
+const NOVELTY_FLOOR: f32 = 1e-3;
+
+/// A table of an observation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableName {
+    /// Disks, [N, F].
+    Disk,
+    /// Channels, [K, C].
+    Channel,
+    /// Disk × channel, [N, K, P].
+    Pair,
+    /// Backing devices, [D, E].
+    Device,
+    /// The host, [1, H].
+    Host,
+}
+
+impl TableName {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Disk,
+        Self::Channel,
+        Self::Pair,
+        Self::Device,
+        Self::Host,
+    ];
+
+    /// The columns of this table.
+    #[must_use]
+    pub fn features(self, spec: &EnvSpec) -> &[Feature] {
+        match self {
+            Self::Disk => &spec.disk_features,
+            Self::Channel => &spec.channel_features,
+            Self::Pair => &spec.pair_features,
+            Self::Device => &spec.device_features,
+            Self::Host => &spec.host_features,
+        }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "disk",
+            Self::Channel => "channel",
+            Self::Pair => "pair",
+            Self::Device => "device",
+            Self::Host => "host",
+        })
+    }
+}
+
+/// One thing per table.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerTable<T> {
+    /// Of the disk table.
+    pub disk: T,
+    /// Of the channel table.
+    pub channel: T,
+    /// Of the disk × channel table.
+    pub pair: T,
+    /// Of the device table.
+    pub device: T,
+    /// Of the host table.
+    pub host: T,
+}
+
+impl<T> PerTable<T> {
+    /// One thing per table, made from the table's columns.
+    pub fn build(spec: &EnvSpec, mut make: impl FnMut(TableName, &[Feature]) -> T) -> Self {
+        let mut of = |table: TableName| make(table, table.features(spec));
+        Self {
+            disk: of(TableName::Disk),
+            channel: of(TableName::Channel),
+            pair: of(TableName::Pair),
+            device: of(TableName::Device),
+            host: of(TableName::Host),
+        }
+    }
+
+    /// The thing of one table.
+    #[must_use]
+    pub fn get(&self, table: TableName) -> &T {
+        match table {
+            TableName::Disk => &self.disk,
+            TableName::Channel => &self.channel,
+            TableName::Pair => &self.pair,
+            TableName::Device => &self.device,
+            TableName::Host => &self.host,
+        }
+    }
+
+    fn get_mut(&mut self, table: TableName) -> &mut T {
+        match table {
+            TableName::Disk => &mut self.disk,
+            TableName::Channel => &mut self.channel,
+            TableName::Pair => &mut self.pair,
+            TableName::Device => &mut self.device,
+            TableName::Host => &mut self.host,
+        }
+    }
+}
+
+/// Mean and deviation per column of one table, of the values after `Feature::scale`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Normaliser {
+    /// Mean per column.
+    pub mean: Vec<f32>,
+    /// Deviation per column, > 0.
+    pub std: Vec<f32>,
+}
+
+impl Normaliser {
+    /// Changes nothing but the scale.
+    #[must_use]
+    pub fn identity(columns: usize) -> Self {
+        Self {
+            mean: vec![0.0; columns],
+            std: vec![1.0; columns],
+        }
+    }
+
+    /// A row as the network sees it: clip((scale(x) − mean) / std, ±[`CLIP`]) per column.
+    /// `features`, `row` and `out` have one entry per column.
+    pub fn apply(&self, features: &[Feature], row: ArrayView1<'_, f32>, out: &mut [f32]) {
+        let columns = features
+            .iter()
+            .zip(row)
+            .zip(self.mean.iter().zip(&self.std));
+        for (out, ((feature, &value), (&mean, &std))) in out.iter_mut().zip(columns) {
+            *out = normalise(feature.scale, value, mean, std);
+        }
+    }
+}
+
+/// One value as the network sees it.
+pub(crate) fn normalise(scale: Scale, value: f32, mean: f32, std: f32) -> f32 {
+    ((scale.apply(value) - mean) / std).clamp(-CLIP, CLIP)
+}
+
+/// Least and greatest value per column of one table, after `Feature::scale`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Range {
+    /// Least value per column.
+    pub min: Vec<f32>,
+    /// Greatest value per column.
+    pub max: Vec<f32>,
+}
+
+impl Range {
+    /// A range in which nothing is novel, for networks that were not trained.
+    #[must_use]
+    pub fn unbounded(columns: usize) -> Self {
+        Self {
+            min: vec![f32::MIN; columns],
+            max: vec![f32::MAX; columns],
+        }
+    }
+}
+
+/// A value far outside the range seen in training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outlier {
+    /// The table.
+    pub table: TableName,
+    /// Name of the feature.
+    pub feature: String,
+    /// The value, in the feature's unit.
+    pub value: f32,
+}
+
+/// Tells what lies far outside the range seen in training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Novelty {
+    /// Per table: name and bounds of each column, in the feature's unit.
+    columns: PerTable<Vec<(String, f32, f32)>>,
+}
+
+impl Novelty {
+    /// `ranges` have one entry per column of the spec.
+    #[must_use]
+    pub fn new(spec: &EnvSpec, ranges: &PerTable<Range>) -> Self {
+        let columns = PerTable::build(spec, |table, features| {
+            let range = ranges.get(table);
+            let bounds = range.min.iter().zip(&range.max);
+            features
+                .iter()
+                .zip(bounds)
+                .map(|(feature, (&min, &max))| {
+                    let (low, high) = known(feature.scale, min, max);
+                    (feature.name.clone(), low, high)
+                })
+                .collect()
+        });
+        Self { columns }
+    }
+
+    /// The features of a view that lie outside the range seen in training by more than a tenth of
+    /// it (after `Feature::scale`), each named once, with the value of its first such row.
+    #[must_use]
+    pub fn outliers(&self, view: &TurnView<'_>) -> Vec<Outlier> {
+        let mut outliers: Vec<Outlier> = Vec::new();
+        for_each_row(view, |table, row| {
+            for ((name, low, high), &value) in self.columns.get(table).iter().zip(row) {
+                let is_known = (*low..=*high).contains(&value);
+                if !is_known
+                    && !outliers
+                        .iter()
+                        .any(|o| o.table == table && o.feature == *name)
+                {
+                    outliers.push(Outlier {
+                        table,
+                        feature: name.clone(),
+                        value,
+                    });
+                }
+            }
+        });
+        outliers
+    }
+}
+
+/// The values that count as known, in the feature's unit; scales are monotone.
+fn known(scale: Scale, min: f32, max: f32) -> (f32, f32) {
+    let margin = NOVELTY_MARGIN * (max - min) + NOVELTY_FLOOR;
+    let (low, high) = (min - margin, max + margin);
+    match scale {
+        Scale::Linear => (low, high),
+        Scale::Log if low <= 0.0 => (f32::NEG_INFINITY, libm::expm1f(high)),
+        Scale::Log => (libm::expm1f(low), libm::expm1f(high)),
+    }
+}
+
+/// Running mean, deviation and range per column of all tables, over the rows a network was shown.
+/// Part of a learner's state: serialise it to resume exactly.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    scales: PerTable<Vec<Scale>>,
+    columns: PerTable<Vec<Moments>>,
+}
+
+impl Statistics {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(spec: &EnvSpec) -> Self {
+        Self {
+            scales: PerTable::build(spec, |_, features| {
+                features.iter().map(|f| f.scale).collect()
+            }),
+            columns: PerTable::build(spec, |_, features| vec![Moments::default(); features.len()]),
+        }
+    }
+
+    /// Adds the rows that a network looks at in this turn.
+    pub fn observe(&mut self, view: &TurnView<'_>) {
+        for_each_row(view, |table, row| {
+            let columns = self
+                .columns
+                .get_mut(table)
+                .iter_mut()
+                .zip(self.scales.get(table));
+            for ((moments, scale), &value) in columns.zip(row) {
+                moments.add(f64::from(scale.apply(value)));
+            }
+        });
+    }
+
+    /// Adds what another one has seen, of the same spec.
+    pub fn merge(&mut self, other: &Self) {
+        for table in TableName::ALL {
+            for (mine, theirs) in self
+                .columns
+                .get_mut(table)
+                .iter_mut()
+                .zip(other.columns.get(table))
+            {
+                mine.merge(theirs);
+            }
+        }
+    }
+
+    /// Mean and deviation per column; columns that were constant, or not seen, are not divided.
+    #[must_use]
+    pub fn normalisers(&self) -> PerTable<Normaliser> {
+        self.map(|columns| Normaliser {
+            mean: columns.iter().map(|m| m.mean as f32).collect(),
+            std: columns.iter().map(|m| m.std() as f32).collect(),
+        })
+    }
+
+    /// Range per column; a column that was not seen has the range 0 to 0.
+    #[must_use]
+    pub fn ranges(&self) -> PerTable<Range> {
+        self.map(|columns| Range {
+            min: columns.iter().map(|m| m.min as f32).collect(),
+            max: columns.iter().map(|m| m.max as f32).collect(),
+        })
+    }
+
+    fn map<T>(&self, mut of: impl FnMut(&[Moments]) -> T) -> PerTable<T> {
+        PerTable {
+            disk: of(&self.columns.disk),
+            channel: of(&self.columns.channel),
+            pair: of(&self.columns.pair),
+            device: of(&self.columns.device),
+            host: of(&self.columns.host),
+        }
+    }
+}
+
+/// Welford's running moments of one column, and its range.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+struct Moments {
+    count: u64,
+    mean: f64,
+    /// Sum of squared deviations from the mean.
+    squares: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Moments {
+    fn add(&mut self, value: f64) {
+        self.merge(&Self {
+            count: 1,
+            mean: value,
+            squares: 0.0,
+            min: value,
+            max: value,
+        });
+    }
+
+    /// Chan, Golub and LeVeque 1979.
+    fn merge(&mut self, other: &Self) {
+        if self.count == 0 || other.count == 0 {
+            if self.count == 0 {
+                *self = *other;
+            }
+            return;
+        }
+        let (mine, theirs) = (self.count as f64, other.count as f64);
+        let (all, delta) = (mine + theirs, other.mean - self.mean);
+        self.mean += delta * theirs / all;
+        self.squares += other.squares + delta * delta * mine * theirs / all;
+        self.count += other.count;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+    }
+
+    fn std(&self) -> f64 {
+        let std = (self.squares / self.count.max(1) as f64).sqrt();
+        if std < LEAST_STD { 1.0 } else { std }
+    }
+}
+
+/// The rows of a view that a network looks at.
+fn for_each_row(view: &TurnView<'_>, mut of: impl FnMut(TableName, ArrayView1<'_, f32>)) {
+    if let Some(disk) = view.disk {
+        of(TableName::Disk, disk);
+    }
+    if let Turn::Disk(_) = view.turn {
+        view.channels
+            .rows()
+            .into_iter()
+            .for_each(|row| of(TableName::Channel, row));
+        view.pairs
+            .iter()
+            .flat_map(|p| p.rows())
+            .for_each(|row| of(TableName::Pair, row));
+    }
+    if let Some(device) = view.device {
+        of(TableName::Device, device);
+    }
+    of(TableName::Host, view.host);
+}

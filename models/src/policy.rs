@@ -1,0 +1,234 @@
+//! What chooses, and how a joint decision is driven.
+
+use blkpilot_env::{
+    ActionError, EnvSpec, JointAction, JointDecision, Level, Observation, Rng, Turn, TurnView,
+};
+use thiserror::Error;
+
+use crate::normaliser::{Outlier, TableName};
+
+/// Something that chooses levels, one disk or device at a time.
+pub trait Policy: Send {
+    /// Its name, as it stands in logs and reports.
+    fn name(&self) -> &str;
+
+    /// Called once before each joint decision, for policies that look at the host as a whole.
+    ///
+    /// # Errors
+    /// If the policy cannot decide on this observation.
+    fn begin(&mut self, _spec: &EnvSpec, _obs: &Observation) -> Result<(), PolicyError> {
+        Ok(())
+    }
+
+    /// One level per head of `view`, each allowed by its mask (or forced, see `TurnView::forced`).
+    ///
+    /// # Errors
+    /// If the policy cannot decide on what it sees; nothing is remembered then.
+    fn choose(
+        &mut self,
+        spec: &EnvSpec,
+        view: &TurnView<'_>,
+        rng: &mut Rng,
+    ) -> Result<Choice, PolicyError>;
+
+    /// Features of `view` far outside what the policy has been trained on. Empty for a policy that
+    /// was not trained.
+    fn novelty(&self, _view: &TurnView<'_>) -> Vec<Outlier> {
+        Vec::new()
+    }
+
+    /// Called at the start of an episode: forgets what a stateful policy carries along.
+    fn reset(&mut self) {}
+}
+
+/// What one disk or device chose.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// One level per head.
+    pub levels: Vec<Level>,
+    /// Probability, per head, with which the policy takes that level given what it saw and the
+    /// mask: in (0, 1], and 1 where the head was forced or the policy is deterministic.
+    pub propensities: Vec<f64>,
+}
+
+impl Choice {
+    /// A choice that could not have been another.
+    #[must_use]
+    pub fn certain(levels: Vec<Level>) -> Self {
+        let propensities = vec![1.0; levels.len()];
+        Self {
+            levels,
+            propensities,
+        }
+    }
+}
+
+/// One turn of a joint decision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TurnChoice {
+    /// Whose turn it was.
+    pub turn: Turn,
+    /// What it chose.
+    pub choice: Choice,
+    /// Per head: whether there was no choice, because of the mask or of a tied IOThread.
+    pub forced: Vec<bool>,
+    /// What the policy had not seen in training.
+    pub novel: Vec<Outlier>,
+}
+
+/// A joint decision, with all that is needed to log it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// Name of the policy.
+    pub policy: String,
+    /// The order of the turns.
+    pub order: Vec<Turn>,
+    /// The turns, in that order.
+    pub choices: Vec<TurnChoice>,
+    /// The joint action.
+    pub action: JointAction,
+}
+
+/// Lets `policy` decide for all disks, then all devices, in a random order drawn from `rng`.
+///
+/// # Errors
+/// The policy's own, or `Action` if it chose a level that is not allowed.
+pub fn decide(
+    policy: &mut dyn Policy,
+    spec: &EnvSpec,
+    obs: &Observation,
+    rng: &mut Rng,
+) -> Result<Decision, PolicyError> {
+    decide_with(policy, spec, obs, rng, |_, _| {})
+}
+
+/// As [`decide`]; `record` is shown each turn as the policy saw it, before the choice takes effect
+/// on the views that follow. Logs and rollouts take features and masks from there.
+///
+/// # Errors
+/// As [`decide`].
+pub fn decide_with(
+    policy: &mut dyn Policy,
+    spec: &EnvSpec,
+    obs: &Observation,
+    rng: &mut Rng,
+    mut record: impl FnMut(&TurnView<'_>, &TurnChoice),
+) -> Result<Decision, PolicyError> {
+    policy.begin(spec, obs)?;
+    let mut joint = JointDecision::in_random_order(spec, obs, rng);
+    let mut choices = Vec::with_capacity(joint.order().len());
+    while let Some(view) = joint.view() {
+        let made = take_turn(policy, spec, &view, rng)?;
+        record(&view, &made);
+        joint.commit(&made.choice.levels)?;
+        choices.push(made);
+    }
+    let (action, order) = joint.finish();
+    Ok(Decision {
+        policy: policy.name().to_owned(),
+        order,
+        choices,
+        action,
+    })
+}
+
+fn take_turn(
+    policy: &mut dyn Policy,
+    spec: &EnvSpec,
+    view: &TurnView<'_>,
+    rng: &mut Rng,
+) -> Result<TurnChoice, PolicyError> {
+    let choice = policy.choose(spec, view, rng)?;
+    let forced = (0..view.heads.len())
+        .map(|head| view.forced(head).is_some())
+        .collect();
+    Ok(TurnChoice {
+        turn: view.turn,
+        choice,
+        forced,
+        novel: policy.novelty(view),
+    })
+}
+
+/// Why a policy did not decide.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum PolicyError {
+    /// The environment does not show a feature that the policy looks at.
+    #[error(
+        "{policy} looks at the {table} feature `{feature}`, which `{spec}` does not have: choose another policy"
+    )]
+    MissingFeature {
+        /// Name of the policy.
+        policy: String,
+        /// The table it should be in.
+        table: TableName,
+        /// Name of the feature.
+        feature: String,
+        /// Name of the environment's spec.
+        spec: String,
+    },
+    /// The environment has no channels to choose from.
+    #[error(
+        "{policy} chooses channels, but no head of `{spec}` points at any: choose another policy"
+    )]
+    NoChannelHead {
+        /// Name of the policy.
+        policy: String,
+        /// Name of the environment's spec.
+        spec: String,
+    },
+    /// The view is not of the environment that the policy was made for.
+    #[error(
+        "the {table} table has {got} columns, the policy was made for {want}: load a policy whose spec fits"
+    )]
+    Shape {
+        /// The table.
+        table: TableName,
+        /// Columns shown.
+        got: usize,
+        /// Columns expected.
+        want: usize,
+    },
+    /// The view's levels are not those that the policy was made for.
+    #[error("{} chooses from {got} levels, the policy was made for {want}: load a policy whose spec fits", turn_text(.turn))]
+    Levels {
+        /// Whose turn it was.
+        turn: Turn,
+        /// Levels of all heads together.
+        got: usize,
+        /// Levels expected.
+        want: usize,
+    },
+    /// A feature that is not a number, or infinite.
+    #[error("{} sees {table} feature `{feature}` = {value}: an observation must be finite", turn_text(.turn))]
+    NonFinite {
+        /// Whose turn it was.
+        turn: Turn,
+        /// The table.
+        table: TableName,
+        /// Name of the feature.
+        feature: String,
+        /// The value.
+        value: f32,
+    },
+    /// The network's result is not a number, or infinite.
+    #[error("{}: the network's score of head `{head}` is {value}: its weights are too large, do not serve it", turn_text(.turn))]
+    NonFiniteScore {
+        /// Whose turn it was.
+        turn: Turn,
+        /// Name of the head.
+        head: String,
+        /// The score.
+        value: f32,
+    },
+    /// The policy chose a level that is not allowed.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+}
+
+fn turn_text(turn: &Turn) -> String {
+    match turn {
+        Turn::Disk(disk) => format!("disk {disk}"),
+        Turn::Device(device) => format!("device {device}"),
+    }
+}
