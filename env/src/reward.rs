@@ -244,3 +244,116 @@ fn stalled() -> Costs {
     costs[RewardTerm::Contention as usize] = -f64::from(RewardTerm::RANGE.0);
     costs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Environment as _;
+    use crate::decision::JointAction;
+    use crate::sample::{Cache, DiskSettings};
+    use crate::sim::scenario::{DeviceModel, Phase, Scenario};
+    use crate::sim::{SimHost, presets};
+
+    /// Mean own reward per step of one fixed action over an episode.
+    fn mean_reward(scenario: Scenario, act: impl Fn(&mut JointAction)) -> f32 {
+        let mut host = SimHost::fixed(Scenario { noise: 0.0, ..scenario }).unwrap();
+        let obs = host.reset(Some(3), &Default::default()).unwrap();
+        let mut action = obs.default.clone();
+        act(&mut action);
+        let rewards: Vec<f32> = (0..40).map(|_| host.step(&action).unwrap().rewards.host_mean().unwrap()).collect();
+        rewards.iter().sum::<f32>() / rewards.len() as f32
+    }
+
+    fn one_reader(device: DeviceModel) -> Scenario {
+        let mut scenario = presets::identical_disks(1, 4);
+        scenario.devices = vec![device];
+        scenario
+    }
+
+    /// Two samples of one honest window, for edits by hand.
+    fn honest_window() -> (HostSample, HostSample) {
+        let mut host = SimHost::fixed(presets::identical_disks(1, 2)).unwrap();
+        let obs = host.reset(Some(1), &Default::default()).unwrap();
+        let before = host.sample().unwrap().clone();
+        host.step(&obs.current).unwrap();
+        (before, host.sample().unwrap().clone())
+    }
+
+    #[test]
+    fn the_four_parts_sum_to_the_relative_loss() {
+        let (before, after) = honest_window();
+        let rewards = score(&before, &after, &RewardConfig::default());
+        let window = DiskWindow::between(&before.disks[0], &after.disks[0], 1.0);
+        let device = &after.devices[0];
+        let latency = window.latency_us_mean.unwrap();
+        let reference = reference_us(&device.reference, 1.0, 4096.0);
+        let loss = device.class.environment_factor() * (latency - reference) / latency.max(reference);
+        assert!((f64::from(mean_loss(&rewards).unwrap()) - loss).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_stalled_disk_earns_the_least_there_is_and_an_idle_one_nothing() {
+        let (before, mut after) = honest_window();
+        after.disks[0].reads = before.disks[0].reads;
+        after.disks[0].writes = before.disks[0].writes;
+        after.disks[0].in_flight = Ok(3);
+        let stalled = score(&before, &after, &RewardConfig::default());
+        assert_eq!(stalled.own[0], RewardTerm::RANGE.0);
+        after.disks[0].in_flight = Ok(0);
+        let idle = score(&before, &after, &RewardConfig::default());
+        assert!(!idle.counted[0] && idle.total[0] == 0.0);
+        assert_eq!(idle.host_mean(), None);
+    }
+
+    #[test]
+    fn throttling_a_disk_never_pays() {
+        let caps = [40_000.0, 10_000.0, 2_000.0, 500.0, 100.0];
+        let rewards: Vec<f32> = caps
+            .iter()
+            .map(|iops| {
+                let device = DeviceModel { reference: presets::nvme("d").reference, ..presets::capped_nvme("d", *iops) };
+                mean_reward(one_reader(device), |_| ())
+            })
+            .collect();
+        assert!(rewards.windows(2).all(|w| w[1] < w[0]), "{rewards:?}");
+    }
+
+    #[test]
+    fn piling_up_dirty_pages_scores_worse_than_honest_writes() {
+        let mut scenario = one_reader(presets::sata_ssd("sda"));
+        scenario.disks[0].phases =
+            vec![Phase { read_share: 0.0, request_kib: 256.0, outstanding: 16.0, ..presets::random_read(1.0, 60.0) }];
+        let direct = mean_reward(scenario.clone(), |_| ());
+        let piled = mean_reward(scenario, |action| action.disks[[0, 1]] = Cache::Buffered as u16);
+        assert!(piled < direct, "buffered {piled}, direct {direct}");
+    }
+
+    #[test]
+    fn the_page_cache_is_charged_to_those_who_use_it() {
+        let (before, mut after) = honest_window();
+        let settings = DiskSettings { cache: Cache::Buffered, ..after.disks[0].settings };
+        let mut before = before;
+        before.disks[0].settings = settings;
+        after.disks[0].settings = settings;
+        let charge = |after: &HostSample| {
+            score(&before, after, &RewardConfig::default()).terms[[0, RewardTerm::PageCache as usize]]
+        };
+        let none = charge(&after);
+        after.disks[0].cached_bytes = Ok(after.host.mem_total_bytes / 2);
+        assert!((charge(&after) - none + 0.15).abs() < 1e-6);
+    }
+
+    #[test]
+    fn beta_mixes_own_and_host_mean() {
+        let mut host = SimHost::fixed(presets::mixed()).unwrap();
+        let obs = host.reset(Some(5), &Default::default()).unwrap();
+        let before = host.sample().unwrap().clone();
+        host.step(&obs.current).unwrap();
+        let after = host.sample().unwrap();
+        let selfish = score(&before, after, &RewardConfig { beta: 0.0, ..RewardConfig::default() });
+        let shared = score(&before, after, &RewardConfig { beta: 1.0, ..RewardConfig::default() });
+        assert_eq!(selfish.total, selfish.own);
+        let mean = shared.host_mean().unwrap();
+        assert!(shared.counted.iter().zip(&shared.total).all(|(c, t)| !c || (t - mean).abs() < 1e-6));
+    }
+}

@@ -776,3 +776,143 @@ fn first_device(model: &super::scenario::DeviceModel, schedulers: bool) -> Devic
         scheduler_mask: if schedulers { vec![MaskReason::Allowed; SCHEDULERS.len()] } else { vec![] },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD};
+    use crate::sample::DiskWindow;
+
+    struct Outcome {
+        iops: f64,
+        latency_us: f64,
+        p99_us: f64,
+        cpu_cores: f64,
+        hit_rate: f64,
+        reward: f32,
+    }
+
+    /// Means over the last 20 intervals of disk 0 under one fixed action.
+    fn outcome(scenario: Scenario, act: impl Fn(&mut JointAction)) -> Outcome {
+        let mut host = SimHost::fixed(Scenario { noise: 0.0, steps: 60, ..scenario }).unwrap();
+        let obs = host.reset(Some(9), &ResetOptions::new()).unwrap();
+        let mut action = obs.default.clone();
+        act(&mut action);
+        let mut samples = vec![host.sample().unwrap().clone()];
+        let mut reward = 0.0;
+        for step in 0..60 {
+            let host_mean = host.step(&action).unwrap().rewards.host_mean().unwrap();
+            samples.push(host.sample().unwrap().clone());
+            if step >= 40 {
+                reward += host_mean / 20.0;
+            }
+        }
+        let (before, after) = (&samples[40], &samples[60]);
+        let window = DiskWindow::between(&before.disks[0], &after.disks[0], 20.0);
+        Outcome {
+            iops: window.iops.unwrap(),
+            latency_us: window.latency_us_mean.unwrap(),
+            p99_us: window.latency_us_p99.unwrap(),
+            cpu_cores: window.iothread_cores.unwrap(),
+            hit_rate: window.hit_rate.unwrap(),
+            reward,
+        }
+    }
+
+    #[test]
+    fn moving_the_iothread_off_its_vcpus_core_pays() {
+        let poor = outcome(presets::poor_binding(), |_| ());
+        let moved = outcome(presets::poor_binding(), |a| {
+            a.disks[[0, CHANNEL_HEAD]] = 3;
+            a.disks[[1, CHANNEL_HEAD]] = 4;
+        });
+        assert!(moved.iops / poor.iops > 1.3, "{} {}", moved.iops, poor.iops);
+        assert!(moved.reward > poor.reward + 0.05, "{} {}", moved.reward, poor.reward);
+    }
+
+    #[test]
+    fn buffering_a_set_that_fits_rescues_a_capped_device() {
+        let direct = outcome(presets::capped_device(), |_| ());
+        let buffered = outcome(presets::capped_device(), |a| a.disks.column_mut(CACHE_HEAD).fill(1));
+        assert!(buffered.iops / direct.iops > 5.0, "{} {}", buffered.iops, direct.iops);
+        assert!(buffered.hit_rate > 0.95 && direct.hit_rate == 0.0, "{}", buffered.hit_rate);
+        assert!(buffered.reward > direct.reward + 0.5, "{} {}", buffered.reward, direct.reward);
+    }
+
+    #[test]
+    fn polling_off_saves_cpu_at_about_the_same_iops() {
+        let on = outcome(presets::identical_disks(1, 4), |_| ());
+        let off = outcome(presets::identical_disks(1, 4), |a| a.disks.column_mut(POLLING_HEAD).fill(0));
+        assert!((off.iops / on.iops - 1.0).abs() < 0.05, "{} {}", off.iops, on.iops);
+        assert!(off.cpu_cores < on.cpu_cores, "{} {}", off.cpu_cores, on.cpu_cores);
+    }
+
+    #[test]
+    fn a_fair_scheduler_rescues_the_victim_of_a_noisy_neighbour() {
+        let none = outcome(presets::noisy_neighbour(), |_| ());
+        let bfq = outcome(presets::noisy_neighbour(), |a| a.devices.fill(2));
+        assert!(bfq.iops / none.iops > 5.0, "{} {}", bfq.iops, none.iops);
+        assert!(bfq.p99_us < none.p99_us, "{} {}", bfq.p99_us, none.p99_us);
+    }
+
+    #[test]
+    fn one_disk_per_channel_is_the_best_placement_of_equal_disks() {
+        let place = |channels: [Level; 4]| {
+            outcome(presets::identical_disks(4, 4), |a| {
+                for (disk, channel) in channels.iter().enumerate() {
+                    a.disks[[disk, CHANNEL_HEAD]] = *channel;
+                }
+            })
+        };
+        let spread = place([1, 2, 3, 4]);
+        for other in [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 2, 3], [1, 2, 3, 0]] {
+            let other_outcome = place(other);
+            assert!(spread.reward > other_outcome.reward, "{other:?}: {} {}", spread.reward, other_outcome.reward);
+        }
+    }
+
+    #[test]
+    fn latency_grows_with_load_and_little_holds_in_the_counters() {
+        let loaded = |q: f64| {
+            let mut scenario = presets::identical_disks(2, 4);
+            scenario.disks[1].phases[0].outstanding = q;
+            outcome(scenario, |_| ())
+        };
+        let latencies: Vec<f64> = [1.0, 8.0, 64.0, 256.0].iter().map(|q| loaded(*q).latency_us).collect();
+        assert!(latencies.windows(2).all(|w| w[1] >= w[0]), "{latencies:?}");
+        let one = loaded(1.0);
+        // 16 outstanding, no think time: X·R = 16, up to the rounding of the counters.
+        assert!((one.iops * one.latency_us * 1e-6 - 16.0).abs() < 0.01, "{}", one.iops * one.latency_us * 1e-6);
+    }
+
+    #[test]
+    fn leaving_buffered_mode_pays_for_the_dirty_pages_at_once() {
+        let mut scenario = presets::capped_device();
+        scenario.disks[0].phases[0].read_share = 0.0;
+        scenario.disks[0].capacity_gib = 60.0;
+        scenario.disks[0].phases[0].working_set_gib = 60.0;
+        scenario.devices = vec![presets::hdd("sda")];
+        let mut host = SimHost::fixed(scenario).unwrap();
+        let obs = host.reset(Some(2), &ResetOptions::new()).unwrap();
+        let mut action = obs.default.clone();
+        action.disks[[0, CACHE_HEAD]] = 1;
+        for _ in 0..5 {
+            host.step(&action).unwrap();
+        }
+        assert!(host.sample().unwrap().disks[0].dirty_bytes.unwrap() > 100 << 20);
+        let before = host.sample().unwrap().clone();
+        host.step(&obs.default).unwrap();
+        let after = host.sample().unwrap();
+        let window = DiskWindow::between(&before.disks[0], &after.disks[0], 1.0);
+        assert!(window.latency_us_mean.unwrap() > 10_000.0, "{:?}", window.latency_us_mean);
+        assert_eq!(after.disks[0].dirty_bytes, Ok(0));
+    }
+
+    #[test]
+    fn an_unknown_scenario_is_refused_by_name() {
+        let mut host = SimHost::fixed(presets::mixed()).unwrap();
+        let options = ResetOptions::from([("scenario".to_owned(), "nowhere".to_owned())]);
+        let error = host.reset(None, &options).unwrap_err().to_string();
+        assert!(error.contains("nowhere") && error.contains("identical_disks"), "{error}");
+    }
+}

@@ -211,15 +211,15 @@ impl Pass {
     }
 
     fn load_lanes(&mut self, network: &Network) {
-        self.lane_busy.fill(0.0);
+        let mut wanted = vec![0.0; network.lanes.len()];
         let mut arrivals = vec![0.0; network.lanes.len()];
         for (i, class) in network.classes.iter().enumerate() {
             let lane = &network.lanes[class.lane];
-            self.lane_busy[class.lane] += self.throughput[i] * lane_cpu_s(class, lane);
+            wanted[class.lane] += self.throughput[i] * lane_cpu_s(class, lane, 1.0 - self.lane_busy[class.lane]);
             arrivals[class.lane] += self.throughput[i];
         }
         for (lane, busy) in self.lane_busy.iter_mut().enumerate() {
-            *busy = busy.min(1.0);
+            *busy += DAMPING * (wanted[lane].min(1.0) - *busy);
             let gap_us = 1e6 / arrivals[lane].max(1e-6);
             self.lane_poll[lane] = if network.lanes[lane].is_polling {
                 (1.0 - *busy) * POLL_MAX_US / (POLL_MAX_US + gap_us)
@@ -265,9 +265,9 @@ impl Pass {
     fn residence(&self, network: &Network, i: usize) -> (Flow, [f64; 3]) {
         let class = &network.classes[i];
         let lane = &network.lanes[class.lane];
-        let cpu_s = lane_cpu_s(class, lane);
-        let competition = self.competition(network, class.lane);
         let idle = 1.0 - self.lane_busy[class.lane];
+        let cpu_s = lane_cpu_s(class, lane, idle);
+        let competition = self.competition(network, class.lane);
         let run_delay_s = cpu_s * competition + PREEMPT_US * 1e-6 * competition.min(1.0);
         let wake_s = if lane.is_polling { 0.1 } else { 1.0 } * WAKE_US * 1e-6 * idle;
         let lane_service = cpu_s + run_delay_s;
@@ -332,13 +332,14 @@ fn share(visits: [f64; 2], direction: usize) -> f64 {
     visits[direction] / (visits[0] + visits[1]).max(1e-12)
 }
 
-fn lane_cpu_s(class: &Class, lane: &Lane) -> f64 {
+/// CPU per request; a lane is woken only when it was idle.
+fn lane_cpu_s(class: &Class, lane: &Lane, idle: f64) -> f64 {
     let placement = match lane.channel {
         None => FLOAT_CPU_FACTOR,
         Some(_) if lane.is_remote => REMOTE_CPU_FACTOR,
         Some(_) => 1.0,
     };
-    let wake = if lane.is_polling { 0.0 } else { WAKE_CPU_US * 1e-6 };
+    let wake = if lane.is_polling { 0.0 } else { WAKE_CPU_US * 1e-6 * idle };
     class.lane_s * placement + wake
 }
 
@@ -398,7 +399,7 @@ mod tests {
     #[test]
     fn throughput_saturates_at_the_slowest_station() {
         let flow = network(vec![class(512.0)], 1).solve(&[]).flows[0];
-        let lane_limit = 1.0 / (8e-6 + WAKE_CPU_US * 1e-6);
+        let lane_limit = 1.0 / 8e-6;
         assert!(flow.throughput < lane_limit * 1.001 && flow.throughput > lane_limit * 0.9, "{flow:?}");
     }
 

@@ -148,8 +148,8 @@ pub fn poor_binding() -> Scenario {
 #[must_use]
 pub fn capped_device() -> Scenario {
     let one = |i: usize| DiskModel {
-        capacity_gib: 2.0,
-        ..disk(&format!("guest-{i}"), i, vec![random_read(4.0, 1.0)])
+        capacity_gib: 0.5,
+        ..disk(&format!("guest-{i}"), i, vec![random_read(4.0, 0.25)])
     };
     host("capped_device", 4, vec![capped_nvme("nvme0n1", 4000.0)], (0..2).map(one).collect())
 }
