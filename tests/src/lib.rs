@@ -1,1 +1,4 @@
 //! System tests and the live guest fixture.
+
+pub mod fixture;
+pub mod live;

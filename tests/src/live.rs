@@ -1,0 +1,48 @@
+//! Live tests: how they get a fixture, and how they say that they were skipped.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::fixture::{Fixture, FixtureConfig, GuestSpec};
+
+/// A fixture with these guests, or `None` after saying loudly that the test is skipped.
+///
+/// ```no_run
+/// # use blkpilot_tests::{fixture::preset, live};
+/// let Some(fixture) = live::fixture("pins_follow", vec![preset("poor-binding").unwrap()]) else { return };
+/// ```
+///
+/// # Panics
+/// When live tests are required (`BLKPILOT_REQUIRE_LIVE=1`) and cannot run.
+#[must_use]
+pub fn fixture(test: &str, guests: Vec<GuestSpec>) -> Option<Fixture> {
+    match Fixture::start(FixtureConfig { guests }) {
+        Ok(fixture) => Some(fixture),
+        Err(unavailable) => {
+            skip(test, &unavailable.reason);
+            None
+        }
+    }
+}
+
+/// Says that a live test is skipped: on standard error past cargo's capture, and to
+/// `scripts/test.sh` by a file in the directory `BLKPILOT_SKIP_DIR`.
+///
+/// # Panics
+/// When live tests are required (`BLKPILOT_REQUIRE_LIVE=1`).
+pub fn skip(test: &str, reason: &str) {
+    let required = std::env::var_os("BLKPILOT_REQUIRE_LIVE")
+        .is_some_and(|value| value != "0" && !value.is_empty());
+    assert!(
+        !required,
+        "live test {test} cannot run, and BLKPILOT_REQUIRE_LIVE is set: {reason}"
+    );
+    let line = format!("SKIPPED live test {test}: {reason}\n");
+    // Not eprintln!: cargo captures that of a test that passes.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(dir) = std::env::var_os("BLKPILOT_SKIP_DIR") {
+        // When this fails the test is counted as passed, but the line above has been printed.
+        let _ = fs::write(Path::new(&dir).join(test.replace(['/', ':'], "_")), line);
+    }
+}
