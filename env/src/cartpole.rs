@@ -36,7 +36,12 @@ pub fn dynamics([x, x_dot, theta, theta_dot]: State, level: Level) -> State {
     let theta_acc =
         (GRAVITY * sin - cos * temp) / (LENGTH * (4.0 / 3.0 - MASS_POLE * cos * cos / TOTAL_MASS));
     let x_acc = temp - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS;
-    [x + TAU * x_dot, x_dot + TAU * x_acc, theta + TAU * theta_dot, theta_dot + TAU * theta_acc]
+    [
+        x + TAU * x_dot,
+        x_dot + TAU * x_acc,
+        theta + TAU * theta_dot,
+        theta_dot + TAU * theta_acc,
+    ]
 }
 
 /// Whether a state ends the episode: the cart beyond 2.4 m or the pole beyond 12°.
@@ -85,10 +90,30 @@ impl CartPole {
         EnvSpec {
             name: "cartpole".to_owned(),
             disk_features: vec![
-                feature("cart_position", Unit::Metres, 2.0 * X_LIMIT, "Position of the cart."),
-                feature("cart_velocity", Unit::MetresPerSecond, f64::from(f32::MAX), "Velocity of the cart."),
-                feature("pole_angle", Unit::Radians, 2.0 * THETA_LIMIT, "Angle of the pole from upright."),
-                feature("pole_velocity", Unit::RadiansPerSecond, f64::from(f32::MAX), "Angular velocity of the pole."),
+                feature(
+                    "cart_position",
+                    Unit::Metres,
+                    2.0 * X_LIMIT,
+                    "Position of the cart.",
+                ),
+                feature(
+                    "cart_velocity",
+                    Unit::MetresPerSecond,
+                    f64::from(f32::MAX),
+                    "Velocity of the cart.",
+                ),
+                feature(
+                    "pole_angle",
+                    Unit::Radians,
+                    2.0 * THETA_LIMIT,
+                    "Angle of the pole from upright.",
+                ),
+                feature(
+                    "pole_velocity",
+                    Unit::RadiansPerSecond,
+                    f64::from(f32::MAX),
+                    "Angular velocity of the pole.",
+                ),
             ],
             channel_features: vec![],
             pair_features: vec![],
@@ -109,8 +134,14 @@ impl CartPole {
 
     fn observe(&self, state: State) -> Observation {
         let mut disks = Table::zeros(1, 4);
-        disks.values.row_mut(0).assign(&Array1::from_iter(state.iter().map(|v| *v as f32)));
-        let action = JointAction { disks: Array2::zeros((1, 1)), devices: Array2::zeros((0, 0)) };
+        disks
+            .values
+            .row_mut(0)
+            .assign(&Array1::from_iter(state.iter().map(|v| *v as f32)));
+        let action = JointAction {
+            disks: Array2::zeros((1, 1)),
+            devices: Array2::zeros((0, 0)),
+        };
         Observation {
             disk_ids: vec!["cart".to_owned()],
             disks,
@@ -132,7 +163,11 @@ impl Environment for CartPole {
         &self.spec
     }
 
-    fn reset(&mut self, seed: Option<u64>, options: &ResetOptions) -> Result<Observation, EnvError> {
+    fn reset(
+        &mut self,
+        seed: Option<u64>,
+        options: &ResetOptions,
+    ) -> Result<Observation, EnvError> {
         if let Some((name, value)) = options.first_key_value() {
             return Err(EnvError::Option {
                 name: name.clone(),
@@ -158,8 +193,11 @@ impl Environment for CartPole {
         let state = dynamics(state, action.disks[[0, 0]]);
         let terminated = has_fallen(state);
         let truncated = !terminated && steps >= MAX_STEPS;
-        self.episode =
-            if terminated || truncated { Episode::Over } else { Episode::Running { state, steps } };
+        self.episode = if terminated || truncated {
+            Episode::Over
+        } else {
+            Episode::Running { state, steps }
+        };
         let one = Array1::from_elem(1, 1.0);
         Ok(Step {
             observation: self.observe(state),
@@ -183,16 +221,96 @@ mod tests {
 
     /// Action and next state of `CartPole-v1` in gymnasium 1.4.0, from (0.01, 0.02, 0.03, 0.04).
     const GYMNASIUM: [(Level, State); 10] = [
-        (1, [0.0104, 0.21467919574755523, 0.030799999999999998, -0.2430687179600081]),
-        (1, [0.014693583914951104, 0.4093479760579556, 0.025938625640799837, -0.5258796280501483]),
-        (0, [0.022880543436110214, 0.21387081260481594, 0.01542103307979687, -0.22513741609237464]),
-        (1, [0.027157959688206532, 0.40876901017476175, 0.010918284757949377, -0.5129163478026587]),
-        (0, [0.035333339891701766, 0.21349499275068462, 0.0006599578018962032, -0.21681286835696195]),
-        (0, [0.03960323974671546, 0.018363613258421563, -0.0036762995652430356, 0.07607816471983775]),
-        (0, [0.03997051201188389, -0.17670544277345882, -0.0021547362708462803, 0.36759894183747555]),
-        (1, [0.036436403156414714, 0.01844706005854624, 0.005197242565903231, 0.07423737516925016]),
-        (1, [0.03680534435758564, 0.21349411900528809, 0.0066819900692882345, -0.21680127946381111]),
-        (0, [0.0410752267376914, 0.018277285295504958, 0.0023459644800120118, 0.07798192441069801]),
+        (
+            1,
+            [
+                0.0104,
+                0.21467919574755523,
+                0.030799999999999998,
+                -0.2430687179600081,
+            ],
+        ),
+        (
+            1,
+            [
+                0.014693583914951104,
+                0.4093479760579556,
+                0.025938625640799837,
+                -0.5258796280501483,
+            ],
+        ),
+        (
+            0,
+            [
+                0.022880543436110214,
+                0.21387081260481594,
+                0.01542103307979687,
+                -0.22513741609237464,
+            ],
+        ),
+        (
+            1,
+            [
+                0.027157959688206532,
+                0.40876901017476175,
+                0.010918284757949377,
+                -0.5129163478026587,
+            ],
+        ),
+        (
+            0,
+            [
+                0.035333339891701766,
+                0.21349499275068462,
+                0.0006599578018962032,
+                -0.21681286835696195,
+            ],
+        ),
+        (
+            0,
+            [
+                0.03960323974671546,
+                0.018363613258421563,
+                -0.0036762995652430356,
+                0.07607816471983775,
+            ],
+        ),
+        (
+            0,
+            [
+                0.03997051201188389,
+                -0.17670544277345882,
+                -0.0021547362708462803,
+                0.36759894183747555,
+            ],
+        ),
+        (
+            1,
+            [
+                0.036436403156414714,
+                0.01844706005854624,
+                0.005197242565903231,
+                0.07423737516925016,
+            ],
+        ),
+        (
+            1,
+            [
+                0.03680534435758564,
+                0.21349411900528809,
+                0.0066819900692882345,
+                -0.21680127946381111,
+            ],
+        ),
+        (
+            0,
+            [
+                0.0410752267376914,
+                0.018277285295504958,
+                0.0023459644800120118,
+                0.07798192441069801,
+            ],
+        ),
     ];
 
     #[test]
@@ -200,7 +318,13 @@ mod tests {
         let mut state = [0.01, 0.02, 0.03, 0.04];
         for (level, want) in GYMNASIUM {
             state = dynamics(state, level);
-            assert!(state.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-12), "{state:?} {want:?}");
+            assert!(
+                state
+                    .iter()
+                    .zip(want)
+                    .all(|(got, want)| (got - want).abs() < 1e-12),
+                "{state:?} {want:?}"
+            );
         }
     }
 
@@ -208,15 +332,26 @@ mod tests {
     fn a_cart_pushed_one_way_falls_and_the_episode_is_over() {
         let mut cart = CartPole::new(3);
         let obs = cart.reset(Some(3), &ResetOptions::new()).unwrap();
-        let action = JointAction { disks: Array2::ones((1, 1)), ..obs.current };
-        let steps = (1..).find(|_| cart.step(&action).unwrap().terminated).unwrap();
+        let action = JointAction {
+            disks: Array2::ones((1, 1)),
+            ..obs.current
+        };
+        let steps = (1..)
+            .find(|_| cart.step(&action).unwrap().terminated)
+            .unwrap();
         assert!((8..=12).contains(&steps), "{steps}");
         assert!(matches!(cart.step(&action), Err(EnvError::EpisodeOver)));
     }
 
     #[test]
     fn step_before_reset_is_refused() {
-        let action = JointAction { disks: Array2::zeros((1, 1)), devices: Array2::zeros((0, 0)) };
-        assert!(matches!(CartPole::new(0).step(&action), Err(EnvError::StepBeforeReset)));
+        let action = JointAction {
+            disks: Array2::zeros((1, 1)),
+            devices: Array2::zeros((0, 0)),
+        };
+        assert!(matches!(
+            CartPole::new(0).step(&action),
+            Err(EnvError::StepBeforeReset)
+        ));
     }
 }

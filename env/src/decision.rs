@@ -72,7 +72,9 @@ pub enum ActionError {
         head: String,
     },
     /// The order does not name each disk and device once.
-    #[error("the order of a joint decision must name each of the {disks} disks and {devices} devices once")]
+    #[error(
+        "the order of a joint decision must name each of the {disks} disks and {devices} devices once"
+    )]
     Order {
         /// Number of disks.
         disks: usize,
@@ -86,11 +88,33 @@ pub enum ActionError {
 ///
 /// # Errors
 /// The first thing that does not fit, by name.
-pub fn check_action(spec: &EnvSpec, obs: &Observation, action: &JointAction) -> Result<(), ActionError> {
-    let disks = Rows { table: "disk", ids: &obs.disk_ids, heads: &spec.disk_heads };
-    let devices = Rows { table: "device", ids: &obs.device_ids, heads: &spec.device_heads };
-    disks.check(&action.disks, &obs.current.disks, &obs.masks.disks, obs.channel_count())?;
-    devices.check(&action.devices, &obs.current.devices, &obs.masks.devices, obs.channel_count())?;
+pub fn check_action(
+    spec: &EnvSpec,
+    obs: &Observation,
+    action: &JointAction,
+) -> Result<(), ActionError> {
+    let disks = Rows {
+        table: "disk",
+        ids: &obs.disk_ids,
+        heads: &spec.disk_heads,
+    };
+    let devices = Rows {
+        table: "device",
+        ids: &obs.device_ids,
+        heads: &spec.device_heads,
+    };
+    disks.check(
+        &action.disks,
+        &obs.current.disks,
+        &obs.masks.disks,
+        obs.channel_count(),
+    )?;
+    devices.check(
+        &action.devices,
+        &obs.current.devices,
+        &obs.masks.devices,
+        obs.channel_count(),
+    )?;
     check_groups(spec, obs, action)
 }
 
@@ -110,23 +134,45 @@ impl Rows<'_> {
     ) -> Result<(), ActionError> {
         let want = (self.ids.len(), self.heads.len());
         if action.dim() != want {
-            return Err(ActionError::Shape { table: self.table, got: action.dim(), want });
+            return Err(ActionError::Shape {
+                table: self.table,
+                got: action.dim(),
+                want,
+            });
         }
         for ((row, head), &level) in action.indexed_iter() {
             if level == current[[row, head]] {
                 continue;
             }
             let mask_row = masks.row(row);
-            let mask_row = mask_row.as_slice().expect("mask rows are contiguous: standard layout");
-            self.check_level(row, head, level, head_slice(self.heads, channels, mask_row, head))?;
+            let mask_row = mask_row
+                .as_slice()
+                .expect("mask rows are contiguous: standard layout");
+            self.check_level(
+                row,
+                head,
+                level,
+                head_slice(self.heads, channels, mask_row, head),
+            )?;
         }
         Ok(())
     }
 
-    fn check_level(&self, row: usize, head: usize, level: Level, mask: &[MaskReason]) -> Result<(), ActionError> {
+    fn check_level(
+        &self,
+        row: usize,
+        head: usize,
+        level: Level,
+        mask: &[MaskReason],
+    ) -> Result<(), ActionError> {
         let (row, head) = (self.ids[row].clone(), &self.heads[head]);
         match mask.get(usize::from(level)) {
-            None => Err(ActionError::NoSuchLevel { row, head: head.name.clone(), level, last: mask.len() - 1 }),
+            None => Err(ActionError::NoSuchLevel {
+                row,
+                head: head.name.clone(),
+                level,
+                last: mask.len() - 1,
+            }),
             Some(MaskReason::Allowed) => Ok(()),
             Some(&reason) => Err(ActionError::Masked {
                 row,
@@ -138,15 +184,23 @@ impl Rows<'_> {
     }
 }
 
-fn check_groups(spec: &EnvSpec, obs: &Observation, action: &JointAction) -> Result<(), ActionError> {
+fn check_groups(
+    spec: &EnvSpec,
+    obs: &Observation,
+    action: &JointAction,
+) -> Result<(), ActionError> {
     for (head, spec_head) in spec.disk_heads.iter().enumerate() {
         if spec_head.scope != HeadScope::IoThread {
             continue;
         }
         for disk in 1..obs.disk_count() {
-            let Some(group) = obs.disk_group[disk] else { continue };
+            let Some(group) = obs.disk_group[disk] else {
+                continue;
+            };
             let first = (0..disk).find(|d| obs.disk_group[*d] == Some(group));
-            if let Some(first) = first.filter(|f| action.disks[[*f, head]] != action.disks[[disk, head]]) {
+            if let Some(first) =
+                first.filter(|f| action.disks[[*f, head]] != action.disks[[disk, head]])
+            {
                 return Err(ActionError::GroupDisagrees {
                     first: obs.disk_ids[first].clone(),
                     second: obs.disk_ids[disk].clone(),
@@ -205,7 +259,11 @@ impl TurnView<'_> {
     /// none is allowed. `None` if there is a choice.
     #[must_use]
     pub fn forced(&self, head: usize) -> Option<Level> {
-        let mut allowed = self.head_mask(head).iter().enumerate().filter(|(_, m)| m.is_allowed());
+        let mut allowed = self
+            .head_mask(head)
+            .iter()
+            .enumerate()
+            .filter(|(_, m)| m.is_allowed());
         match (allowed.next(), allowed.next()) {
             (None, _) => Some(self.current[head]),
             (Some((only, _)), None) => Some(only as Level),
@@ -233,7 +291,11 @@ impl<'a> JointDecision<'a> {
     /// # Errors
     /// `ActionError::Order` unless the order names each disk once, and each device once if devices
     /// have heads.
-    pub fn new(spec: &'a EnvSpec, obs: &'a Observation, order: Vec<Turn>) -> Result<Self, ActionError> {
+    pub fn new(
+        spec: &'a EnvSpec,
+        obs: &'a Observation,
+        order: Vec<Turn>,
+    ) -> Result<Self, ActionError> {
         check_order(spec, obs, &order)?;
         let mut decision = Self {
             spec,
@@ -276,7 +338,11 @@ impl<'a> JointDecision<'a> {
                 pairs: Some(self.obs.pairs.index_axis(ndarray::Axis(0), disk)),
                 current: self.obs.current.disks.row(disk),
                 default: self.obs.default.disks.row(disk),
-                mask: self.masks.row(disk).to_slice().expect("mask rows are contiguous"),
+                mask: self
+                    .masks
+                    .row(disk)
+                    .to_slice()
+                    .expect("mask rows are contiguous"),
             },
             Turn::Device(device) => TurnView {
                 turn,
@@ -288,7 +354,13 @@ impl<'a> JointDecision<'a> {
                 pairs: None,
                 current: self.obs.current.devices.row(device),
                 default: self.obs.default.devices.row(device),
-                mask: self.obs.masks.devices.row(device).to_slice().expect("mask rows are contiguous"),
+                mask: self
+                    .obs
+                    .masks
+                    .devices
+                    .row(device)
+                    .to_slice()
+                    .expect("mask rows are contiguous"),
             },
         })
     }
@@ -305,7 +377,10 @@ impl<'a> JointDecision<'a> {
         match self.order[self.done] {
             Turn::Disk(disk) => self.commit_disk(disk, levels),
             Turn::Device(device) => {
-                self.action.devices.row_mut(device).assign(&ndarray::aview1(levels));
+                self.action
+                    .devices
+                    .row_mut(device)
+                    .assign(&ndarray::aview1(levels));
             }
         }
         self.done += 1;
@@ -326,9 +401,17 @@ impl<'a> JointDecision<'a> {
             Turn::Device(device) => ("device", &self.obs.device_ids, device),
         };
         if levels.len() != view.heads.len() {
-            return Err(ActionError::Shape { table, got: (1, levels.len()), want: (1, view.heads.len()) });
+            return Err(ActionError::Shape {
+                table,
+                got: (1, levels.len()),
+                want: (1, view.heads.len()),
+            });
         }
-        let rows = Rows { table, ids, heads: view.heads };
+        let rows = Rows {
+            table,
+            ids,
+            heads: view.heads,
+        };
         for (head, &level) in levels.iter().enumerate() {
             // Where nothing is allowed, the level in force is the only one.
             if view.forced(head) != Some(level) {
@@ -359,7 +442,10 @@ impl<'a> JointDecision<'a> {
     /// Leaves `level` as the only allowed level of a head.
     fn tie(&mut self, disk: usize, head: usize, level: Level) {
         let channels = self.obs.channel_count();
-        let start: usize = self.spec.disk_heads[..head].iter().map(|h| h.len(channels)).sum();
+        let start: usize = self.spec.disk_heads[..head]
+            .iter()
+            .map(|h| h.len(channels))
+            .sum();
         for l in 0..self.spec.disk_heads[head].len(channels) {
             let cell = &mut self.masks[[disk, start + l]];
             if l == usize::from(level) {
@@ -383,9 +469,9 @@ impl<'a> JointDecision<'a> {
     fn group_of(&self, disk: usize) -> Vec<usize> {
         match self.obs.disk_group.get(disk).copied().flatten() {
             None => vec![disk],
-            Some(group) => {
-                (0..self.obs.disk_count()).filter(|d| self.obs.disk_group[*d] == Some(group)).collect()
-            }
+            Some(group) => (0..self.obs.disk_count())
+                .filter(|d| self.obs.disk_group[*d] == Some(group))
+                .collect(),
         }
     }
 
@@ -398,12 +484,20 @@ impl<'a> JointDecision<'a> {
                         self.channels[[channel, feature]] += sign;
                     }
                 }
-                Projection::ChannelSum { feature, disk_feature } => {
+                Projection::ChannelSum {
+                    feature,
+                    disk_feature,
+                } => {
                     if let Some(channel) = channel {
-                        self.channels[[channel, feature]] += sign * self.obs.disks.values[[disk, disk_feature]];
+                        self.channels[[channel, feature]] +=
+                            sign * self.obs.disks.values[[disk, disk_feature]];
                     }
                 }
-                Projection::DeviceCount { feature, head, level } => {
+                Projection::DeviceCount {
+                    feature,
+                    head,
+                    level,
+                } => {
                     if self.action.disks[[disk, head]] == level {
                         self.devices[[self.obs.disk_device[disk], feature]] += sign;
                     }
@@ -421,20 +515,40 @@ pub fn channel_of(spec: &EnvSpec, action: &JointAction, disk: usize) -> Option<u
 }
 
 fn check_order(spec: &EnvSpec, obs: &Observation, order: &[Turn]) -> Result<(), ActionError> {
-    let devices = if spec.device_heads.is_empty() { 0 } else { obs.device_count() };
-    let wanted = (0..obs.disk_count()).map(Turn::Disk).chain((0..devices).map(Turn::Device));
+    let devices = if spec.device_heads.is_empty() {
+        0
+    } else {
+        obs.device_count()
+    };
+    let wanted = (0..obs.disk_count())
+        .map(Turn::Disk)
+        .chain((0..devices).map(Turn::Device));
     let mut left = order.to_vec();
     for turn in wanted {
         let Some(at) = left.iter().position(|t| *t == turn) else {
-            return Err(ActionError::Order { disks: obs.disk_count(), devices });
+            return Err(ActionError::Order {
+                disks: obs.disk_count(),
+                devices,
+            });
         };
         left.swap_remove(at);
     }
-    if left.is_empty() { Ok(()) } else { Err(ActionError::Order { disks: obs.disk_count(), devices }) }
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(ActionError::Order {
+            disks: obs.disk_count(),
+            devices,
+        })
+    }
 }
 
 fn random_order(spec: &EnvSpec, obs: &Observation, rng: &mut crate::Rng) -> Vec<Turn> {
-    let devices = if spec.device_heads.is_empty() { 0 } else { obs.device_count() };
+    let devices = if spec.device_heads.is_empty() {
+        0
+    } else {
+        obs.device_count()
+    };
     let mut disks: Vec<Turn> = (0..obs.disk_count()).map(Turn::Disk).collect();
     let mut rest: Vec<Turn> = (0..devices).map(Turn::Device).collect();
     shuffle(&mut disks, rng);
@@ -468,7 +582,9 @@ mod tests {
     fn spread(decision: &mut JointDecision<'_>, bound_disks: usize) {
         while let Some(view) = decision.view() {
             let emptiest = (0..view.channels.nrows())
-                .min_by(|a, b| view.channels[[*a, bound_disks]].total_cmp(&view.channels[[*b, bound_disks]]))
+                .min_by(|a, b| {
+                    view.channels[[*a, bound_disks]].total_cmp(&view.channels[[*b, bound_disks]])
+                })
                 .unwrap();
             let mut levels: Vec<Level> = view.current.to_vec();
             levels[0] = emptiest as Level + 1;
@@ -477,13 +593,17 @@ mod tests {
     }
 
     fn bound_disks_column(spec: &EnvSpec) -> usize {
-        spec.channel_features.iter().position(|f| f.name == "bound_disks").unwrap()
+        spec.channel_features
+            .iter()
+            .position(|f| f.name == "bound_disks")
+            .unwrap()
     }
 
     #[test]
     fn equal_disks_deciding_in_turn_take_one_channel_each() {
         let (spec, obs) = identical();
-        let mut decision = JointDecision::in_random_order(&spec, &obs, &mut crate::Rng::seed_from_u64(7));
+        let mut decision =
+            JointDecision::in_random_order(&spec, &obs, &mut crate::Rng::seed_from_u64(7));
         spread(&mut decision, bound_disks_column(&spec));
         let (action, _) = decision.finish();
         let mut channels: Vec<_> = action.disks.column(0).to_vec();
@@ -499,7 +619,8 @@ mod tests {
             obs.current.disks[[disk, 0]] = disk as Level + 1;
             obs.channels.values[[disk, column]] = 1.0;
         }
-        let mut decision = JointDecision::in_random_order(&spec, &obs, &mut crate::Rng::seed_from_u64(7));
+        let mut decision =
+            JointDecision::in_random_order(&spec, &obs, &mut crate::Rng::seed_from_u64(7));
         spread(&mut decision, column);
         assert_eq!(decision.finish().0.disks, obs.current.disks);
     }
@@ -512,9 +633,19 @@ mod tests {
         let mut decision = JointDecision::new(&spec, &obs, order).unwrap();
         decision.commit(&[3, 0, 0]).unwrap();
         let view = decision.view().unwrap();
-        assert_eq!(view.forced(0), Some(3), "the second disk has no choice of channel left");
+        assert_eq!(
+            view.forced(0),
+            Some(3),
+            "the second disk has no choice of channel left"
+        );
         let refused = decision.commit(&[1, 0, 0]).unwrap_err();
-        assert!(matches!(refused, ActionError::Masked { reason: MaskReason::TiedToIoThread, .. }));
+        assert!(matches!(
+            refused,
+            ActionError::Masked {
+                reason: MaskReason::TiedToIoThread,
+                ..
+            }
+        ));
         decision.commit(&[3, 0, 0]).unwrap();
         let (action, _) = decision.finish();
         assert_eq!(action.disks[[0, 0]], 3);
@@ -528,7 +659,10 @@ mod tests {
         let mut action = obs.current.clone();
         action.disks[[0, 0]] = 1;
         let error = check_action(&spec, &obs, &action).unwrap_err();
-        assert!(matches!(error, ActionError::GroupDisagrees { .. }), "{error}");
+        assert!(
+            matches!(error, ActionError::GroupDisagrees { .. }),
+            "{error}"
+        );
     }
 
     #[test]
@@ -542,13 +676,19 @@ mod tests {
         assert!(error.to_string().contains("frozen"), "{error}");
         action.disks[[0, 0]] = 9;
         let error = check_action(&spec, &obs, &action).unwrap_err();
-        assert!(matches!(error, ActionError::NoSuchLevel { last: 4, .. }), "{error}");
+        assert!(
+            matches!(error, ActionError::NoSuchLevel { last: 4, .. }),
+            "{error}"
+        );
     }
 
     #[test]
     fn an_order_that_skips_a_disk_is_refused() {
         let (spec, obs) = identical();
         let order = vec![Turn::Disk(0), Turn::Disk(1), Turn::Disk(2), Turn::Disk(2)];
-        assert!(matches!(JointDecision::new(&spec, &obs, order), Err(ActionError::Order { .. })));
+        assert!(matches!(
+            JointDecision::new(&spec, &obs, order),
+            Err(ActionError::Order { .. })
+        ));
     }
 }

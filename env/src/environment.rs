@@ -29,8 +29,13 @@ impl Rewards {
     /// Mean of the own parts over the disks that count: the headline figure. `None` if none counts.
     #[must_use]
     pub fn host_mean(&self) -> Option<f32> {
-        let counted: Vec<f32> =
-            self.own.iter().zip(&self.counted).filter(|(_, c)| **c).map(|(own, _)| *own).collect();
+        let counted: Vec<f32> = self
+            .own
+            .iter()
+            .zip(&self.counted)
+            .filter(|(_, c)| **c)
+            .map(|(own, _)| *own)
+            .collect();
         (!counted.is_empty()).then(|| counted.iter().sum::<f32>() / counted.len() as f32)
     }
 }
@@ -106,7 +111,8 @@ pub trait Environment {
     ///
     /// # Errors
     /// `Option` for an option that is unknown or wrong, `Host` if the host fails.
-    fn reset(&mut self, seed: Option<u64>, options: &ResetOptions) -> Result<Observation, EnvError>;
+    fn reset(&mut self, seed: Option<u64>, options: &ResetOptions)
+    -> Result<Observation, EnvError>;
 
     /// Applies an action for one interval.
     ///

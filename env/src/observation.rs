@@ -114,10 +114,16 @@ impl MaskReason {
     pub fn text(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
-            Self::NoIoThread => "the disk has no IOThread (add one with <driver iothread=…> and restart the guest)",
+            Self::NoIoThread => {
+                "the disk has no IOThread (add one with <driver iothread=…> and restart the guest)"
+            }
             Self::TiedToIoThread => "a disk on the same IOThread has already chosen",
-            Self::SharedIoThread => "the IOThread serves several disks, which this level could stall",
-            Self::AioNative => "the disk runs aio=native, under which this level can block the IOThread (use io='threads' or io='io_uring')",
+            Self::SharedIoThread => {
+                "the IOThread serves several disks, which this level could stall"
+            }
+            Self::AioNative => {
+                "the disk runs aio=native, under which this level can block the IOThread (use io='threads' or io='io_uring')"
+            }
             Self::NotEnabled => "the knob is not enabled for this guest",
             Self::NotOptedIn => "the guest has not opted in",
             Self::Unsupported => "this host, guest or image does not support it",
@@ -154,7 +160,12 @@ impl Masks {
 /// # Panics
 /// If `row` is shorter than the heads' levels together.
 #[must_use]
-pub fn head_slice<'a>(heads: &[Head], channels: usize, row: &'a [MaskReason], head: usize) -> &'a [MaskReason] {
+pub fn head_slice<'a>(
+    heads: &[Head],
+    channels: usize,
+    row: &'a [MaskReason],
+    head: usize,
+) -> &'a [MaskReason] {
     let start: usize = heads[..head].iter().map(|h| h.len(channels)).sum();
     &row[start..start + heads[head].len(channels)]
 }

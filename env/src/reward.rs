@@ -58,7 +58,12 @@ impl RewardTerm {
     ];
 
     /// The terms that sum to the relative performance loss.
-    pub const LOSS: [Self; 4] = [Self::Scheduling, Self::Contention, Self::CacheMiss, Self::Overhead];
+    pub const LOSS: [Self; 4] = [
+        Self::Scheduling,
+        Self::Contention,
+        Self::CacheMiss,
+        Self::Overhead,
+    ];
 
     /// Bounds of one disk's reward in one step. A stalled disk earns the lower one.
     pub const RANGE: (f32, f32) = (-4.0, 1.0);
@@ -102,7 +107,15 @@ pub struct RewardConfig {
 
 impl Default for RewardConfig {
     fn default() -> Self {
-        Self { beta: 0.5, cpu: 0.2, page_cache: 0.3, writeback: 1.0, change: 0.02, slo: 0.5, slo_p99_us: None }
+        Self {
+            beta: 0.5,
+            cpu: 0.2,
+            page_cache: 0.3,
+            writeback: 1.0,
+            change: 0.02,
+            slo: 0.5,
+            slo_p99_us: None,
+        }
     }
 }
 
@@ -123,10 +136,19 @@ impl RewardConfig {
             .map(|(key, weight)| ((*key).to_owned(), format!("= {weight} must be in [0, 1]")))
             .collect();
         if !(0.0..=1.0).contains(&self.beta) {
-            problems.push(("beta".to_owned(), format!("= {} must be in [0, 1]", self.beta)));
+            problems.push((
+                "beta".to_owned(),
+                format!("= {} must be in [0, 1]", self.beta),
+            ));
         }
-        if self.slo_p99_us.is_some_and(|us| !(us.is_finite() && us > 0.0)) {
-            problems.push(("slo_p99_us".to_owned(), "must be > 0 microseconds".to_owned()));
+        if self
+            .slo_p99_us
+            .is_some_and(|us| !(us.is_finite() && us > 0.0))
+        {
+            problems.push((
+                "slo_p99_us".to_owned(),
+                "must be > 0 microseconds".to_owned(),
+            ));
         }
         problems
     }
@@ -149,8 +171,19 @@ pub fn score(before: &HostSample, after: &HostSample, config: &RewardConfig) -> 
     let mut terms = Array2::zeros((disks, RewardTerm::ALL.len()));
     let mut counted = vec![false; disks];
     for (row, disk) in before.disks.iter().enumerate() {
-        let Some(now) = find(&after.disks, row, &disk.id) else { continue };
-        let verdict = judge(&Window { before, after, disk, now, span_s }, config);
+        let Some(now) = find(&after.disks, row, &disk.id) else {
+            continue;
+        };
+        let verdict = judge(
+            &Window {
+                before,
+                after,
+                disk,
+                now,
+                span_s,
+            },
+            config,
+        );
         if let Some(costs) = verdict {
             counted[row] = true;
             for (cell, cost) in terms.row_mut(row).iter_mut().zip(costs) {
@@ -159,8 +192,17 @@ pub fn score(before: &HostSample, after: &HostSample, config: &RewardConfig) -> 
         }
     }
     let (low, high) = RewardTerm::RANGE;
-    let own: Array1<f32> = terms.rows().into_iter().map(|row| row.sum().clamp(low, high)).collect();
-    let mut rewards = Rewards { total: Array1::zeros(disks), own, terms, counted };
+    let own: Array1<f32> = terms
+        .rows()
+        .into_iter()
+        .map(|row| row.sum().clamp(low, high))
+        .collect();
+    let mut rewards = Rewards {
+        total: Array1::zeros(disks),
+        own,
+        terms,
+        counted,
+    };
     let mean = rewards.host_mean().unwrap_or(0.0);
     let beta = config.beta as f32;
     for row in 0..disks {
@@ -174,8 +216,15 @@ pub fn score(before: &HostSample, after: &HostSample, config: &RewardConfig) -> 
 /// The relative performance loss of each disk that counts, averaged; in [−1, 1], or 4 for a stall.
 #[must_use]
 pub fn mean_loss(rewards: &Rewards) -> Option<f32> {
-    let rows: Vec<usize> = (0..rewards.counted.len()).filter(|row| rewards.counted[*row]).collect();
-    let loss = |row: usize| -RewardTerm::LOSS.iter().map(|term| rewards.terms[[row, *term as usize]]).sum::<f32>();
+    let rows: Vec<usize> = (0..rewards.counted.len())
+        .filter(|row| rewards.counted[*row])
+        .collect();
+    let loss = |row: usize| {
+        -RewardTerm::LOSS
+            .iter()
+            .map(|term| rewards.terms[[row, *term as usize]])
+            .sum::<f32>()
+    };
     (!rows.is_empty()).then(|| rows.iter().map(|row| loss(*row)).sum::<f32>() / rows.len() as f32)
 }
 
@@ -191,7 +240,13 @@ type Costs = [f64; RewardTerm::ALL.len()];
 
 /// Costs of one disk in the order of `RewardTerm::ALL`; `None` if it was idle or cannot be judged.
 fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
-    let Window { before, after, disk, now, span_s } = *window;
+    let Window {
+        before,
+        after,
+        disk,
+        now,
+        span_s,
+    } = *window;
     let seen = DiskWindow::between(disk, now, span_s);
     let device = &after.devices[now.device];
     let iops = seen.iops.ok()?;
@@ -224,7 +279,13 @@ fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
         (Some(objective), Ok(p99)) => (p99 / objective - 1.0).clamp(0.0, 1.0),
         _ => 0.0,
     };
-    let changes = disk.settings.levels().iter().zip(now.settings.levels()).filter(|(a, b)| **a != *b).count();
+    let changes = disk
+        .settings
+        .levels()
+        .iter()
+        .zip(now.settings.levels())
+        .filter(|(a, b)| **a != *b)
+        .count();
     Some([
         scale * run_delay,
         scale * (in_device - to_device * reference),
@@ -256,11 +317,17 @@ mod tests {
 
     /// Mean own reward per step of one fixed action over an episode.
     fn mean_reward(scenario: Scenario, act: impl Fn(&mut JointAction)) -> f32 {
-        let mut host = SimHost::fixed(Scenario { noise: 0.0, ..scenario }).unwrap();
+        let mut host = SimHost::fixed(Scenario {
+            noise: 0.0,
+            ..scenario
+        })
+        .unwrap();
         let obs = host.reset(Some(3), &Default::default()).unwrap();
         let mut action = obs.default.clone();
         act(&mut action);
-        let rewards: Vec<f32> = (0..40).map(|_| host.step(&action).unwrap().rewards.host_mean().unwrap()).collect();
+        let rewards: Vec<f32> = (0..40)
+            .map(|_| host.step(&action).unwrap().rewards.host_mean().unwrap())
+            .collect();
         rewards.iter().sum::<f32>() / rewards.len() as f32
     }
 
@@ -287,7 +354,8 @@ mod tests {
         let device = &after.devices[0];
         let latency = window.latency_us_mean.unwrap();
         let reference = reference_us(&device.reference, 1.0, 4096.0);
-        let loss = device.class.environment_factor() * (latency - reference) / latency.max(reference);
+        let loss =
+            device.class.environment_factor() * (latency - reference) / latency.max(reference);
         assert!((f64::from(mean_loss(&rewards).unwrap()) - loss).abs() < 1e-6);
     }
 
@@ -311,7 +379,10 @@ mod tests {
         let rewards: Vec<f32> = caps
             .iter()
             .map(|iops| {
-                let device = DeviceModel { reference: presets::nvme("d").reference, ..presets::capped_nvme("d", *iops) };
+                let device = DeviceModel {
+                    reference: presets::nvme("d").reference,
+                    ..presets::capped_nvme("d", *iops)
+                };
                 mean_reward(one_reader(device), |_| ())
             })
             .collect();
@@ -321,22 +392,32 @@ mod tests {
     #[test]
     fn piling_up_dirty_pages_scores_worse_than_honest_writes() {
         let mut scenario = one_reader(presets::sata_ssd("sda"));
-        scenario.disks[0].phases =
-            vec![Phase { read_share: 0.0, request_kib: 256.0, outstanding: 16.0, ..presets::random_read(1.0, 60.0) }];
+        scenario.disks[0].phases = vec![Phase {
+            read_share: 0.0,
+            request_kib: 256.0,
+            outstanding: 16.0,
+            ..presets::random_read(1.0, 60.0)
+        }];
         let direct = mean_reward(scenario.clone(), |_| ());
-        let piled = mean_reward(scenario, |action| action.disks[[0, 1]] = Cache::Buffered as u16);
+        let piled = mean_reward(scenario, |action| {
+            action.disks[[0, 1]] = Cache::Buffered as u16
+        });
         assert!(piled < direct, "buffered {piled}, direct {direct}");
     }
 
     #[test]
     fn the_page_cache_is_charged_to_those_who_use_it() {
         let (before, mut after) = honest_window();
-        let settings = DiskSettings { cache: Cache::Buffered, ..after.disks[0].settings };
+        let settings = DiskSettings {
+            cache: Cache::Buffered,
+            ..after.disks[0].settings
+        };
         let mut before = before;
         before.disks[0].settings = settings;
         after.disks[0].settings = settings;
         let charge = |after: &HostSample| {
-            score(&before, after, &RewardConfig::default()).terms[[0, RewardTerm::PageCache as usize]]
+            score(&before, after, &RewardConfig::default()).terms
+                [[0, RewardTerm::PageCache as usize]]
         };
         let none = charge(&after);
         after.disks[0].cached_bytes = Ok(after.host.mem_total_bytes / 2);
@@ -350,10 +431,30 @@ mod tests {
         let before = host.sample().unwrap().clone();
         host.step(&obs.current).unwrap();
         let after = host.sample().unwrap();
-        let selfish = score(&before, after, &RewardConfig { beta: 0.0, ..RewardConfig::default() });
-        let shared = score(&before, after, &RewardConfig { beta: 1.0, ..RewardConfig::default() });
+        let selfish = score(
+            &before,
+            after,
+            &RewardConfig {
+                beta: 0.0,
+                ..RewardConfig::default()
+            },
+        );
+        let shared = score(
+            &before,
+            after,
+            &RewardConfig {
+                beta: 1.0,
+                ..RewardConfig::default()
+            },
+        );
         assert_eq!(selfish.total, selfish.own);
         let mean = shared.host_mean().unwrap();
-        assert!(shared.counted.iter().zip(&shared.total).all(|(c, t)| !c || (t - mean).abs() < 1e-6));
+        assert!(
+            shared
+                .counted
+                .iter()
+                .zip(&shared.total)
+                .all(|(c, t)| !c || (t - mean).abs() < 1e-6)
+        );
     }
 }

@@ -12,8 +12,8 @@ use crate::spec::Level;
 /// Upper bounds of the latency histogram's buckets, in microseconds; one more bucket holds the rest.
 /// About four per decade, from a page-cache hit to a stalled disk.
 pub const LATENCY_BOUNDS_US: [u32; 28] = [
-    1, 2, 3, 5, 8, 13, 20, 32, 50, 80, 130, 200, 320, 500, 800, 1_300, 2_000, 3_200, 5_000, 8_000, 13_000,
-    20_000, 32_000, 50_000, 80_000, 200_000, 1_000_000, 5_000_000,
+    1, 2, 3, 5, 8, 13, 20, 32, 50, 80, 130, 200, 320, 500, 800, 1_300, 2_000, 3_200, 5_000, 8_000,
+    13_000, 20_000, 32_000, 50_000, 80_000, 200_000, 1_000_000, 5_000_000,
 ];
 
 /// Buckets of the latency histogram.
@@ -73,7 +73,11 @@ impl DiskSettings {
             1 => Polling::Adaptive,
             _ => return None,
         };
-        Some(Self { channel: levels[0], cache, polling })
+        Some(Self {
+            channel: levels[0],
+            cache,
+            polling,
+        })
     }
 }
 
@@ -92,7 +96,11 @@ impl DiskMasks {
     /// Everything masked for one reason.
     #[must_use]
     pub fn all(channels: usize, reason: MaskReason) -> Self {
-        Self { channel: vec![reason; channels + 1], cache: [reason; 2], polling: [reason; 2] }
+        Self {
+            channel: vec![reason; channels + 1],
+            cache: [reason; 2],
+            polling: [reason; 2],
+        }
     }
 }
 
@@ -306,7 +314,11 @@ impl DiskWindow {
         let ops = Ops::between(before, after);
         let per_request = |f: &dyn Fn(&Ops) -> f64| -> Reading<f64> {
             let ops = ops?;
-            if ops.requests() > 0 { Ok(f(&ops)) } else { Err(Validity::Idle) }
+            if ops.requests() > 0 {
+                Ok(f(&ops))
+            } else {
+                Err(Validity::Idle)
+            }
         };
         let per_second = |counter: Reading<u64>| counter.map(|ns| ns as f64 * 1e-9 / span_s);
         Self {
@@ -317,7 +329,9 @@ impl DiskWindow {
             read_share: per_request(&|o| o.reads as f64 / o.requests() as f64),
             request_bytes: per_request(&|o| o.bytes as f64 / o.requests() as f64),
             hit_rate: hit_rate(before, after),
-            flush_share: per_request(&|o| after.flushes.saturating_sub(before.flushes) as f64 / o.requests() as f64),
+            flush_share: per_request(&|o| {
+                after.flushes.saturating_sub(before.flushes) as f64 / o.requests() as f64
+            }),
             iothread_cores: per_second(gained(before.iothread_cpu_ns, after.iothread_cpu_ns)),
             run_delay: per_second(gained(before.iothread_wait_ns, after.iothread_wait_ns)),
         }
@@ -338,7 +352,8 @@ impl Ops {
         Ok(Self {
             reads: delta(before.reads.requests, after.reads.requests)?,
             writes: delta(before.writes.requests, after.writes.requests)?,
-            bytes: delta(before.reads.bytes, after.reads.bytes)? + delta(before.writes.bytes, after.writes.bytes)?,
+            bytes: delta(before.reads.bytes, after.reads.bytes)?
+                + delta(before.writes.bytes, after.writes.bytes)?,
             time_ns: delta(before.reads.time_ns, after.reads.time_ns)?
                 + delta(before.writes.time_ns, after.writes.time_ns)?,
         })
@@ -361,8 +376,14 @@ fn hit_rate(before: &DiskSample, after: &DiskSample) -> Reading<f64> {
     Ok((1.0 - missed as f64 / read as f64).clamp(0.0, 1.0))
 }
 
-fn p99_between(before: &Reading<[u64; LATENCY_BUCKETS]>, after: &Reading<[u64; LATENCY_BUCKETS]>) -> Reading<f64> {
-    let (before, after) = (before.as_ref().map_err(|e| *e)?, after.as_ref().map_err(|e| *e)?);
+fn p99_between(
+    before: &Reading<[u64; LATENCY_BUCKETS]>,
+    after: &Reading<[u64; LATENCY_BUCKETS]>,
+) -> Reading<f64> {
+    let (before, after) = (
+        before.as_ref().map_err(|e| *e)?,
+        after.as_ref().map_err(|e| *e)?,
+    );
     let mut counts = [0_u64; LATENCY_BUCKETS];
     for (count, (b, a)) in counts.iter_mut().zip(before.iter().zip(after)) {
         *count = a.checked_sub(*b).ok_or(Validity::CounterReset)?;
@@ -381,8 +402,14 @@ pub fn quantile_us(counts: &[u64; LATENCY_BUCKETS], q: f64) -> Option<f64> {
     let rank = q * total as f64;
     let mut below = 0.0;
     for (bucket, &count) in counts.iter().enumerate() {
-        let low = if bucket == 0 { 0.0 } else { f64::from(LATENCY_BOUNDS_US[bucket - 1]) };
-        let Some(&high) = LATENCY_BOUNDS_US.get(bucket) else { return Some(low) };
+        let low = if bucket == 0 {
+            0.0
+        } else {
+            f64::from(LATENCY_BOUNDS_US[bucket - 1])
+        };
+        let Some(&high) = LATENCY_BOUNDS_US.get(bucket) else {
+            return Some(low);
+        };
         if below + count as f64 >= rank {
             return Some(low + (f64::from(high) - low) * (rank - below) / (count as f64).max(1.0));
         }
@@ -420,7 +447,11 @@ impl DeviceWindow {
         let requests = reads.and_then(|r| writes.map(|w| r + w));
         let per_request = |total: Reading<u64>| {
             let (requests, total) = (requests?, total?);
-            if requests == 0 { Err(Validity::Idle) } else { Ok(total as f64 / requests as f64) }
+            if requests == 0 {
+                Err(Validity::Idle)
+            } else {
+                Ok(total as f64 / requests as f64)
+            }
         };
         Self {
             utilisation: delta(|d| d.busy_ns).map(|ns| (ns as f64 * 1e-9 / span_s).min(1.0)),
@@ -450,7 +481,10 @@ mod tests {
     #[test]
     fn a_counter_that_goes_back_is_a_reset_not_a_huge_rate() {
         assert_eq!(gained(Ok(10), Ok(4)), Err(Validity::CounterReset));
-        assert_eq!(gained(Ok(10), Err(Validity::NotOptedIn)), Err(Validity::NotOptedIn));
+        assert_eq!(
+            gained(Ok(10), Err(Validity::NotOptedIn)),
+            Err(Validity::NotOptedIn)
+        );
     }
 
     #[test]

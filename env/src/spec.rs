@@ -137,9 +137,10 @@ impl Head {
     pub fn level_name(&self, level: Level) -> String {
         let level = usize::from(level);
         match &self.levels {
-            Levels::Named(names) => {
-                names.get(level).cloned().unwrap_or_else(|| format!("level-{level}"))
-            }
+            Levels::Named(names) => names
+                .get(level)
+                .cloned()
+                .unwrap_or_else(|| format!("level-{level}")),
             Levels::Channels { zero } if level == 0 => zero.clone(),
             Levels::Channels { .. } => format!("channel-{}", level - 1),
         }
@@ -280,7 +281,10 @@ impl EnvSpec {
         let mut lines = Vec::new();
         for (table, features) in tables {
             lines.extend(features.iter().map(|f| {
-                format!("{table} feature {} in {:?}, scale {:?}", f.name, f.unit, f.scale)
+                format!(
+                    "{table} feature {} in {:?}, scale {:?}",
+                    f.name, f.unit, f.scale
+                )
             }));
         }
         for (table, heads) in [("disk", &self.disk_heads), ("device", &self.device_heads)] {
@@ -294,9 +298,19 @@ impl EnvSpec {
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.levels {
-            Levels::Named(names) => write!(f, "{} ({}) per {:?}", self.name, names.join(", "), self.scope),
+            Levels::Named(names) => write!(
+                f,
+                "{} ({}) per {:?}",
+                self.name,
+                names.join(", "),
+                self.scope
+            ),
             Levels::Channels { zero } => {
-                write!(f, "{} ({zero} or a channel) per {:?}", self.name, self.scope)
+                write!(
+                    f,
+                    "{} ({zero} or a channel) per {:?}",
+                    self.name, self.scope
+                )
             }
         }
     }
@@ -329,7 +343,10 @@ mod tests {
         let mut other = spec.clone();
         other.disk_features.remove(2);
         let text = spec.difference(&other).unwrap();
-        assert!(text.contains("hit_rate") && text.contains("missing"), "{text}");
+        assert!(
+            text.contains("hit_rate") && text.contains("missing"),
+            "{text}"
+        );
         let with_scheduler = kvm_host_spec(&["none".into(), "bfq".into()]);
         let text = spec.difference(&with_scheduler).unwrap();
         assert!(text.contains("scheduler") && text.contains("new"), "{text}");

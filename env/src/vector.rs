@@ -16,8 +16,15 @@ pub struct AutoresetEnv<E> {
 impl<E: Environment> AutoresetEnv<E> {
     /// Wraps `inner`, whose own mode must be `Disabled`.
     pub fn new(inner: E, mode: Autoreset) -> Self {
-        let spec = EnvSpec { autoreset: mode, ..inner.spec().clone() };
-        Self { inner, spec, reset_is_due: false }
+        let spec = EnvSpec {
+            autoreset: mode,
+            ..inner.spec().clone()
+        };
+        Self {
+            inner,
+            spec,
+            reset_is_due: false,
+        }
     }
 
     /// The environment inside.
@@ -50,7 +57,11 @@ impl<E: Environment> Environment for AutoresetEnv<E> {
         &self.spec
     }
 
-    fn reset(&mut self, seed: Option<u64>, options: &ResetOptions) -> Result<Observation, EnvError> {
+    fn reset(
+        &mut self,
+        seed: Option<u64>,
+        options: &ResetOptions,
+    ) -> Result<Observation, EnvError> {
         self.reset_is_due = false;
         self.inner.reset(seed, options)
     }
@@ -83,7 +94,10 @@ mod tests {
     use crate::cartpole::CartPole;
 
     fn push_right() -> JointAction {
-        JointAction { disks: Array2::ones((1, 1)), devices: Array2::zeros((0, 0)) }
+        JointAction {
+            disks: Array2::ones((1, 1)),
+            devices: Array2::zeros((0, 0)),
+        }
     }
 
     fn run_to_the_end(mode: Autoreset) -> (AutoresetEnv<CartPole>, Step) {
@@ -119,6 +133,9 @@ mod tests {
     #[test]
     fn disabled_refuses_to_go_on() {
         let (mut env, _) = run_to_the_end(Autoreset::Disabled);
-        assert!(matches!(env.step(&push_right()), Err(EnvError::EpisodeOver)));
+        assert!(matches!(
+            env.step(&push_right()),
+            Err(EnvError::EpisodeOver)
+        ));
     }
 }

@@ -4,7 +4,9 @@ use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::presets;
-use super::scenario::{ChannelModel, DeviceModel, DiskModel, MAX_CHANNELS, MAX_DISKS, Phase, Scenario, ScenarioErrors};
+use super::scenario::{
+    ChannelModel, DeviceModel, DiskModel, MAX_CHANNELS, MAX_DISKS, Phase, Scenario, ScenarioErrors,
+};
 use crate::sample::{Cache, Polling};
 
 /// What random hosts are drawn from. Ranges are inclusive.
@@ -48,22 +50,42 @@ impl Generator {
     /// Each key that is out of range, with its name.
     pub fn validate(&self) -> Result<(), ScenarioErrors> {
         let mut problems = Vec::new();
-        let ranges = [("disks", self.disks, MAX_DISKS), ("channels", self.channels, MAX_CHANNELS), ("devices", self.devices, 64)];
+        let ranges = [
+            ("disks", self.disks, MAX_DISKS),
+            ("channels", self.channels, MAX_CHANNELS),
+            ("devices", self.devices, 64),
+        ];
         for (key, (low, high), most) in ranges {
             if low < 1 || high < low || high > most {
-                problems.push((key.to_owned(), format!("= [{low}, {high}] must be a range within [1, {most}]")));
+                problems.push((
+                    key.to_owned(),
+                    format!("= [{low}, {high}] must be a range within [1, {most}]"),
+                ));
             }
         }
         if !(1..=1_000_000).contains(&self.steps) {
-            problems.push(("steps".to_owned(), format!("= {} must be in [1, 1000000]", self.steps)));
+            problems.push((
+                "steps".to_owned(),
+                format!("= {} must be in [1, 1000000]", self.steps),
+            ));
         }
         if !(1e-3..=3600.0).contains(&self.interval_s) {
-            problems.push(("interval_s".to_owned(), format!("= {} must be in [0.001, 3600]", self.interval_s)));
+            problems.push((
+                "interval_s".to_owned(),
+                format!("= {} must be in [0.001, 3600]", self.interval_s),
+            ));
         }
         if !(0.0..=1.0).contains(&self.noise) {
-            problems.push(("noise".to_owned(), format!("= {} must be in [0, 1]", self.noise)));
+            problems.push((
+                "noise".to_owned(),
+                format!("= {} must be in [0, 1]", self.noise),
+            ));
         }
-        if problems.is_empty() { Ok(()) } else { Err(ScenarioErrors(problems)) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ScenarioErrors(problems))
+        }
     }
 
     /// Draws a host.
@@ -105,8 +127,16 @@ fn chance(rng: &mut crate::Rng, probability: f64) -> bool {
 }
 
 fn draw_channel(rng: &mut crate::Rng) -> ChannelModel {
-    let background = if chance(rng, 0.3) { rng.random_range(0.05..0.8) } else { 0.02 };
-    ChannelModel { cpus: 1, numa: 0, background_cores: background }
+    let background = if chance(rng, 0.3) {
+        rng.random_range(0.05..0.8)
+    } else {
+        0.02
+    };
+    ChannelModel {
+        cpus: 1,
+        numa: 0,
+        background_cores: background,
+    }
 }
 
 fn draw_device(index: usize, rng: &mut crate::Rng) -> DeviceModel {
@@ -133,7 +163,11 @@ fn draw_disk(index: usize, host: &Scenario, cost: f64, rng: &mut crate::Rng) -> 
         6..16 if index > 0 => host.disks[index - 1].iothread.or(Some(index)),
         _ => Some(index),
     };
-    let tied = host.disks.iter().find(|d| iothread.is_some() && d.iothread == iothread).cloned();
+    let tied = host
+        .disks
+        .iter()
+        .find(|d| iothread.is_some() && d.iothread == iothread)
+        .cloned();
     let default_channel = match (&tied, iothread, vcpu_channel) {
         (Some(tied), ..) => tied.default_channel,
         (None, Some(_), Some(k)) if chance(rng, 0.5) => k as u16 + 1,
@@ -152,13 +186,19 @@ fn draw_disk(index: usize, host: &Scenario, cost: f64, rng: &mut crate::Rng) -> 
         iothread_us: 6.0 * cost * log_uniform(rng, 0.7, 1.5),
         capacity_gib,
         default_channel,
-        default_cache: if chance(rng, 0.25) { Cache::Buffered } else { Cache::Direct },
+        default_cache: if chance(rng, 0.25) {
+            Cache::Buffered
+        } else {
+            Cache::Direct
+        },
         default_polling: match &tied {
             Some(tied) => tied.default_polling,
             None if chance(rng, 0.7) => Polling::Adaptive,
             None => Polling::Off,
         },
-        phases: (0..rng.random_range(1..=3)).map(|_| draw_phase(capacity_gib, rng)).collect(),
+        phases: (0..rng.random_range(1..=3))
+            .map(|_| draw_phase(capacity_gib, rng))
+            .collect(),
     }
 }
 
@@ -169,13 +209,25 @@ fn draw_phase(capacity_gib: f64, rng: &mut crate::Rng) -> Phase {
         _ => rng.random_range(0.2..0.98),
     };
     Phase {
-        outstanding: if chance(rng, 0.08) { 0.0 } else { log_uniform(rng, 1.0, 64.0).round() },
-        think_us: if chance(rng, 0.5) { 0.0 } else { log_uniform(rng, 10.0, 2000.0) },
+        outstanding: if chance(rng, 0.08) {
+            0.0
+        } else {
+            log_uniform(rng, 1.0, 64.0).round()
+        },
+        think_us: if chance(rng, 0.5) {
+            0.0
+        } else {
+            log_uniform(rng, 10.0, 2000.0)
+        },
         read_share,
         request_kib: [4.0, 4.0, 4.0, 8.0, 16.0, 64.0, 256.0][rng.random_range(0..7)],
         working_set_gib: capacity_gib * rng.random_range(0.1..1.0),
         skew: rng.random_range(0.0..1.1),
-        flush_share: if chance(rng, 0.6) { 0.0 } else { rng.random_range(0.01..0.5) },
+        flush_share: if chance(rng, 0.6) {
+            0.0
+        } else {
+            rng.random_range(0.01..0.5)
+        },
         mean_intervals: log_uniform(rng, 8.0, 60.0),
     }
 }

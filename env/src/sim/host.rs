@@ -14,8 +14,8 @@ use crate::features::{kvm_host_spec, observe};
 use crate::observation::{MaskReason, Observation};
 use crate::reward::{RewardConfig, score};
 use crate::sample::{
-    Cache, ChannelSample, DeviceSample, DiskMasks, DiskSample, DiskSettings, HostGauges, HostSample,
-    LATENCY_BOUNDS_US, LATENCY_BUCKETS, OpCounters, Polling,
+    Cache, ChannelSample, DeviceSample, DiskMasks, DiskSample, DiskSettings, HostGauges,
+    HostSample, LATENCY_BOUNDS_US, LATENCY_BUCKETS, OpCounters, Polling,
 };
 use crate::spec::{EnvSpec, Level};
 
@@ -81,7 +81,11 @@ impl SimHost {
     }
 
     fn new(source: Source, schedulers: bool) -> Self {
-        let levels: Vec<String> = if schedulers { SCHEDULERS.map(str::to_owned).to_vec() } else { vec![] };
+        let levels: Vec<String> = if schedulers {
+            SCHEDULERS.map(str::to_owned).to_vec()
+        } else {
+            vec![]
+        };
         Self {
             source,
             reward: RewardConfig::default(),
@@ -116,14 +120,23 @@ impl SimHost {
             Source::Generated(generator) => generator.draw(&mut self.rng),
         };
         for (name, value) in options {
-            let refuse = |problem: String| EnvError::Option { name: name.clone(), value: value.clone(), problem };
+            let refuse = |problem: String| EnvError::Option {
+                name: name.clone(),
+                value: value.clone(),
+                problem,
+            };
             match name.as_str() {
                 "scenario" => {
-                    scenario = presets::by_name(value)
-                        .ok_or_else(|| refuse(format!("is not one of {}", presets::NAMES.join(", "))))?;
+                    scenario = presets::by_name(value).ok_or_else(|| {
+                        refuse(format!("is not one of {}", presets::NAMES.join(", ")))
+                    })?;
                     scenario.schedulers = !self.spec.device_heads.is_empty();
                 }
-                _ => return Err(refuse("the simulated host knows only the option `scenario`".to_owned())),
+                _ => {
+                    return Err(refuse(
+                        "the simulated host knows only the option `scenario`".to_owned(),
+                    ));
+                }
             }
         }
         Ok(scenario)
@@ -135,7 +148,11 @@ impl Environment for SimHost {
         &self.spec
     }
 
-    fn reset(&mut self, seed: Option<u64>, options: &ResetOptions) -> Result<Observation, EnvError> {
+    fn reset(
+        &mut self,
+        seed: Option<u64>,
+        options: &ResetOptions,
+    ) -> Result<Observation, EnvError> {
         if let Some(seed) = seed {
             self.rng = crate::Rng::seed_from_u64(seed);
         }
@@ -204,7 +221,10 @@ struct DiskState {
 
 impl DiskState {
     fn new(model: &DiskModel) -> Self {
-        let popularity = model.phases.iter().map(|p| Popularity::zipf(p.working_set_gib * GIB / page_bytes(p), p.skew));
+        let popularity = model
+            .phases
+            .iter()
+            .map(|p| Popularity::zipf(p.working_set_gib * GIB / page_bytes(p), p.skew));
         Self {
             phase: 0,
             popularity: popularity.collect(),
@@ -250,9 +270,16 @@ impl Episode {
     }
 
     fn apply(&mut self, action: &JointAction) {
-        for (row, (sample, state)) in self.sample.disks.iter_mut().zip(&mut self.disks).enumerate() {
+        for (row, (sample, state)) in self
+            .sample
+            .disks
+            .iter_mut()
+            .zip(&mut self.disks)
+            .enumerate()
+        {
             let levels: [Level; 3] = std::array::from_fn(|head| action.disks[[row, head]]);
-            let wanted = DiskSettings::from_levels(levels).expect("check_action has seen these levels");
+            let wanted =
+                DiskSettings::from_levels(levels).expect("check_action has seen these levels");
             if wanted == sample.settings {
                 continue;
             }
@@ -275,8 +302,9 @@ impl Episode {
     /// Lets one interval pass: phases move on, the network is solved, the counters advance.
     fn run_interval(&mut self, rng: &mut crate::Rng) {
         self.move_phases(rng);
-        let noise: Vec<f64> =
-            (0..self.disks.len()).map(|_| libm::exp(self.scenario.noise * standard_normal(rng))).collect();
+        let noise: Vec<f64> = (0..self.disks.len())
+            .map(|_| libm::exp(self.scenario.noise * standard_normal(rng)))
+            .collect();
         let mut throughput: Vec<f64> = self.disks.iter().map(|d| d.throughput).collect();
         let mut hits = self.hit_rates(&throughput);
         let mut solution = Solution::default();
@@ -284,7 +312,10 @@ impl Episode {
             let network = self.network(&noise, &hits, &throughput);
             solution = network.solve(&throughput);
             let solved: Vec<f64> = solution.flows.iter().map(|f| f.throughput).collect();
-            let moved = throughput.iter().zip(&solved).any(|(a, b)| (a - b).abs() > 1e-3 * b.max(1e-9));
+            let moved = throughput
+                .iter()
+                .zip(&solved)
+                .any(|(a, b)| (a - b).abs() > 1e-3 * b.max(1e-9));
             throughput = solved;
             if !moved {
                 break;
@@ -320,11 +351,19 @@ impl Episode {
         let users: Vec<CacheUser<'_>> = (0..self.disks.len())
             .map(|i| CacheUser {
                 popularity: &self.disks[i].popularity[self.disks[i].phase],
-                rate: if self.is_buffered(i) { throughput[i].max(1.0) } else { 0.0 },
+                rate: if self.is_buffered(i) {
+                    throughput[i].max(1.0)
+                } else {
+                    0.0
+                },
                 page_bytes: page_bytes(self.phase(i)),
             })
             .collect();
-        let t = characteristic_time(&users, self.scenario.cache_gib * GIB, self.characteristic_time);
+        let t = characteristic_time(
+            &users,
+            self.scenario.cache_gib * GIB,
+            self.characteristic_time,
+        );
         let hits = (0..users.len())
             .map(|i| {
                 if users[i].rate == 0.0 {
@@ -333,7 +372,10 @@ impl Episode {
                 let (resident, warm) = users[i].popularity.occupancy(users[i].rate * t);
                 let resident_bytes = resident * users[i].page_bytes;
                 let filled = (self.disks[i].cached_bytes / resident_bytes.max(1.0)).min(1.0);
-                Hit { now: warm * filled, resident_bytes }
+                Hit {
+                    now: warm * filled,
+                    resident_bytes,
+                }
             })
             .collect();
         if t.is_finite() {
@@ -345,7 +387,9 @@ impl Episode {
     fn network(&self, noise: &[f64], hits: &[Hit], throughput: &[f64]) -> Network {
         let devices = self.scenario.devices.iter().zip(&self.sample.devices);
         Network {
-            classes: (0..self.disks.len()).map(|i| self.class(i, noise[i], &hits[i])).collect(),
+            classes: (0..self.disks.len())
+                .map(|i| self.class(i, noise[i], &hits[i]))
+                .collect(),
             lanes: self.lanes(),
             channels: self.channels(throughput),
             devices: devices
@@ -359,7 +403,14 @@ impl Episode {
     }
 
     fn lanes(&self) -> Vec<Lane> {
-        let mut lanes = vec![Lane { channel: None, is_remote: false, is_polling: false }; self.lane_sizes.len()];
+        let mut lanes = vec![
+            Lane {
+                channel: None,
+                is_remote: false,
+                is_polling: false
+            };
+            self.lane_sizes.len()
+        ];
         for (i, &lane) in self.lane_of.iter().enumerate() {
             let settings = self.sample.disks[i].settings;
             let channel = usize::from(settings.channel).checked_sub(1);
@@ -375,18 +426,28 @@ impl Episode {
 
     /// Channels with the load of the guests' vCPUs at given throughputs.
     fn channels(&self, throughput: &[f64]) -> Vec<Channel> {
-        let cpus: f64 = self.scenario.channels.iter().map(|c| f64::from(c.cpus)).sum();
+        let cpus: f64 = self
+            .scenario
+            .channels
+            .iter()
+            .map(|c| f64::from(c.cpus))
+            .sum();
         let mut channels: Vec<Channel> = self
             .scenario
             .channels
             .iter()
-            .map(|c| Channel { cpus: f64::from(c.cpus), vcpu_cores: c.background_cores })
+            .map(|c| Channel {
+                cpus: f64::from(c.cpus),
+                vcpu_cores: c.background_cores,
+            })
             .collect();
         for (model, x) in self.scenario.disks.iter().zip(throughput) {
             let cores = model.vcpu_cores + x * model.guest_us * 1e-6;
             match model.vcpu_channel {
                 Some(k) => channels[k].vcpu_cores += cores,
-                None => channels.iter_mut().for_each(|c| c.vcpu_cores += cores * c.cpus / cpus),
+                None => channels
+                    .iter_mut()
+                    .for_each(|c| c.vcpu_cores += cores * c.cpus / cpus),
             }
         }
         for channel in &mut channels {
@@ -404,7 +465,11 @@ impl Episode {
         let (visits, delay_s, cpu_s) = if buffered {
             let copy_s = bytes / COPY_BYTES_PER_SEC + BUFFERED_DELAY_S;
             let sync = self.synchronous_write_share(phase);
-            ([read * (1.0 - hit.now), write * sync], copy_s, BUFFERED_CPU_S)
+            (
+                [read * (1.0 - hit.now), write * sync],
+                copy_s,
+                BUFFERED_CPU_S,
+            )
         } else {
             ([read, write], 0.0, 0.0)
         };
@@ -420,7 +485,10 @@ impl Episode {
             delay_s,
             device: model.device,
             visits,
-            server_s: [device.reference.read_us * 1e-6 * slow, device.reference.write_us * 1e-6 * slow],
+            server_s: [
+                device.reference.read_us * 1e-6 * slow,
+                device.reference.write_us * 1e-6 * slow,
+            ],
             transfer_s: (bytes / device.reference.bytes_per_sec).max(ceiling_s) * noise / left,
         }
     }
@@ -435,11 +503,19 @@ impl Episode {
 
     /// Write-back of one device, bytes per second.
     fn writeback_rate(&self, device: usize) -> f64 {
-        let wanted: f64 = self.of_device(device).map(|i| self.disks[i].dirty_bytes / WRITEBACK_HORIZON_S).sum();
+        let wanted: f64 = self
+            .of_device(device)
+            .map(|i| self.disks[i].dirty_bytes / WRITEBACK_HORIZON_S)
+            .sum();
         let inflow: f64 = self.of_device(device).map(|i| self.disks[i].inflow).sum();
-        let dirty: f64 = self.of_device(device).map(|i| self.disks[i].dirty_bytes).sum();
+        let dirty: f64 = self
+            .of_device(device)
+            .map(|i| self.disks[i].dirty_bytes)
+            .sum();
         let most = MAX_WRITEBACK_LOAD / self.writeback_load_per_byte(device);
-        (wanted + inflow).min(most).min(dirty / self.scenario.interval_s)
+        (wanted + inflow)
+            .min(most)
+            .min(dirty / self.scenario.interval_s)
     }
 
     fn writeback_load(&self, device: usize) -> f64 {
@@ -463,18 +539,37 @@ impl Episode {
         let mut device_requests = vec![[0.0; 2]; self.scenario.devices.len()];
         let mut device_queue = vec![0.0; self.scenario.devices.len()];
         for (i, (flow, class)) in solution.flows.iter().zip(&network.classes).enumerate() {
-            let served = Served::new(flow, class, self.phase(i), hits[i].now, dt, self.disks[i].stall_s);
+            let served = Served::new(
+                flow,
+                class,
+                self.phase(i),
+                hits[i].now,
+                dt,
+                self.disks[i].stall_s,
+            );
             let size = self.lane_sizes[self.lane_of[i]] as f64;
             let sample = &mut self.sample.disks[i];
             served.count(sample);
-            add(&mut sample.iothread_cpu_ns, solution.lane_cores[self.lane_of[i]] / size * dt * 1e9);
-            add(&mut sample.iothread_wait_ns, served.requests * flow.run_delay_s * 1e9);
+            add(
+                &mut sample.iothread_cpu_ns,
+                solution.lane_cores[self.lane_of[i]] / size * dt * 1e9,
+            );
+            add(
+                &mut sample.iothread_wait_ns,
+                served.requests * flow.run_delay_s * 1e9,
+            );
             sample.in_flight = Ok(class.outstanding.round() as u32);
-            sample.since_change = sample.since_change.saturating_add(Duration::from_secs_f64(dt));
+            sample.since_change = sample
+                .since_change
+                .saturating_add(Duration::from_secs_f64(dt));
             let device = &mut self.sample.devices[class.device];
             for direction in 0..2 {
                 let requests = served.requests * class.visits[direction];
-                let counters = if direction == 0 { &mut device.reads } else { &mut device.writes };
+                let counters = if direction == 0 {
+                    &mut device.reads
+                } else {
+                    &mut device.writes
+                };
                 counters.requests += requests.round() as u64;
                 counters.bytes += (requests * served.request_bytes) as u64;
                 counters.time_ns += (requests * served.device_s[direction] * 1e9) as u64;
@@ -487,7 +582,8 @@ impl Episode {
         for device in 0..self.scenario.devices.len() {
             let written = self.write_back(device, dt);
             let [reads, writes] = device_requests[device];
-            self.device_write_share[device] = (writes + written) / (reads + writes + written).max(1.0)
+            self.device_write_share[device] = (writes + written)
+                / (reads + writes + written).max(1.0)
                 * (1.0 - libm::exp(-device_queue[device]));
             let load = (device_queue[device] + self.writeback_load(device)).max(0.0);
             self.sample.devices[device].busy_ns += ((1.0 - libm::exp(-load)) * dt * 1e9) as u64;
@@ -498,7 +594,10 @@ impl Episode {
     /// Writes dirty pages back and returns the requests that took.
     fn write_back(&mut self, device: usize, dt: f64) -> f64 {
         let rate = self.writeback_rate(device);
-        let dirty: f64 = self.of_device(device).map(|i| self.disks[i].dirty_bytes).sum();
+        let dirty: f64 = self
+            .of_device(device)
+            .map(|i| self.disks[i].dirty_bytes)
+            .sum();
         if dirty <= 0.0 {
             return 0.0;
         }
@@ -512,7 +611,8 @@ impl Episode {
         let counters = &mut self.sample.devices[device].writes;
         counters.requests += requests.round() as u64;
         counters.bytes += written as u64;
-        counters.time_ns += (requests * self.scenario.devices[device].reference.write_us * 1e3) as u64;
+        counters.time_ns +=
+            (requests * self.scenario.devices[device].reference.write_us * 1e3) as u64;
         requests
     }
 
@@ -533,7 +633,10 @@ impl Episode {
             stretched = stretched.max((wanted - busy) / channel.cpus);
             let sample = &mut self.sample.channels[k];
             sample.busy_ns += (busy * dt * 1e9) as u64;
-            add(&mut sample.vcpu_ns, channel.vcpu_cores * busy / wanted.max(1e-9) * dt * 1e9);
+            add(
+                &mut sample.vcpu_ns,
+                channel.vcpu_cores * busy / wanted.max(1e-9) * dt * 1e9,
+            );
             self.sample.host.cpu_busy_ns += (busy * dt * 1e9) as u64;
         }
         self.sample.host.psi_cpu = Ok(stretched.min(1.0) as f32);
@@ -551,14 +654,16 @@ impl Episode {
     fn advance_cache(&mut self, hits: &[Hit]) {
         let dt = self.scenario.interval_s;
         for (i, hit) in hits.iter().enumerate() {
-            let (read_share, bytes) = (self.phase(i).read_share, self.phase(i).request_kib * 1024.0);
+            let (read_share, bytes) =
+                (self.phase(i).read_share, self.phase(i).request_kib * 1024.0);
             let sync = self.synchronous_write_share(self.phase(i));
             let buffered = self.is_buffered(i);
             let state = &mut self.disks[i];
             if buffered {
                 let written = state.throughput * (1.0 - read_share) * bytes;
                 let fetched = state.throughput * read_share * (1.0 - hit.now) * bytes;
-                state.cached_bytes = (state.cached_bytes + (written + fetched) * dt).min(hit.resident_bytes);
+                state.cached_bytes =
+                    (state.cached_bytes + (written + fetched) * dt).min(hit.resident_bytes);
                 state.inflow = written * (1.0 - sync);
                 state.dirty_bytes += state.inflow * dt;
             } else {
@@ -595,8 +700,19 @@ struct Served {
 
 impl Served {
     fn new(flow: &Flow, class: &Class, phase: &Phase, hit: f64, dt: f64, stall_s: f64) -> Self {
-        let work: f64 = class.visits.iter().zip(class.server_s).map(|(v, s)| v * (s + class.transfer_s)).sum();
-        let device_s = class.server_s.map(|s| if work > 0.0 { flow.device_s * (s + class.transfer_s) / work } else { 0.0 });
+        let work: f64 = class
+            .visits
+            .iter()
+            .zip(class.server_s)
+            .map(|(v, s)| v * (s + class.transfer_s))
+            .sum();
+        let device_s = class.server_s.map(|s| {
+            if work > 0.0 {
+                flow.device_s * (s + class.transfer_s) / work
+            } else {
+                0.0
+            }
+        });
         let base = flow.lane_s + class.delay_s;
         let stalled = stall_s.min(0.95 * dt);
         let write_visits = class.visits[1] / (1.0 - phase.read_share).max(1e-12);
@@ -606,11 +722,16 @@ impl Served {
             read_share: phase.read_share,
             hit,
             hit_s: base,
-            latency_s: [base + device_s[0], base + device_s[1] * write_visits.min(1.0)],
+            latency_s: [
+                base + device_s[0],
+                base + device_s[1] * write_visits.min(1.0),
+            ],
             floor_s: [
                 flow.cpu_s + class.delay_s,
                 flow.cpu_s + class.delay_s + class.server_s[0] + class.transfer_s,
-                flow.cpu_s + class.delay_s + (class.server_s[1] + class.transfer_s) * write_visits.min(1.0),
+                flow.cpu_s
+                    + class.delay_s
+                    + (class.server_s[1] + class.transfer_s) * write_visits.min(1.0),
             ],
             device_s,
             stall_time_s: stalled * class.outstanding,
@@ -623,10 +744,27 @@ impl Served {
         let missed = reads * (1.0 - self.hit);
         let read_s = self.hit_s * self.hit + self.latency_s[0] * (1.0 - self.hit);
         let stall_share = self.stall_time_s / (reads + writes).max(1.0);
-        bump(&mut sample.reads, reads, self.request_bytes, read_s + stall_share);
-        bump(&mut sample.writes, writes, self.request_bytes, self.latency_s[1] + stall_share);
-        let to_device = if sample.settings.cache == Cache::Direct { reads } else { missed };
-        add(&mut sample.device_read_bytes, to_device * self.request_bytes);
+        bump(
+            &mut sample.reads,
+            reads,
+            self.request_bytes,
+            read_s + stall_share,
+        );
+        bump(
+            &mut sample.writes,
+            writes,
+            self.request_bytes,
+            self.latency_s[1] + stall_share,
+        );
+        let to_device = if sample.settings.cache == Cache::Direct {
+            reads
+        } else {
+            missed
+        };
+        add(
+            &mut sample.device_read_bytes,
+            to_device * self.request_bytes,
+        );
         if let Ok(counts) = &mut sample.latency_counts {
             spread(counts, reads - missed, self.floor_s[0], self.hit_s);
             spread(counts, missed, self.floor_s[1], self.latency_s[0]);
@@ -667,7 +805,10 @@ fn add(counter: &mut crate::sample::Reading<u64>, gain: f64) {
 /// A standard normal variate by the polar method, from `libm`, so that it is the same everywhere.
 fn standard_normal(rng: &mut crate::Rng) -> f64 {
     loop {
-        let (u, v) = (2.0 * rng.random::<f64>() - 1.0, 2.0 * rng.random::<f64>() - 1.0);
+        let (u, v) = (
+            2.0 * rng.random::<f64>() - 1.0,
+            2.0 * rng.random::<f64>() - 1.0,
+        );
         let s = u * u + v * v;
         if s > 0.0 && s < 1.0 {
             return u * libm::sqrt(-2.0 * libm::log(s) / s);
@@ -681,11 +822,16 @@ fn lanes_of(scenario: &Scenario) -> (Vec<usize>, usize) {
     let lane_of = scenario
         .disks
         .iter()
-        .map(|disk| match lanes.iter().position(|l| l.is_some() && *l == disk.iothread) {
-            Some(lane) => lane,
-            None => {
-                lanes.push(disk.iothread);
-                lanes.len() - 1
+        .map(|disk| {
+            match lanes
+                .iter()
+                .position(|l| l.is_some() && *l == disk.iothread)
+            {
+                Some(lane) => lane,
+                None => {
+                    lanes.push(disk.iothread);
+                    lanes.len() - 1
+                }
             }
         })
         .collect();
@@ -697,7 +843,11 @@ fn first_sample(scenario: &Scenario) -> HostSample {
     let mut first_cpu = 0;
     HostSample {
         at: Duration::ZERO,
-        disks: scenario.disks.iter().map(|d| first_disk(d, channels)).collect(),
+        disks: scenario
+            .disks
+            .iter()
+            .map(|d| first_disk(d, channels))
+            .collect(),
         channels: scenario
             .channels
             .iter()
@@ -705,10 +855,21 @@ fn first_sample(scenario: &Scenario) -> HostSample {
             .map(|(k, c)| {
                 let cpus = (first_cpu..first_cpu + c.cpus).collect();
                 first_cpu += c.cpus;
-                ChannelSample { id: format!("core-{k}"), cpus, numa: c.numa, hw_queues: 1, busy_ns: 0, vcpu_ns: Ok(0) }
+                ChannelSample {
+                    id: format!("core-{k}"),
+                    cpus,
+                    numa: c.numa,
+                    hw_queues: 1,
+                    busy_ns: 0,
+                    vcpu_ns: Ok(0),
+                }
             })
             .collect(),
-        devices: scenario.devices.iter().map(|d| first_device(d, scenario.schedulers)).collect(),
+        devices: scenario
+            .devices
+            .iter()
+            .map(|d| first_device(d, scenario.schedulers))
+            .collect(),
         host: HostGauges {
             cpus: scenario.channels.iter().map(|c| c.cpus).sum(),
             cpu_busy_ns: 0,
@@ -729,7 +890,11 @@ fn first_disk(model: &DiskModel, channels: usize) -> DiskSample {
         cache: model.default_cache,
         polling: model.default_polling,
     };
-    let lane_mask = if model.iothread.is_some() { MaskReason::Allowed } else { MaskReason::NoIoThread };
+    let lane_mask = if model.iothread.is_some() {
+        MaskReason::Allowed
+    } else {
+        MaskReason::NoIoThread
+    };
     let vcpu_share = |k: usize| match model.vcpu_channel {
         Some(pinned) => f32::from(u8::from(pinned == k)),
         None => 1.0 / channels as f32,
@@ -773,7 +938,11 @@ fn first_device(model: &super::scenario::DeviceModel, schedulers: bool) -> Devic
         busy_ns: 0,
         scheduler: 0,
         default_scheduler: 0,
-        scheduler_mask: if schedulers { vec![MaskReason::Allowed; SCHEDULERS.len()] } else { vec![] },
+        scheduler_mask: if schedulers {
+            vec![MaskReason::Allowed; SCHEDULERS.len()]
+        } else {
+            vec![]
+        },
     }
 }
 
@@ -794,7 +963,12 @@ mod tests {
 
     /// Means over the last 20 intervals of disk 0 under one fixed action.
     fn outcome(scenario: Scenario, act: impl Fn(&mut JointAction)) -> Outcome {
-        let mut host = SimHost::fixed(Scenario { noise: 0.0, steps: 60, ..scenario }).unwrap();
+        let mut host = SimHost::fixed(Scenario {
+            noise: 0.0,
+            steps: 60,
+            ..scenario
+        })
+        .unwrap();
         let obs = host.reset(Some(9), &ResetOptions::new()).unwrap();
         let mut action = obs.default.clone();
         act(&mut action);
@@ -827,24 +1001,57 @@ mod tests {
             a.disks[[1, CHANNEL_HEAD]] = 4;
         });
         assert!(moved.iops / poor.iops > 1.3, "{} {}", moved.iops, poor.iops);
-        assert!(moved.reward > poor.reward + 0.05, "{} {}", moved.reward, poor.reward);
+        assert!(
+            moved.reward > poor.reward + 0.05,
+            "{} {}",
+            moved.reward,
+            poor.reward
+        );
     }
 
     #[test]
     fn buffering_a_set_that_fits_rescues_a_capped_device() {
         let direct = outcome(presets::capped_device(), |_| ());
-        let buffered = outcome(presets::capped_device(), |a| a.disks.column_mut(CACHE_HEAD).fill(1));
-        assert!(buffered.iops / direct.iops > 5.0, "{} {}", buffered.iops, direct.iops);
-        assert!(buffered.hit_rate > 0.95 && direct.hit_rate == 0.0, "{}", buffered.hit_rate);
-        assert!(buffered.reward > direct.reward + 0.5, "{} {}", buffered.reward, direct.reward);
+        let buffered = outcome(presets::capped_device(), |a| {
+            a.disks.column_mut(CACHE_HEAD).fill(1)
+        });
+        assert!(
+            buffered.iops / direct.iops > 5.0,
+            "{} {}",
+            buffered.iops,
+            direct.iops
+        );
+        assert!(
+            buffered.hit_rate > 0.95 && direct.hit_rate == 0.0,
+            "{}",
+            buffered.hit_rate
+        );
+        assert!(
+            buffered.reward > direct.reward + 0.5,
+            "{} {}",
+            buffered.reward,
+            direct.reward
+        );
     }
 
     #[test]
     fn polling_off_saves_cpu_at_about_the_same_iops() {
         let on = outcome(presets::identical_disks(1, 4), |_| ());
-        let off = outcome(presets::identical_disks(1, 4), |a| a.disks.column_mut(POLLING_HEAD).fill(0));
-        assert!((off.iops / on.iops - 1.0).abs() < 0.05, "{} {}", off.iops, on.iops);
-        assert!(off.cpu_cores < on.cpu_cores, "{} {}", off.cpu_cores, on.cpu_cores);
+        let off = outcome(presets::identical_disks(1, 4), |a| {
+            a.disks.column_mut(POLLING_HEAD).fill(0)
+        });
+        assert!(
+            (off.iops / on.iops - 1.0).abs() < 0.05,
+            "{} {}",
+            off.iops,
+            on.iops
+        );
+        assert!(
+            off.cpu_cores < on.cpu_cores,
+            "{} {}",
+            off.cpu_cores,
+            on.cpu_cores
+        );
     }
 
     #[test]
@@ -865,9 +1072,20 @@ mod tests {
             })
         };
         let spread = place([1, 2, 3, 4]);
-        for other in [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 2, 3], [1, 2, 3, 0]] {
+        for other in [
+            [0, 0, 0, 0],
+            [1, 1, 1, 1],
+            [1, 1, 2, 2],
+            [1, 1, 2, 3],
+            [1, 2, 3, 0],
+        ] {
             let other_outcome = place(other);
-            assert!(spread.reward > other_outcome.reward, "{other:?}: {} {}", spread.reward, other_outcome.reward);
+            assert!(
+                spread.reward > other_outcome.reward,
+                "{other:?}: {} {}",
+                spread.reward,
+                other_outcome.reward
+            );
         }
     }
 
@@ -878,11 +1096,18 @@ mod tests {
             scenario.disks[1].phases[0].outstanding = q;
             outcome(scenario, |_| ())
         };
-        let latencies: Vec<f64> = [1.0, 8.0, 64.0, 256.0].iter().map(|q| loaded(*q).latency_us).collect();
+        let latencies: Vec<f64> = [1.0, 8.0, 64.0, 256.0]
+            .iter()
+            .map(|q| loaded(*q).latency_us)
+            .collect();
         assert!(latencies.windows(2).all(|w| w[1] >= w[0]), "{latencies:?}");
         let one = loaded(1.0);
         // 16 outstanding, no think time: X·R = 16, up to the rounding of the counters.
-        assert!((one.iops * one.latency_us * 1e-6 - 16.0).abs() < 0.01, "{}", one.iops * one.latency_us * 1e-6);
+        assert!(
+            (one.iops * one.latency_us * 1e-6 - 16.0).abs() < 0.01,
+            "{}",
+            one.iops * one.latency_us * 1e-6
+        );
     }
 
     #[test]
@@ -904,7 +1129,11 @@ mod tests {
         host.step(&obs.default).unwrap();
         let after = host.sample().unwrap();
         let window = DiskWindow::between(&before.disks[0], &after.disks[0], 1.0);
-        assert!(window.latency_us_mean.unwrap() > 10_000.0, "{:?}", window.latency_us_mean);
+        assert!(
+            window.latency_us_mean.unwrap() > 10_000.0,
+            "{:?}",
+            window.latency_us_mean
+        );
         assert_eq!(after.disks[0].dirty_bytes, Ok(0));
     }
 
@@ -913,6 +1142,9 @@ mod tests {
         let mut host = SimHost::fixed(presets::mixed()).unwrap();
         let options = ResetOptions::from([("scenario".to_owned(), "nowhere".to_owned())]);
         let error = host.reset(None, &options).unwrap_err().to_string();
-        assert!(error.contains("nowhere") && error.contains("identical_disks"), "{error}");
+        assert!(
+            error.contains("nowhere") && error.contains("identical_disks"),
+            "{error}"
+        );
     }
 }

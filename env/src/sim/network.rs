@@ -177,7 +177,11 @@ impl Pass {
         Self {
             throughput,
             flows: vec![Flow::default(); network.classes.len()],
-            queued: network.classes.iter().map(|c| [c.outstanding / 3.0; 3]).collect(),
+            queued: network
+                .classes
+                .iter()
+                .map(|c| [c.outstanding / 3.0; 3])
+                .collect(),
             lane_busy: vec![0.0; network.lanes.len()],
             lane_poll: vec![0.0; network.lanes.len()],
         }
@@ -215,7 +219,8 @@ impl Pass {
         let mut arrivals = vec![0.0; network.lanes.len()];
         for (i, class) in network.classes.iter().enumerate() {
             let lane = &network.lanes[class.lane];
-            wanted[class.lane] += self.throughput[i] * lane_cpu_s(class, lane, 1.0 - self.lane_busy[class.lane]);
+            wanted[class.lane] +=
+                self.throughput[i] * lane_cpu_s(class, lane, 1.0 - self.lane_busy[class.lane]);
             arrivals[class.lane] += self.throughput[i];
         }
         for (lane, busy) in self.lane_busy.iter_mut().enumerate() {
@@ -238,14 +243,22 @@ impl Pass {
                     .filter(|l| *l != lane && network.lanes[*l].channel == Some(k))
                     .map(wants)
                     .sum();
-                (neighbours + network.channels[k].vcpu_cores) / network.channels[k].cpus + self.floating(network, lane)
+                (neighbours + network.channels[k].vcpu_cores) / network.channels[k].cpus
+                    + self.floating(network, lane)
             }
             None => {
                 // The kernel places a waking thread on an idle CPU if there is one: it meets load
                 // only as often as the whole host is busy.
                 let cpus: f64 = network.channels.iter().map(|c| c.cpus).sum();
-                let vcpu: f64 = network.channels.iter().map(|c| c.vcpu_cores.min(c.cpus)).sum();
-                let lanes: f64 = (0..network.lanes.len()).filter(|l| *l != lane).map(wants).sum();
+                let vcpu: f64 = network
+                    .channels
+                    .iter()
+                    .map(|c| c.vcpu_cores.min(c.cpus))
+                    .sum();
+                let lanes: f64 = (0..network.lanes.len())
+                    .filter(|l| *l != lane)
+                    .map(wants)
+                    .sum();
                 let load = (vcpu + lanes) / cpus;
                 load * load.min(1.0)
             }
@@ -274,7 +287,12 @@ impl Pass {
         let lane_s = lane_service * (1.0 + self.seen(network, i, 0)) + wake_s;
 
         let servers = network.devices[class.device].parallelism;
-        let demand: f64 = class.visits.iter().zip(class.server_s).map(|(v, s)| v * s).sum();
+        let demand: f64 = class
+            .visits
+            .iter()
+            .zip(class.server_s)
+            .map(|(v, s)| v * s)
+            .sum();
         let visits: f64 = class.visits.iter().sum();
         let transfer = visits * class.transfer_s;
         let queueing_s = demand / servers * (1.0 + self.seen(network, i, 1));
@@ -299,7 +317,11 @@ impl Pass {
         let own = self.queued[i][station];
         let mut seen = own * (1.0 - 1.0 / me.outstanding.max(1.0));
         for (j, other) in network.classes.iter().enumerate() {
-            let shares_it = if station == 0 { other.lane == me.lane } else { other.device == me.device };
+            let shares_it = if station == 0 {
+                other.lane == me.lane
+            } else {
+                other.device == me.device
+            };
             if j == i || !shares_it {
                 continue;
             }
@@ -307,7 +329,9 @@ impl Pass {
             seen += match network.devices[me.device].discipline {
                 _ if station == 0 => theirs,
                 Discipline::Fifo => theirs,
-                Discipline::ReadsFirst => theirs * (1.0 - 0.5 * share(me.visits, 0) * share(other.visits, 1)),
+                Discipline::ReadsFirst => {
+                    theirs * (1.0 - 0.5 * share(me.visits, 0) * share(other.visits, 1))
+                }
                 Discipline::Fair => theirs.min(own.max(1.0)),
             };
         }
@@ -323,8 +347,17 @@ impl Pass {
                 0.0
             };
         }
-        let lane_cores = self.lane_busy.iter().zip(&self.lane_poll).map(|(b, p)| b + p).collect();
-        Solution { flows: self.flows, lane_cores, converged }
+        let lane_cores = self
+            .lane_busy
+            .iter()
+            .zip(&self.lane_poll)
+            .map(|(b, p)| b + p)
+            .collect();
+        Solution {
+            flows: self.flows,
+            lane_cores,
+            converged,
+        }
     }
 }
 
@@ -339,12 +372,21 @@ fn lane_cpu_s(class: &Class, lane: &Lane, idle: f64) -> f64 {
         Some(_) if lane.is_remote => REMOTE_CPU_FACTOR,
         Some(_) => 1.0,
     };
-    let wake = if lane.is_polling { 0.0 } else { WAKE_CPU_US * 1e-6 * idle };
+    let wake = if lane.is_polling {
+        0.0
+    } else {
+        WAKE_CPU_US * 1e-6 * idle
+    };
     class.lane_s * placement + wake
 }
 
 fn zero_load(class: &Class) -> f64 {
-    let device: f64 = class.visits.iter().zip(class.server_s).map(|(v, s)| v * (s + class.transfer_s)).sum();
+    let device: f64 = class
+        .visits
+        .iter()
+        .zip(class.server_s)
+        .map(|(v, s)| v * (s + class.transfer_s))
+        .sum();
     class.lane_s + class.delay_s + device
 }
 
@@ -367,24 +409,49 @@ mod tests {
     }
 
     fn network(classes: Vec<Class>, lanes: usize) -> Network {
-        let lane = |k| Lane { channel: Some(k), is_remote: false, is_polling: false };
+        let lane = |k| Lane {
+            channel: Some(k),
+            is_remote: false,
+            is_polling: false,
+        };
         Network {
             classes,
             lanes: (0..lanes).map(lane).collect(),
-            channels: vec![Channel { cpus: 1.0, vcpu_cores: 0.0 }; lanes],
-            devices: vec![Device { parallelism: 16.0, discipline: Discipline::Fifo }],
+            channels: vec![
+                Channel {
+                    cpus: 1.0,
+                    vcpu_cores: 0.0
+                };
+                lanes
+            ],
+            devices: vec![Device {
+                parallelism: 16.0,
+                discipline: Discipline::Fifo,
+            }],
         }
     }
 
     #[test]
     fn littles_law_holds_exactly() {
         for q in [1.0, 4.0, 64.0, 512.0] {
-            let net = network(vec![class(q), Class { lane: 1, ..class(3.0) }], 2);
+            let net = network(
+                vec![
+                    class(q),
+                    Class {
+                        lane: 1,
+                        ..class(3.0)
+                    },
+                ],
+                2,
+            );
             let solution = net.solve(&[]);
             assert!(solution.converged);
             for (flow, class) in solution.flows.iter().zip(&net.classes) {
                 let requests = flow.throughput * (flow.latency_s + class.think_s);
-                assert!((requests - class.outstanding).abs() < 1e-9 * class.outstanding, "{requests}");
+                assert!(
+                    (requests - class.outstanding).abs() < 1e-9 * class.outstanding,
+                    "{requests}"
+                );
             }
         }
     }
@@ -400,14 +467,37 @@ mod tests {
     fn throughput_saturates_at_the_slowest_station() {
         let flow = network(vec![class(512.0)], 1).solve(&[]).flows[0];
         let lane_limit = 1.0 / 8e-6;
-        assert!(flow.throughput < lane_limit * 1.001 && flow.throughput > lane_limit * 0.9, "{flow:?}");
+        assert!(
+            flow.throughput < lane_limit * 1.001 && flow.throughput > lane_limit * 0.9,
+            "{flow:?}"
+        );
     }
 
     #[test]
     fn latency_never_falls_with_load() {
-        let latency = |q: f64| network(vec![class(q), Class { lane: 1, ..class(8.0) }], 2).solve(&[]).flows[1].latency_s;
-        let latencies: Vec<f64> = [1.0, 2.0, 8.0, 32.0, 128.0].iter().map(|q| latency(*q)).collect();
-        assert!(latencies.windows(2).all(|w| w[1] >= w[0] - 1e-9), "{latencies:?}");
+        let latency = |q: f64| {
+            network(
+                vec![
+                    class(q),
+                    Class {
+                        lane: 1,
+                        ..class(8.0)
+                    },
+                ],
+                2,
+            )
+            .solve(&[])
+            .flows[1]
+                .latency_s
+        };
+        let latencies: Vec<f64> = [1.0, 2.0, 8.0, 32.0, 128.0]
+            .iter()
+            .map(|q| latency(*q))
+            .collect();
+        assert!(
+            latencies.windows(2).all(|w| w[1] >= w[0] - 1e-9),
+            "{latencies:?}"
+        );
     }
 
     #[test]
@@ -422,7 +512,14 @@ mod tests {
 
     #[test]
     fn a_fair_scheduler_rescues_the_victim_of_a_noisy_neighbour() {
-        let heavy = Class { outstanding: 256.0, lane: 1, lane_s: 1e-6, visits: [0.0, 1.0], server_s: [80e-6, 400e-6], ..class(1.0) };
+        let heavy = Class {
+            outstanding: 256.0,
+            lane: 1,
+            lane_s: 1e-6,
+            visits: [0.0, 1.0],
+            server_s: [80e-6, 400e-6],
+            ..class(1.0)
+        };
         let mut net = network(vec![class(1.0), heavy], 2);
         let fifo = net.solve(&[]).flows[0].latency_s;
         net.devices[0].discipline = Discipline::Fair;
@@ -432,7 +529,13 @@ mod tests {
 
     #[test]
     fn polling_off_saves_cpu_at_the_same_throughput() {
-        let mut net = network(vec![Class { think_s: 0.0, ..class(4.0) }], 1);
+        let mut net = network(
+            vec![Class {
+                think_s: 0.0,
+                ..class(4.0)
+            }],
+            1,
+        );
         let off = net.solve(&[]);
         net.lanes[0].is_polling = true;
         let on = net.solve(&[]);

@@ -22,7 +22,10 @@ impl Popularity {
     pub fn zipf(pages: f64, skew: f64) -> Self {
         let pages = pages.max(1.0);
         let edge = |b: usize| libm::pow(pages, b as f64 / BUCKETS as f64);
-        let mut popularity = Self { pages: [0.0; BUCKETS], probability: [0.0; BUCKETS] };
+        let mut popularity = Self {
+            pages: [0.0; BUCKETS],
+            probability: [0.0; BUCKETS],
+        };
         let mut total = 0.0;
         for b in 0..BUCKETS {
             // The first edge lies below rank 1, so that the buckets hold all pages between them.
@@ -41,7 +44,10 @@ impl Popularity {
 
     /// Pages in all.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a working set has at least one page")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a working set has at least one page"
+    )]
     pub fn len(&self) -> f64 {
         self.pages.iter().sum()
     }
@@ -75,14 +81,27 @@ pub struct CacheUser<'a> {
 /// sets fit. `guess` is a starting point, such as the last solution.
 #[must_use]
 pub fn characteristic_time(users: &[CacheUser<'_>], capacity: f64, guess: f64) -> f64 {
-    let wanted: f64 = users.iter().filter(|u| u.rate > 0.0).map(|u| u.popularity.len() * u.page_bytes).sum();
+    let wanted: f64 = users
+        .iter()
+        .filter(|u| u.rate > 0.0)
+        .map(|u| u.popularity.len() * u.page_bytes)
+        .sum();
     if wanted <= capacity {
         return f64::INFINITY;
     }
-    let occupied =
-        |t: f64| -> f64 { users.iter().map(|u| u.page_bytes * u.popularity.occupancy(u.rate * t).0).sum::<f64>() - capacity };
+    let occupied = |t: f64| -> f64 {
+        users
+            .iter()
+            .map(|u| u.page_bytes * u.popularity.occupancy(u.rate * t).0)
+            .sum::<f64>()
+            - capacity
+    };
     // Bracket the root geometrically around the guess, then bisect in log time: occupancy grows with t.
-    let mut low = if guess.is_finite() && guess > 0.0 { guess } else { 1.0 };
+    let mut low = if guess.is_finite() && guess > 0.0 {
+        guess
+    } else {
+        1.0
+    };
     let mut high = low;
     const MAX_DOUBLINGS: u32 = 200;
     for _ in 0..MAX_DOUBLINGS {
@@ -100,7 +119,11 @@ pub fn characteristic_time(users: &[CacheUser<'_>], capacity: f64, guess: f64) -
     const BISECTIONS: u32 = 14;
     for _ in 0..BISECTIONS {
         let middle = libm::sqrt(low * high);
-        if occupied(middle) > 0.0 { high = middle } else { low = middle }
+        if occupied(middle) > 0.0 {
+            high = middle
+        } else {
+            low = middle
+        }
         if high / low < 1.0 + 1e-3 {
             break;
         }
@@ -115,7 +138,11 @@ mod tests {
     #[test]
     fn uniform_popularity_hits_in_proportion_to_the_cache() {
         let uniform = Popularity::zipf(10_000.0, 0.0);
-        let user = CacheUser { popularity: &uniform, rate: 1000.0, page_bytes: 1.0 };
+        let user = CacheUser {
+            popularity: &uniform,
+            rate: 1000.0,
+            page_bytes: 1.0,
+        };
         let t = characteristic_time(&[user], 2_500.0, 1.0);
         let (resident, hit) = uniform.occupancy(1000.0 * t);
         assert!((resident / 2_500.0 - 1.0).abs() < 0.01, "{resident}");
@@ -127,18 +154,37 @@ mod tests {
         let flat = Popularity::zipf(1e6, 0.2);
         let steep = Popularity::zipf(1e6, 1.1);
         let hit = |p: &Popularity, capacity: f64| {
-            let t = characteristic_time(&[CacheUser { popularity: p, rate: 5e4, page_bytes: 1.0 }], capacity, 3.0);
+            let t = characteristic_time(
+                &[CacheUser {
+                    popularity: p,
+                    rate: 5e4,
+                    page_bytes: 1.0,
+                }],
+                capacity,
+                3.0,
+            );
             p.occupancy(5e4 * t).1
         };
         assert!(hit(&steep, 1e5) > hit(&flat, 1e5) + 0.3);
-        let hits: Vec<f64> = [1e3, 1e4, 1e5, 5e5, 9e5].iter().map(|c| hit(&flat, *c)).collect();
+        let hits: Vec<f64> = [1e3, 1e4, 1e5, 5e5, 9e5]
+            .iter()
+            .map(|c| hit(&flat, *c))
+            .collect();
         assert!(hits.windows(2).all(|w| w[0] <= w[1]), "{hits:?}");
     }
 
     #[test]
     fn a_working_set_that_fits_always_hits() {
         let small = Popularity::zipf(100.0, 0.9);
-        let t = characteristic_time(&[CacheUser { popularity: &small, rate: 10.0, page_bytes: 1.0 }], 1e4, 1.0);
+        let t = characteristic_time(
+            &[CacheUser {
+                popularity: &small,
+                rate: 10.0,
+                page_bytes: 1.0,
+            }],
+            1e4,
+            1.0,
+        );
         assert!(t.is_infinite());
         assert!((small.occupancy(t).1 - 1.0).abs() < 1e-9);
     }

@@ -180,7 +180,11 @@ pub struct ScenarioErrors(pub Vec<(String, String)>);
 
 impl fmt::Display for ScenarioErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(|(path, problem)| format!("{path} {problem}")).collect();
+        let lines: Vec<String> = self
+            .0
+            .iter()
+            .map(|(path, problem)| format!("{path} {problem}"))
+            .collect();
         write!(f, "{}", lines.join("; "))
     }
 }
@@ -204,13 +208,33 @@ impl Scenario {
         check.range("noise", self.noise, 0.0, 1.0);
         check.range("memory_gib", self.memory_gib, 1e-3, 1e6);
         check.range("cache_gib", self.cache_gib, 1e-6, self.memory_gib);
-        check.range("dirty_limit_gib", self.dirty_limit_gib, 1e-6, self.memory_gib);
-        check.range("channels", self.channels.len() as f64, 1.0, MAX_CHANNELS as f64);
+        check.range(
+            "dirty_limit_gib",
+            self.dirty_limit_gib,
+            1e-6,
+            self.memory_gib,
+        );
+        check.range(
+            "channels",
+            self.channels.len() as f64,
+            1.0,
+            MAX_CHANNELS as f64,
+        );
         check.range("devices", self.devices.len() as f64, 1.0, MAX_DISKS as f64);
         check.range("disks", self.disks.len() as f64, 1.0, MAX_DISKS as f64);
         for (i, channel) in self.channels.iter().enumerate() {
-            check.range(&format!("channels[{i}].cpus"), f64::from(channel.cpus), 1.0, 1024.0);
-            check.range(&format!("channels[{i}].background_cores"), channel.background_cores, 0.0, 1024.0);
+            check.range(
+                &format!("channels[{i}].cpus"),
+                f64::from(channel.cpus),
+                1.0,
+                1024.0,
+            );
+            check.range(
+                &format!("channels[{i}].background_cores"),
+                channel.background_cores,
+                0.0,
+                1024.0,
+            );
         }
         for (i, device) in self.devices.iter().enumerate() {
             check.device(&format!("devices[{i}]"), device);
@@ -218,7 +242,11 @@ impl Scenario {
         for (i, disk) in self.disks.iter().enumerate() {
             check.disk(&format!("disks[{i}]"), disk, self);
         }
-        if check.0.is_empty() { Ok(()) } else { Err(ScenarioErrors(check.0)) }
+        if check.0.is_empty() {
+            Ok(())
+        } else {
+            Err(ScenarioErrors(check.0))
+        }
     }
 }
 
@@ -228,30 +256,79 @@ struct Check(Vec<(String, String)>);
 impl Check {
     fn range(&mut self, path: &str, value: f64, low: f64, high: f64) {
         if !(low..=high).contains(&value) {
-            self.0.push((path.to_owned(), format!("= {value} must be in [{low}, {high}]")));
+            self.0.push((
+                path.to_owned(),
+                format!("= {value} must be in [{low}, {high}]"),
+            ));
         }
     }
 
     fn device(&mut self, path: &str, device: &DeviceModel) {
-        self.range(&format!("{path}.reference.read_us"), device.reference.read_us, 0.01, 1e7);
-        self.range(&format!("{path}.reference.write_us"), device.reference.write_us, 0.01, 1e7);
-        self.range(&format!("{path}.reference.bytes_per_sec"), device.reference.bytes_per_sec, 1e3, 1e13);
+        self.range(
+            &format!("{path}.reference.read_us"),
+            device.reference.read_us,
+            0.01,
+            1e7,
+        );
+        self.range(
+            &format!("{path}.reference.write_us"),
+            device.reference.write_us,
+            0.01,
+            1e7,
+        );
+        self.range(
+            &format!("{path}.reference.bytes_per_sec"),
+            device.reference.bytes_per_sec,
+            1e3,
+            1e13,
+        );
         self.range(&format!("{path}.parallelism"), device.parallelism, 1.0, 1e5);
-        self.range(&format!("{path}.max_iops"), device.max_iops.unwrap_or(1.0), 1.0, 1e9);
-        self.range(&format!("{path}.gc_inflation"), device.gc_inflation, 0.0, 100.0);
+        self.range(
+            &format!("{path}.max_iops"),
+            device.max_iops.unwrap_or(1.0),
+            1.0,
+            1e9,
+        );
+        self.range(
+            &format!("{path}.gc_inflation"),
+            device.gc_inflation,
+            0.0,
+            100.0,
+        );
     }
 
     fn disk(&mut self, path: &str, disk: &DiskModel, host: &Scenario) {
         self.index(&format!("{path}.device"), disk.device, host.devices.len());
-        self.index(&format!("{path}.vcpu_channel"), disk.vcpu_channel.unwrap_or(0), host.channels.len());
-        self.index(&format!("{path}.default_channel"), disk.default_channel.into(), host.channels.len() + 1);
+        self.index(
+            &format!("{path}.vcpu_channel"),
+            disk.vcpu_channel.unwrap_or(0),
+            host.channels.len(),
+        );
+        self.index(
+            &format!("{path}.default_channel"),
+            disk.default_channel.into(),
+            host.channels.len() + 1,
+        );
         self.range(&format!("{path}.vcpu_cores"), disk.vcpu_cores, 0.0, 1024.0);
         self.range(&format!("{path}.guest_us"), disk.guest_us, 0.0, 1e6);
         self.range(&format!("{path}.iothread_us"), disk.iothread_us, 0.01, 1e6);
-        self.range(&format!("{path}.capacity_gib"), disk.capacity_gib, 1e-6, 1e6);
-        self.range(&format!("{path}.phases"), disk.phases.len() as f64, 1.0, 64.0);
+        self.range(
+            &format!("{path}.capacity_gib"),
+            disk.capacity_gib,
+            1e-6,
+            1e6,
+        );
+        self.range(
+            &format!("{path}.phases"),
+            disk.phases.len() as f64,
+            1.0,
+            64.0,
+        );
         if disk.iothread.is_none() && disk.default_channel != 0 {
-            self.0.push((format!("{path}.default_channel"), "needs an iothread to be bound".to_owned()));
+            self.0.push((
+                format!("{path}.default_channel"),
+                "needs an iothread to be bound".to_owned(),
+            ));
         }
         for (i, phase) in disk.phases.iter().enumerate() {
             self.phase(&format!("{path}.phases[{i}]"), phase, disk.capacity_gib);
@@ -259,19 +336,40 @@ impl Check {
     }
 
     fn phase(&mut self, path: &str, phase: &Phase, capacity_gib: f64) {
-        self.range(&format!("{path}.outstanding"), phase.outstanding, 0.0, 65536.0);
+        self.range(
+            &format!("{path}.outstanding"),
+            phase.outstanding,
+            0.0,
+            65536.0,
+        );
         self.range(&format!("{path}.think_us"), phase.think_us, 0.0, 1e9);
         self.range(&format!("{path}.read_share"), phase.read_share, 0.0, 1.0);
-        self.range(&format!("{path}.request_kib"), phase.request_kib, 0.5, 65536.0);
-        self.range(&format!("{path}.working_set_gib"), phase.working_set_gib, 1e-6, capacity_gib.max(1e-6));
+        self.range(
+            &format!("{path}.request_kib"),
+            phase.request_kib,
+            0.5,
+            65536.0,
+        );
+        self.range(
+            &format!("{path}.working_set_gib"),
+            phase.working_set_gib,
+            1e-6,
+            capacity_gib.max(1e-6),
+        );
         self.range(&format!("{path}.skew"), phase.skew, 0.0, 5.0);
         self.range(&format!("{path}.flush_share"), phase.flush_share, 0.0, 1.0);
-        self.range(&format!("{path}.mean_intervals"), phase.mean_intervals, 1.0, 1e9);
+        self.range(
+            &format!("{path}.mean_intervals"),
+            phase.mean_intervals,
+            1.0,
+            1e9,
+        );
     }
 
     fn index(&mut self, path: &str, index: usize, len: usize) {
         if index >= len {
-            self.0.push((path.to_owned(), format!("= {index} must be below {len}")));
+            self.0
+                .push((path.to_owned(), format!("= {index} must be below {len}")));
         }
     }
 }

@@ -1,0 +1,36 @@
+# Two commands matter: `make demo` and `make test`. Each does its own set-up.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help setup build test demo bench verify lint fmt clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: ## Install what is missing: packages, libtorch, the test guest
+	@scripts/setup.sh
+
+build: setup ## Build the release binaries
+	cargo build --release --workspace --bins
+
+test: setup ## Set up, check the style and run every test; the counts come last
+	@scripts/lint.sh
+	@scripts/test.sh
+
+demo: setup ## Set up, train, compare, and retune a running guest
+	@scripts/demo.sh
+
+bench: setup ## Run the benchmarks; writes target/bench.json
+	@scripts/bench.sh
+
+verify: setup ## Run the long proofs and write docs/verification
+	@scripts/verify.sh
+
+lint: setup ## Check formatting and lints
+	@scripts/lint.sh
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Remove what was built, downloaded and produced
+	rm -rf target out .deps
