@@ -43,10 +43,7 @@ impl Policy for RandomPolicy {
     ) -> Result<Choice, PolicyError> {
         let heads = 0..view.heads.len();
         let (levels, propensities) = heads.map(|head| uniform(view, head, rng)).unzip();
-        Ok(Choice {
-            levels,
-            propensities,
-        })
+        Ok(Choice { levels, propensities })
     }
 }
 
@@ -58,9 +55,7 @@ fn uniform(view: &TurnView<'_>, head: usize, rng: &mut Rng) -> (Level, f64) {
     let count = mask.iter().filter(|reason| reason.is_allowed()).count();
     let drawn = rng.random_range(0..count);
     let mut allowed = (0..mask.len()).filter(|level| mask[*level].is_allowed());
-    let level = allowed
-        .nth(drawn)
-        .expect("drawn is less than the number of allowed levels");
+    let level = allowed.nth(drawn).expect("drawn is less than the number of allowed levels");
     (level as Level, 1.0 / count as f64)
 }
 
@@ -79,10 +74,7 @@ impl RoundRobin {
     /// # Errors
     /// `NoChannelHead`.
     pub fn new(spec: &EnvSpec) -> Result<Self, PolicyError> {
-        Ok(Self {
-            head: channel_head("round_robin", spec)?,
-            leaders: Vec::new(),
-        })
+        Ok(Self { head: channel_head("round_robin", spec)?, leaders: Vec::new() })
     }
 }
 
@@ -94,11 +86,7 @@ impl Policy for RoundRobin {
     fn begin(&mut self, _: &EnvSpec, obs: &Observation) -> Result<(), PolicyError> {
         let leader = |disk: usize| match obs.disk_group[disk] {
             None => disk,
-            group => obs
-                .disk_group
-                .iter()
-                .position(|g| *g == group)
-                .unwrap_or(disk),
+            group => obs.disk_group.iter().position(|g| *g == group).unwrap_or(disk),
         };
         self.leaders = (0..obs.disk_count()).map(leader).collect();
         Ok(())
@@ -153,11 +141,7 @@ impl LeastLoaded {
             bound_cores: column("bound_cores")?,
             cpus: column("cpus")?,
         };
-        Ok(Self {
-            head,
-            columns,
-            background: Vec::new(),
-        })
+        Ok(Self { head, columns, background: Vec::new() })
     }
 
     /// Share of a channel's CPU time in use.
@@ -173,11 +157,7 @@ impl LeastLoaded {
         let mut allowed = (1..mask.len()).filter(|level| mask[*level].is_allowed());
         let first = allowed.next()?;
         let best = allowed.fold(first, |best, level| {
-            if self.load(view, level) < self.load(view, best) {
-                level
-            } else {
-                best
-            }
+            if self.load(view, level) < self.load(view, best) { level } else { best }
         });
         let here = usize::from(view.current[self.head]);
         let may_stay = here > 0 && mask.get(here).is_some_and(|reason| reason.is_allowed());
@@ -192,11 +172,7 @@ impl Policy for LeastLoaded {
     }
 
     fn begin(&mut self, _: &EnvSpec, obs: &Observation) -> Result<(), PolicyError> {
-        let LoadColumns {
-            cpu_load,
-            bound_cores,
-            cpus,
-        } = self.columns;
+        let LoadColumns { cpu_load, bound_cores, cpus } = self.columns;
         let rows = obs.channels.values.rows();
         let background =
             |row: ArrayView1<'_, f32>| (row[cpu_load] * row[cpus] - row[bound_cores]).max(0.0);
@@ -211,30 +187,24 @@ impl Policy for LeastLoaded {
         _: &mut Rng,
     ) -> Result<Choice, PolicyError> {
         let mut levels = defaults(view);
-        if let (Turn::Disk(_), None) = (view.turn, view.forced(self.head)) {
-            if let Some(level) = self.pick(view) {
-                levels[self.head] = level as Level;
-            }
+        if let (Turn::Disk(_), None) = (view.turn, view.forced(self.head))
+            && let Some(level) = self.pick(view)
+        {
+            levels[self.head] = level as Level;
         }
         Ok(Choice::certain(levels))
     }
 }
 
 fn channel_head(policy: &str, spec: &EnvSpec) -> Result<usize, PolicyError> {
-    spec.disk_heads
-        .iter()
-        .position(Head::is_pointer)
-        .ok_or_else(|| PolicyError::NoChannelHead {
-            policy: policy.to_owned(),
-            spec: spec.name.clone(),
-        })
+    spec.disk_heads.iter().position(Head::is_pointer).ok_or_else(|| PolicyError::NoChannelHead {
+        policy: policy.to_owned(),
+        spec: spec.name.clone(),
+    })
 }
 
 fn channel_column(policy: &str, spec: &EnvSpec, name: &str) -> Result<usize, PolicyError> {
-    let found = spec
-        .channel_features
-        .iter()
-        .position(|feature| feature.name == name);
+    let found = spec.channel_features.iter().position(|feature| feature.name == name);
     found.ok_or_else(|| PolicyError::MissingFeature {
         policy: policy.to_owned(),
         table: TableName::Channel,
@@ -244,26 +214,16 @@ fn channel_column(policy: &str, spec: &EnvSpec, name: &str) -> Result<usize, Pol
 }
 
 fn defaults(view: &TurnView<'_>) -> Vec<Level> {
-    (0..view.heads.len())
-        .map(|head| nearest(view, head, view.default[head]))
-        .collect()
+    (0..view.heads.len()).map(|head| nearest(view, head, view.default[head])).collect()
 }
 
 /// `wanted` if it is allowed, else the level in force, else the first that is allowed.
 fn nearest(view: &TurnView<'_>, head: usize, wanted: Level) -> Level {
     let mask = view.head_mask(head);
     let is_allowed = |level: Level| mask.get(usize::from(level)).is_some_and(|m| m.is_allowed());
-    let first = || {
-        mask.iter()
-            .position(|m| m.is_allowed())
-            .map(|level| level as Level)
-    };
+    let first = || mask.iter().position(|m| m.is_allowed()).map(|level| level as Level);
     view.forced(head)
-        .or_else(|| {
-            [wanted, view.current[head]]
-                .into_iter()
-                .find(|level| is_allowed(*level))
-        })
+        .or_else(|| [wanted, view.current[head]].into_iter().find(|level| is_allowed(*level)))
         .or_else(first)
         .unwrap_or(view.current[head])
 }

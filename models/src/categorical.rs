@@ -17,11 +17,7 @@ pub fn softmax_into(scores: &[f32], mask: &[MaskReason], out: &mut [f64]) {
     let top = f64::from(scores[best]);
     let mut sum = 0.0;
     for ((out, &score), reason) in out.iter_mut().zip(scores).zip(mask) {
-        *out = if reason.is_allowed() {
-            libm::exp(f64::from(score) - top)
-        } else {
-            0.0
-        };
+        *out = if reason.is_allowed() { libm::exp(f64::from(score) - top) } else { 0.0 };
         sum += *out;
     }
     out.iter_mut().for_each(|p| *p /= sum);
@@ -45,23 +41,15 @@ pub fn log_probability(scores: &[f32], mask: &[MaskReason], level: usize) -> f64
         return f64::NEG_INFINITY;
     }
     let top = f64::from(scores[best]);
-    let allowed = scores
-        .iter()
-        .zip(mask)
-        .filter(|(_, reason)| reason.is_allowed());
-    let sum: f64 = allowed
-        .map(|(&score, _)| libm::exp(f64::from(score) - top))
-        .sum();
+    let allowed = scores.iter().zip(mask).filter(|(_, reason)| reason.is_allowed());
+    let sum: f64 = allowed.map(|(&score, _)| libm::exp(f64::from(score) - top)).sum();
     f64::from(scores[level]) - top - libm::log(sum)
 }
 
 /// Entropy in nats: 0 if at most one level is allowed.
 #[must_use]
 pub fn entropy(scores: &[f32], mask: &[MaskReason]) -> f64 {
-    let terms = softmax(scores, mask)
-        .into_iter()
-        .filter(|p| *p > 0.0)
-        .map(|p| p * libm::log(p));
+    let terms = softmax(scores, mask).into_iter().filter(|p| *p > 0.0).map(|p| p * libm::log(p));
     // Not −Σ, which would make a certain level's entropy −0.
     0.0 - terms.sum::<f64>()
 }

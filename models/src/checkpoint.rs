@@ -9,21 +9,23 @@
 //! directory, which is then renamed. Loading believes nothing; whatever is wrong is one
 //! [`CheckpointError`] that names the file, the thing, the value and the way out.
 
+mod files;
+mod verify;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use blkpilot_env::{EnvSpec, Rng};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use crate::architecture::Architecture;
-use crate::normaliser::{Normaliser, PerTable, Range, TableName};
+use crate::normaliser::{Normaliser, PerTable, Range};
+use files::{LARGEST_MANIFEST_BYTES, LARGEST_SUMS_BYTES, LARGEST_TENSORS_BYTES, sha256};
+use verify::Fault;
 
 /// Version of the manifest's format that this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -33,10 +35,6 @@ pub const OPTIMISER: &str = "optimiser.";
 const MANIFEST: &str = "manifest.json";
 const TENSORS: &str = "policy.safetensors";
 const SUMS: &str = "SHA256SUMS";
-/// Greater files are refused unread: a policy may come from somebody else.
-const LARGEST_MANIFEST_BYTES: u64 = 16 << 20;
-const LARGEST_TENSORS_BYTES: u64 = 1 << 30;
-const LARGEST_SUMS_BYTES: u64 = 4096;
 
 /// What a checkpoint says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -113,10 +111,7 @@ impl Checkpoint {
     #[must_use]
     pub fn untrained(spec: &EnvSpec, architecture: Architecture, rng: &mut Rng) -> Self {
         let tensors = architecture.initial_tensors(spec, rng);
-        Self {
-            manifest: Manifest::untrained(spec, architecture),
-            tensors,
-        }
+        Self { manifest: Manifest::untrained(spec, architecture), tensors }
     }
 
     /// Reads and verifies the checkpoint in `dir`.
@@ -124,12 +119,10 @@ impl Checkpoint {
     /// # Errors
     /// Whatever is wrong with it; never a panic, whatever the files hold.
     pub fn load(dir: &Path) -> Result<Self, CheckpointError> {
-        let sums = read(dir, SUMS, LARGEST_SUMS_BYTES)?;
-        let manifest = read(dir, MANIFEST, LARGEST_MANIFEST_BYTES)?;
-        let tensors = read(dir, TENSORS, LARGEST_TENSORS_BYTES)?;
-        let sums = String::from_utf8_lossy(&sums).into_owned();
-        check_sum(dir, &sums, MANIFEST, &manifest)?;
-        check_sum(dir, &sums, TENSORS, &tensors)?;
+        let sums = files::read(&dir.join(SUMS), LARGEST_SUMS_BYTES)?;
+        let manifest = files::read(&dir.join(MANIFEST), LARGEST_MANIFEST_BYTES)?;
+        let tensors = files::read(&dir.join(TENSORS), LARGEST_TENSORS_BYTES)?;
+        check_sums(dir, &sums, &manifest, &tensors)?;
         Self::from_bytes(dir, &manifest, &tensors)
     }
 
@@ -147,16 +140,9 @@ impl Checkpoint {
         let file = origin.join(TENSORS);
         let found = sha256(tensors);
         if found != manifest.tensors_sha256 {
-            return Err(CheckpointError::Hash {
-                file,
-                want: manifest.tensors_sha256,
-                found,
-            });
+            return Err(CheckpointError::Hash { file, want: manifest.tensors_sha256, found });
         }
-        let checkpoint = Self {
-            manifest,
-            tensors: parse_tensors(&file, tensors)?,
-        };
+        let checkpoint = Self { manifest, tensors: parse_tensors(&file, tensors)? };
         checkpoint.verify_in(origin)?;
         Ok(checkpoint)
     }
@@ -168,12 +154,10 @@ impl Checkpoint {
     /// `Exists`, `Io`, or what [`Checkpoint::verify`] finds; `dir` does not exist then.
     pub fn save(&mut self, dir: &Path) -> Result<(), CheckpointError> {
         if dir.exists() {
-            return Err(CheckpointError::Exists {
-                dir: dir.to_owned(),
-            });
+            return Err(CheckpointError::Exists { dir: dir.to_owned() });
         }
         let temporary = self.write_beside(dir)?;
-        rename(&temporary, dir)
+        files::publish(&temporary, dir)
     }
 
     /// As [`Checkpoint::save`], over the checkpoint that may stand in `dir`. The old one is moved to
@@ -183,12 +167,8 @@ impl Checkpoint {
     /// As [`Checkpoint::save`], without `Exists`.
     pub fn replace(&mut self, dir: &Path) -> Result<(), CheckpointError> {
         let temporary = self.write_beside(dir)?;
-        if dir.exists() {
-            let previous = previous_of(dir);
-            remove(&previous)?;
-            rename(dir, &previous)?;
-        }
-        rename(&temporary, dir)
+        files::set_aside(dir)?;
+        files::publish(&temporary, dir)
     }
 
     /// Checks all that [`Checkpoint::load`] checks apart from files and hashes: sizes, names and
@@ -216,71 +196,92 @@ impl Checkpoint {
     }
 
     fn verify_in(&self, origin: &Path) -> Result<(), CheckpointError> {
-        let manifest = Problem {
-            file: origin.join(MANIFEST),
-        };
-        manifest.check_header(&self.manifest)?;
-        manifest.check_tables(&self.manifest)?;
-        let tensors = Problem {
-            file: origin.join(TENSORS),
-        };
-        let shapes = self
-            .manifest
-            .architecture
-            .tensor_shapes(&self.manifest.spec);
-        tensors.check_names(&shapes, &self.tensors)?;
-        tensors.check_values(&self.tensors)
+        let in_file = |name| move |fault: Fault| fault.in_file(origin.join(name));
+        verify::manifest(&self.manifest).map_err(in_file(MANIFEST))?;
+        verify::tensors(&self.manifest, &self.tensors).map_err(in_file(TENSORS))
     }
 
     fn write_beside(&mut self, dir: &Path) -> Result<PathBuf, CheckpointError> {
-        let tensors = self.tensor_bytes()?;
-        self.manifest.tensors_sha256 = sha256(&tensors);
         self.verify()?;
-        let mut manifest =
-            serde_json::to_vec_pretty(&self.manifest).map_err(|source| CheckpointError::Json {
-                file: MANIFEST.into(),
-                source,
-            })?;
+        let tensors = tensor_bytes(&self.tensors)?;
+        self.manifest.tensors_sha256 = sha256(&tensors);
+        let mut manifest = serde_json::to_vec_pretty(&self.manifest)
+            .map_err(|source| CheckpointError::Json { file: MANIFEST.into(), source })?;
         manifest.push(b'\n');
-        let sums = format!(
-            "{}  {MANIFEST}\n{}  {TENSORS}\n",
-            sha256(&manifest),
-            sha256(&tensors)
-        );
-        let temporary = temporary_of(dir);
-        remove(&temporary)?;
-        fs::create_dir_all(&temporary).map_err(io_error("create", &temporary))?;
-        write(&temporary, TENSORS, &tensors)?;
-        write(&temporary, MANIFEST, &manifest)?;
-        write(&temporary, SUMS, sums.as_bytes())?;
-        sync_dir(&temporary)?;
-        Ok(temporary)
+        let sums = sums(&manifest, &tensors);
+        let files = [(TENSORS, &tensors[..]), (MANIFEST, &manifest), (SUMS, sums.as_bytes())];
+        files::write_beside(dir, &files)
     }
+}
 
-    fn tensor_bytes(&self) -> Result<Vec<u8>, CheckpointError> {
-        let problem = Problem {
-            file: TENSORS.into(),
-        };
-        let mut bytes = BTreeMap::new();
-        for (name, tensor) in &self.tensors {
-            problem.check_size(name, tensor)?;
-            let data: Vec<u8> = tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect();
-            bytes.insert(name, data);
-        }
-        let views = self
-            .tensors
-            .iter()
-            .zip(bytes.values())
-            .map(|((name, tensor), data)| {
-                let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data)
-                    .expect("check_size compared the values with the shape");
-                (name, view)
-            });
-        safetensors::serialize(views, None).map_err(|source| CheckpointError::Tensors {
-            file: TENSORS.into(),
-            source,
-        })
+fn sums(manifest: &[u8], tensors: &[u8]) -> String {
+    format!("{}  {MANIFEST}\n{}  {TENSORS}\n", sha256(manifest), sha256(tensors))
+}
+
+fn check_sums(
+    dir: &Path,
+    found: &[u8],
+    manifest: &[u8],
+    tensors: &[u8],
+) -> Result<(), CheckpointError> {
+    if found == sums(manifest, tensors).as_bytes() {
+        return Ok(());
     }
+    let text = String::from_utf8_lossy(found);
+    let named =
+        |name: &str| text.lines().find_map(|line| line.strip_suffix(name)?.strip_suffix("  "));
+    for (name, bytes) in [(MANIFEST, manifest), (TENSORS, tensors)] {
+        if let Some(want) = named(name).filter(|want| *want != sha256(bytes)) {
+            let (file, want) = (dir.join(name), want.to_owned());
+            return Err(CheckpointError::Hash { file, want, found: sha256(bytes) });
+        }
+    }
+    Err(CheckpointError::Sums { file: dir.join(SUMS) })
+}
+
+fn parse_manifest(file: &Path, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
+    /// Read first, so that another format is refused by its number, not by what it lacks.
+    #[derive(Deserialize)]
+    struct Header {
+        format: u32,
+    }
+    let json = |source| CheckpointError::Json { file: file.to_owned(), source };
+    let header: Header = serde_json::from_slice(bytes).map_err(json)?;
+    verify::format(header.format).map_err(|fault| fault.in_file(file.to_owned()))?;
+    serde_json::from_slice(bytes).map_err(json)
+}
+
+fn parse_tensors(file: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+    let parsed = SafeTensors::deserialize(bytes)
+        .map_err(|source| CheckpointError::Tensors { file: file.to_owned(), source })?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in parsed.iter() {
+        if view.dtype() != Dtype::F32 {
+            return Err(CheckpointError::Invalid {
+                file: file.to_owned(),
+                thing: format!("type of tensor {name}"),
+                value: format!("{:?}", view.dtype()),
+                wanted: "it must be F32".to_owned(),
+            });
+        }
+        let values = view.data().chunks_exact(4);
+        let data = values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
+    }
+    Ok(tensors)
+}
+
+/// The tensors of a verified checkpoint as safetensors.
+fn tensor_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, CheckpointError> {
+    let bytes = |tensor: &Tensor| tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let data: Vec<Vec<u8>> = tensors.values().map(bytes).collect();
+    let views = tensors.iter().zip(&data).map(|((name, tensor), data)| {
+        let view = TensorView::new(Dtype::F32, tensor.shape.clone(), data)
+            .expect("verify compared the number of values with the shape");
+        (name, view)
+    });
+    safetensors::serialize(views, None)
+        .map_err(|source| CheckpointError::Tensors { file: TENSORS.into(), source })
 }
 
 /// Why a checkpoint was refused.
@@ -304,12 +305,10 @@ pub enum CheckpointError {
         dir: PathBuf,
     },
     /// A file that is larger than any checkpoint's.
-    #[error("{}: {bytes} bytes, but at most {most} are read: this is no checkpoint of ours", file.display())]
+    #[error("{}: larger than {most} bytes: this is no checkpoint of ours", file.display())]
     TooLarge {
         /// The file.
         file: PathBuf,
-        /// Its size.
-        bytes: u64,
         /// The greatest size.
         most: u64,
     },
@@ -341,6 +340,12 @@ pub enum CheckpointError {
         /// The hash of what is there.
         found: String,
     },
+    /// The list of hashes itself is damaged.
+    #[error("{}: does not list the two files with their hashes: it is damaged, copy the checkpoint again", file.display())]
+    Sums {
+        /// The file.
+        file: PathBuf,
+    },
     /// Something in a file is not as it must be.
     #[error("{}: {thing} is {value}: {wanted}", file.display())]
     Invalid {
@@ -368,348 +373,12 @@ pub enum CheckpointError {
 }
 
 fn hint(file: &Path, source: &io::Error) -> String {
-    let dir = file.parent().unwrap_or(Path::new(""));
-    let previous = previous_of(dir);
+    let previous = files::previous_of(file.parent().unwrap_or(Path::new("")));
     match source.kind() {
         io::ErrorKind::NotFound if previous.is_dir() => {
-            format!(
-                ": it is missing, but {} holds the checkpoint before it",
-                previous.display()
-            )
+            format!(": it is missing, but {} holds the checkpoint before it", previous.display())
         }
-        io::ErrorKind::NotFound => ": it is missing, so this is no checkpoint directory".to_owned(),
+        io::ErrorKind::NotFound => ": it is missing, so this is no checkpoint".to_owned(),
         _ => String::new(),
     }
-}
-
-/// Finds what is wrong in one file.
-struct Problem {
-    file: PathBuf,
-}
-
-impl Problem {
-    fn invalid(
-        &self,
-        thing: impl Into<String>,
-        value: impl ToString,
-        wanted: impl Into<String>,
-    ) -> CheckpointError {
-        CheckpointError::Invalid {
-            file: self.file.clone(),
-            thing: thing.into(),
-            value: value.to_string(),
-            wanted: wanted.into(),
-        }
-    }
-
-    fn check_header(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
-        if manifest.format != FORMAT {
-            return Err(self.invalid(
-                "format",
-                manifest.format,
-                format!("this build reads {FORMAT}"),
-            ));
-        }
-        let sizes = [
-            ("hidden", manifest.architecture.hidden),
-            ("channel_hidden", manifest.architecture.channel_hidden),
-        ];
-        for (name, size) in sizes {
-            if size == 0 || size > Architecture::WIDEST {
-                let wanted = format!("it must be 1 to {}", Architecture::WIDEST);
-                return Err(self.invalid(format!("architecture.{name}"), size, wanted));
-            }
-        }
-        self.check_spec(&manifest.spec)?;
-        let hash = manifest.spec.hash();
-        if manifest.spec_hash != hash {
-            let wanted = format!(
-                "the spec beside it hashes to {hash}: manifest of another version, train again"
-            );
-            return Err(self.invalid("spec_hash", &manifest.spec_hash, wanted));
-        }
-        Ok(())
-    }
-
-    fn check_spec(&self, spec: &EnvSpec) -> Result<(), CheckpointError> {
-        if let Some(head) = spec.device_heads.iter().find(|head| head.is_pointer()) {
-            let wanted = "only disks can choose channels in pointer_v1";
-            return Err(self.invalid("a device head that points at channels", &head.name, wanted));
-        }
-        let heads = spec.disk_heads.iter().chain(&spec.device_heads);
-        if let Some(head) = heads
-            .into_iter()
-            .find(|head| !head.is_pointer() && head.len(0) == 0)
-        {
-            return Err(self.invalid(
-                format!("spec head {}", head.name),
-                "without levels",
-                "it needs at least one",
-            ));
-        }
-        for table in TableName::ALL {
-            for feature in table.features(spec) {
-                if !(feature.low.is_finite() && feature.high.is_finite()) {
-                    let range = format!("{} to {}", feature.low, feature.high);
-                    return Err(self.invalid(
-                        format!("range of {table} feature {}", feature.name),
-                        range,
-                        "it must be finite",
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check_tables(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
-        for table in TableName::ALL {
-            let columns = table.features(&manifest.spec);
-            let (normaliser, range) = (manifest.normalisers.get(table), manifest.seen.get(table));
-            let lists = [
-                ("normalisers", "mean", &normaliser.mean),
-                ("normalisers", "std", &normaliser.std),
-                ("seen", "min", &range.min),
-                ("seen", "max", &range.max),
-            ];
-            for (group, name, list) in lists {
-                let thing = format!("{group}.{table}.{name}");
-                if list.len() != columns.len() {
-                    let wanted = format!("the spec has {} {table} features", columns.len());
-                    return Err(self.invalid(thing, format!("{} values", list.len()), wanted));
-                }
-                for (value, feature) in list.iter().zip(columns) {
-                    let too_small = name == "std" && *value <= 0.0;
-                    if !value.is_finite() || too_small {
-                        let wanted = if name == "std" {
-                            "it must be finite and > 0"
-                        } else {
-                            "it must be finite"
-                        };
-                        return Err(self.invalid(
-                            format!("{thing} of {}", feature.name),
-                            value,
-                            wanted,
-                        ));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn check_names(
-        &self,
-        shapes: &BTreeMap<String, Vec<usize>>,
-        tensors: &BTreeMap<String, Tensor>,
-    ) -> Result<(), CheckpointError> {
-        for (name, shape) in shapes {
-            let Some(tensor) = tensors.get(name) else {
-                let wanted = format!("the architecture needs it, with shape {shape:?}");
-                return Err(self.invalid(format!("tensor {name}"), "missing", wanted));
-            };
-            if tensor.shape != *shape {
-                let found = format!("of shape {:?}", tensor.shape);
-                return Err(self.invalid(
-                    format!("tensor {name}"),
-                    found,
-                    format!("the architecture needs {shape:?}"),
-                ));
-            }
-        }
-        let is_foreign =
-            |name: &&String| !shapes.contains_key(*name) && !name.starts_with(OPTIMISER);
-        match tensors.keys().find(is_foreign) {
-            None => Ok(()),
-            Some(name) => {
-                let wanted = format!(
-                    "the architecture has no such tensor (a learner's own are called {OPTIMISER}…)"
-                );
-                Err(self.invalid(format!("tensor {name}"), "there", wanted))
-            }
-        }
-    }
-
-    fn check_values(&self, tensors: &BTreeMap<String, Tensor>) -> Result<(), CheckpointError> {
-        for (name, tensor) in tensors {
-            self.check_size(name, tensor)?;
-            if let Some(at) = tensor.data.iter().position(|v| !v.is_finite()) {
-                let wanted = "weights must be finite: training diverged, use an earlier checkpoint";
-                return Err(self.invalid(format!("tensor {name}[{at}]"), tensor.data[at], wanted));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_size(&self, name: &str, tensor: &Tensor) -> Result<(), CheckpointError> {
-        let size = tensor
-            .shape
-            .iter()
-            .try_fold(1_usize, |size, dim| size.checked_mul(*dim));
-        if size == Some(tensor.data.len()) {
-            return Ok(());
-        }
-        let wanted = format!("{} values are there", tensor.data.len());
-        Err(self.invalid(
-            format!("tensor {name}"),
-            format!("of shape {:?}", tensor.shape),
-            wanted,
-        ))
-    }
-}
-
-fn parse_manifest(file: &Path, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
-    /// Read first, so that another format is refused by its number, not by what it lacks.
-    #[derive(Deserialize)]
-    struct Header {
-        format: u32,
-    }
-    let json = |source| CheckpointError::Json {
-        file: file.to_owned(),
-        source,
-    };
-    let header: Header = serde_json::from_slice(bytes).map_err(json)?;
-    if header.format != FORMAT {
-        let problem = Problem {
-            file: file.to_owned(),
-        };
-        return Err(problem.invalid(
-            "format",
-            header.format,
-            format!("this build reads {FORMAT}"),
-        ));
-    }
-    serde_json::from_slice(bytes).map_err(json)
-}
-
-fn parse_tensors(file: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    let parsed = SafeTensors::deserialize(bytes).map_err(|source| CheckpointError::Tensors {
-        file: file.to_owned(),
-        source,
-    })?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in parsed.iter() {
-        if view.dtype() != Dtype::F32 {
-            let problem = Problem {
-                file: file.to_owned(),
-            };
-            return Err(problem.invalid(
-                format!("tensor {name}"),
-                format!("{:?}", view.dtype()),
-                "it must be F32",
-            ));
-        }
-        let values = view.data().chunks_exact(4);
-        let data = values
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        tensors.insert(
-            name.to_owned(),
-            Tensor {
-                shape: view.shape().to_vec(),
-                data,
-            },
-        );
-    }
-    Ok(tensors)
-}
-
-fn check_sum(dir: &Path, sums: &str, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let line = sums
-        .lines()
-        .find_map(|line| line.strip_suffix(name)?.strip_suffix("  "));
-    let found = sha256(bytes);
-    if line == Some(&found) {
-        return Ok(());
-    }
-    let want = line.map_or_else(|| format!("nothing in {SUMS}"), str::to_owned);
-    Err(CheckpointError::Hash {
-        file: dir.join(name),
-        want,
-        found,
-    })
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    let mut hex = String::with_capacity(64);
-    for byte in Sha256::digest(bytes) {
-        write!(hex, "{byte:02x}").expect("writing to a String never fails");
-    }
-    hex
-}
-
-fn io_error(action: &'static str, file: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
-    let file = file.to_owned();
-    move |source| CheckpointError::Io {
-        file,
-        action,
-        source,
-    }
-}
-
-fn read(dir: &Path, name: &str, most: u64) -> Result<Vec<u8>, CheckpointError> {
-    let path = dir.join(name);
-    let file = File::open(&path).map_err(io_error("open", &path))?;
-    let bytes = file.metadata().map_err(io_error("read", &path))?.len();
-    if bytes > most {
-        return Err(CheckpointError::TooLarge {
-            file: path,
-            bytes,
-            most,
-        });
-    }
-    let mut content = Vec::new();
-    // `take`: a file that grows, or a pipe, has no length to go by.
-    file.take(most)
-        .read_to_end(&mut content)
-        .map_err(io_error("read", &path))?;
-    Ok(content)
-}
-
-fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let path = dir.join(name);
-    let mut file = File::create_new(&path).map_err(io_error("create", &path))?;
-    file.write_all(bytes).map_err(io_error("write", &path))?;
-    file.sync_all().map_err(io_error("sync", &path))
-}
-
-fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
-    let opened = File::open(dir).map_err(io_error("open", dir))?;
-    opened.sync_all().map_err(io_error("sync", dir))
-}
-
-fn rename(from: &Path, to: &Path) -> Result<(), CheckpointError> {
-    fs::rename(from, to).map_err(io_error("rename a finished checkpoint to", to))?;
-    sync_dir(parent_of(to))
-}
-
-fn remove(dir: &Path) -> Result<(), CheckpointError> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("remove", dir)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn parent_of(dir: &Path) -> &Path {
-    match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn previous_of(dir: &Path) -> PathBuf {
-    dir.with_file_name(format!("{}.previous", name_of(dir)))
-}
-
-fn temporary_of(dir: &Path) -> PathBuf {
-    dir.with_file_name(format!(".{}.{}.new", name_of(dir), std::process::id()))
-}
-
-fn name_of(dir: &Path) -> String {
-    dir.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
 }

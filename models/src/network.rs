@@ -64,9 +64,7 @@ impl ActorCritic {
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
         checkpoint.verify()?;
         let spec = &checkpoint.manifest.spec;
-        let tensors = Tensors {
-            map: &checkpoint.tensors,
-        };
+        let tensors = Tensors { map: &checkpoint.tensors };
         let device = (!spec.device_heads.is_empty()).then(|| DeviceSide {
             encoder: tensors.encoder("device"),
             heads: spec
@@ -78,11 +76,7 @@ impl ActorCritic {
         Ok(Self {
             columns: Columns::new(checkpoint),
             actor: tensors.side("actor", spec),
-            heads: spec
-                .disk_heads
-                .iter()
-                .map(|head| tensors.head(head))
-                .collect(),
+            heads: spec.disk_heads.iter().map(|head| tensors.head(head)).collect(),
             critic: tensors.side("critic", spec),
             value: tensors.linear("critic.value"),
             device,
@@ -136,10 +130,7 @@ impl ActorCritic {
         self.read(view, scratch)?;
         self.score(view, scratch)?;
         let scores = scratch.scores.clone();
-        Ok(Forward {
-            scores,
-            value: self.appraise(view, scratch),
-        })
+        Ok(Forward { scores, value: self.appraise(view, scratch) })
     }
 
     /// Scores and values of many turns.
@@ -148,10 +139,7 @@ impl ActorCritic {
     /// As [`ActorCritic::scores`], for the first turn that fails.
     pub fn forward_batch(&self, views: &[TurnView<'_>]) -> Result<Vec<Forward>, PolicyError> {
         let mut scratch = Scratch::default();
-        views
-            .iter()
-            .map(|view| self.forward(view, &mut scratch))
-            .collect()
+        views.iter().map(|view| self.forward(view, &mut scratch)).collect()
     }
 
     fn read(&self, view: &TurnView<'_>, scratch: &mut Scratch) -> Result<(), PolicyError> {
@@ -159,10 +147,7 @@ impl ActorCritic {
             Turn::Disk(_) => &self.spec.disk_heads,
             Turn::Device(_) => &self.spec.device_heads,
         };
-        let levels: usize = heads
-            .iter()
-            .map(|head| head.len(view.channels.nrows()))
-            .sum();
+        let levels: usize = heads.iter().map(|head| head.len(view.channels.nrows())).sum();
         if view.mask.len() != levels || view.heads.len() != heads.len() {
             return Err(PolicyError::Levels {
                 turn: view.turn,
@@ -215,10 +200,7 @@ fn head_at(view: &TurnView<'_>, score: usize) -> String {
         end += head.len(view.channels.nrows());
         score < end
     };
-    view.heads
-        .iter()
-        .find(|head| holds(head))
-        .map_or_else(String::new, |head| head.name.clone())
+    view.heads.iter().find(|head| holds(head)).map_or_else(String::new, |head| head.name.clone())
 }
 
 /// Encoder, and the channel side where there is one.
@@ -237,16 +219,7 @@ struct ChannelSide {
 impl Side {
     /// From `input` and `channel_inputs` to `z` and `lanes`.
     fn embed(&self, scratch: &mut Scratch) {
-        let Scratch {
-            channels,
-            input,
-            channel_inputs,
-            lanes,
-            first,
-            joined,
-            z,
-            ..
-        } = scratch;
+        let Scratch { channels, input, channel_inputs, lanes, first, joined, z, .. } = scratch;
         let [encoder_0, encoder_1] = &self.encoder;
         layer(encoder_0, input, first);
         let Some(ChannelSide { channel, trunk }) = &self.channels else {
@@ -260,12 +233,9 @@ impl Side {
         joined.resize(hidden + width, 0.0);
         let mean = &mut joined[hidden..];
         for lane in lanes.chunks_exact(width) {
-            mean.iter_mut()
-                .zip(lane)
-                .for_each(|(sum, value)| *sum += value);
+            mean.iter_mut().zip(lane).for_each(|(sum, value)| *sum += value);
         }
-        mean.iter_mut()
-            .for_each(|sum| *sum /= (*channels).max(1) as f32);
+        mean.iter_mut().for_each(|sum| *sum /= (*channels).max(1) as f32);
         layer(trunk, joined, z);
     }
 }
@@ -274,50 +244,41 @@ impl Side {
 #[derive(Debug, Clone)]
 enum HeadNet {
     Named(Linear),
-    /// The query layer is split by its inputs, so that what z adds is computed once.
-    Pointer {
-        query_of_z: Linear,
-        query_of_lane: Linear,
-        score: Linear,
-        zero: Linear,
-    },
+    Pointer(Box<Pointer>),
+}
+
+/// The query layer is split by its inputs, so that what z adds to it is computed once.
+#[derive(Debug, Clone)]
+struct Pointer {
+    query_of_z: Linear,
+    query_of_lane: Linear,
+    score: Linear,
+    zero: Linear,
 }
 
 impl HeadNet {
     /// Appends the head's scores.
     fn score(&self, scratch: &mut Scratch) {
-        let Scratch {
-            lanes,
-            z,
-            query_base,
-            query,
-            scores,
-            ..
-        } = scratch;
         match self {
-            Self::Named(linear) => append(linear, z, scores),
-            Self::Pointer {
-                query_of_z,
-                query_of_lane,
-                score,
-                zero,
-            } => {
-                append(zero, z, scores);
-                let width = query_of_z.outputs();
-                query_base.resize(width, 0.0);
-                query_of_z.apply(z, query_base);
-                query.resize(lanes.len(), 0.0);
-                for (query, lane) in query.chunks_exact_mut(width).zip(lanes.chunks_exact(width)) {
-                    query_of_lane.apply_from(query_base, lane, query);
-                }
-                tanh_in_place(query);
-                scores.extend(
-                    query
-                        .chunks_exact(width)
-                        .map(|query| score.apply_one(query)),
-                );
-            }
+            Self::Named(linear) => append(linear, &scratch.z, &mut scratch.scores),
+            Self::Pointer(pointer) => pointer.score(scratch),
         }
+    }
+}
+
+impl Pointer {
+    fn score(&self, scratch: &mut Scratch) {
+        let Scratch { lanes, z, query_base, query, scores, .. } = scratch;
+        append(&self.zero, z, scores);
+        let width = self.query_of_z.outputs();
+        query_base.resize(width, 0.0);
+        self.query_of_z.apply(z, query_base);
+        query.resize(lanes.len(), 0.0);
+        for (query, lane) in query.chunks_exact_mut(width).zip(lanes.chunks_exact(width)) {
+            self.query_of_lane.apply_from(query_base, lane, query);
+        }
+        tanh_in_place(query);
+        scores.extend(query.chunks_exact(width).map(|query| self.score.apply_one(query)));
     }
 }
 
@@ -329,13 +290,7 @@ struct DeviceSide {
 
 impl DeviceSide {
     fn score(&self, scratch: &mut Scratch) {
-        let Scratch {
-            input,
-            first,
-            z,
-            scores,
-            ..
-        } = scratch;
+        let Scratch { input, first, z, scores, .. } = scratch;
         layer(&self.encoder[0], input, first);
         layer(&self.encoder[1], first, z);
         for head in &self.heads {
@@ -381,11 +336,7 @@ impl Tensors<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         let weight = self.get(name, "weight");
-        Linear::new(
-            weight.shape[1],
-            &weight.data,
-            self.get(name, "bias").data.clone(),
-        )
+        Linear::new(weight.shape[1], &weight.data, self.get(name, "bias").data.clone())
     }
 
     fn encoder(&self, side: &str) -> [Linear; 2] {
@@ -397,10 +348,7 @@ impl Tensors<'_> {
             channel: self.linear(&format!("{side}.channel")),
             trunk: self.linear(&format!("{side}.trunk")),
         });
-        Side {
-            encoder: self.encoder(side),
-            channels,
-        }
+        Side { encoder: self.encoder(side), channels }
     }
 
     fn head(&self, head: &Head) -> HeadNet {
@@ -409,28 +357,21 @@ impl Tensors<'_> {
             return HeadNet::Named(self.linear(&name));
         }
         let [query_of_z, query_of_lane] = self.split_query(&format!("{name}.query"));
-        HeadNet::Pointer {
+        HeadNet::Pointer(Box::new(Pointer {
             query_of_z,
             query_of_lane,
             score: self.linear(&format!("{name}.score")),
             zero: self.linear(&format!("{name}.zero")),
-        }
+        }))
     }
 
     /// The layer over [z | e_k] as one over z, with the bias, and one over e_k, without.
     fn split_query(&self, name: &str) -> [Linear; 2] {
         let (weight, bias) = (self.get(name, "weight"), self.get(name, "bias"));
-        let [lane, inputs] = weight.shape[..] else {
-            unreachable!("weights have two dimensions")
-        };
+        let [lane, inputs] = weight.shape[..] else { unreachable!("weights have two dimensions") };
         let hidden = inputs - lane;
         let columns = |from: usize, to: usize| -> Vec<f32> {
-            weight
-                .data
-                .chunks_exact(inputs)
-                .flat_map(|row| &row[from..to])
-                .copied()
-                .collect()
+            weight.data.chunks_exact(inputs).flat_map(|row| &row[from..to]).copied().collect()
         };
         [
             Linear::new(hidden, &columns(0, hidden), bias.data.clone()),
@@ -452,16 +393,9 @@ impl Columns {
         let tables = PerTable::build(spec, |table, features| {
             let Normaliser { mean, std } = normalisers.get(table);
             let moments = mean.iter().zip(std);
-            features
-                .iter()
-                .zip(moments)
-                .map(|(f, (mean, std))| (f.scale, *mean, *std))
-                .collect()
+            features.iter().zip(moments).map(|(f, (mean, std))| (f.scale, *mean, *std)).collect()
         });
-        Self {
-            tables,
-            has_channels: has_channels(spec),
-        }
+        Self { tables, has_channels: has_channels(spec) }
     }
 
     /// Normalises a view into `input` and `channel_inputs`.
@@ -471,32 +405,23 @@ impl Columns {
         view: &TurnView<'_>,
         scratch: &mut Scratch,
     ) -> Result<(), PolicyError> {
-        let reader = Reader {
-            columns: self,
-            spec,
-            turn: view.turn,
-        };
-        let Scratch {
-            input,
-            channel_inputs,
-            channels,
-            ..
-        } = scratch;
+        let reader = Reader { columns: self, spec, turn: view.turn };
+        let Scratch { input, channel_inputs, channels, .. } = scratch;
         input.clear();
         channel_inputs.clear();
         *channels = view.channels.nrows();
         if let Some(disk) = view.disk {
-            reader.row(TableName::Disk, disk, input)?;
+            reader.row(TableName::Disk, &disk, input)?;
         }
         match view.device {
-            Some(device) => reader.row(TableName::Device, device, input)?,
+            Some(device) => reader.row(TableName::Device, &device, input)?,
             None => input.resize(input.len() + self.tables.device.len(), 0.0),
         }
-        reader.row(TableName::Host, view.host, input)?;
+        reader.row(TableName::Host, &view.host, input)?;
         if let (Some(pairs), true) = (view.pairs, self.has_channels) {
             for (channel, pair) in view.channels.rows().into_iter().zip(pairs.rows()) {
-                reader.row(TableName::Channel, channel, channel_inputs)?;
-                reader.row(TableName::Pair, pair, channel_inputs)?;
+                reader.row(TableName::Channel, &channel, channel_inputs)?;
+                reader.row(TableName::Pair, &pair, channel_inputs)?;
             }
         }
         Ok(())
@@ -514,46 +439,29 @@ impl Reader<'_> {
     fn row(
         &self,
         table: TableName,
-        row: ArrayView1<'_, f32>,
+        row: &ArrayView1<'_, f32>,
         out: &mut Vec<f32>,
     ) -> Result<(), PolicyError> {
         let columns = self.columns.tables.get(table);
         if row.len() != columns.len() {
-            return Err(PolicyError::Shape {
-                table,
-                got: row.len(),
-                want: columns.len(),
-            });
+            return Err(PolicyError::Shape { table, got: row.len(), want: columns.len() });
         }
         let mut is_finite = true;
-        out.extend(
-            row.iter()
-                .zip(columns)
-                .map(|(&value, &(scale, mean, std))| {
-                    is_finite &= value.is_finite();
-                    normalise(scale, value, mean, std)
-                }),
-        );
-        if is_finite {
-            Ok(())
-        } else {
-            Err(self.non_finite(table, row))
-        }
+        out.extend(row.iter().zip(columns).map(|(&value, &(scale, mean, std))| {
+            is_finite &= value.is_finite();
+            normalise(scale, value, mean, std)
+        }));
+        if is_finite { Ok(()) } else { Err(self.non_finite(table, row)) }
     }
 
-    fn non_finite(&self, table: TableName, row: ArrayView1<'_, f32>) -> PolicyError {
+    fn non_finite(&self, table: TableName, row: &ArrayView1<'_, f32>) -> PolicyError {
         let named = table.features(self.spec).iter().zip(row);
         let (feature, value) = named
             .filter(|(_, value)| !value.is_finite())
             .map(|(feature, value)| (feature.name.clone(), *value))
             .next()
             .expect("called when a value is not finite");
-        PolicyError::NonFinite {
-            turn: self.turn,
-            table,
-            feature,
-            value,
-        }
+        PolicyError::NonFinite { turn: self.turn, table, feature, value }
     }
 }
 
@@ -592,14 +500,7 @@ impl NetworkPolicy {
         let network = ActorCritic::new(checkpoint)?;
         let novelty = Novelty::new(&checkpoint.manifest.spec, &checkpoint.manifest.seen);
         let (scratch, probabilities) = (Scratch::default(), Vec::new());
-        Ok(Self {
-            name: name.into(),
-            network,
-            novelty,
-            selection,
-            scratch,
-            probabilities,
-        })
+        Ok(Self { name: name.into(), network, novelty, selection, scratch, probabilities })
     }
 
     /// The network inside.
@@ -622,10 +523,8 @@ impl Policy for NetworkPolicy {
     ) -> Result<Choice, PolicyError> {
         let mut scores = self.network.scores(view, &mut self.scratch)?;
         let heads = view.heads.len();
-        let mut choice = Choice {
-            levels: Vec::with_capacity(heads),
-            propensities: Vec::with_capacity(heads),
-        };
+        let mut choice =
+            Choice { levels: Vec::with_capacity(heads), propensities: Vec::with_capacity(heads) };
         for head in 0..heads {
             let mask = view.head_mask(head);
             let (own, rest) = scores.split_at(mask.len());

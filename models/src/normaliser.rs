@@ -36,13 +36,7 @@ pub enum TableName {
 
 impl TableName {
     /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Disk,
-        Self::Channel,
-        Self::Pair,
-        Self::Device,
-        Self::Host,
-    ];
+    pub const ALL: [Self; 5] = [Self::Disk, Self::Channel, Self::Pair, Self::Device, Self::Host];
 
     /// The columns of this table.
     #[must_use]
@@ -135,19 +129,13 @@ impl Normaliser {
     /// Changes nothing but the scale.
     #[must_use]
     pub fn identity(columns: usize) -> Self {
-        Self {
-            mean: vec![0.0; columns],
-            std: vec![1.0; columns],
-        }
+        Self { mean: vec![0.0; columns], std: vec![1.0; columns] }
     }
 
     /// A row as the network sees it: clip((scale(x) − mean) / std, ±[`CLIP`]) per column.
     /// `features`, `row` and `out` have one entry per column.
-    pub fn apply(&self, features: &[Feature], row: ArrayView1<'_, f32>, out: &mut [f32]) {
-        let columns = features
-            .iter()
-            .zip(row)
-            .zip(self.mean.iter().zip(&self.std));
+    pub fn apply(&self, features: &[Feature], row: &ArrayView1<'_, f32>, out: &mut [f32]) {
+        let columns = features.iter().zip(row).zip(self.mean.iter().zip(&self.std));
         for (out, ((feature, &value), (&mean, &std))) in out.iter_mut().zip(columns) {
             *out = normalise(feature.scale, value, mean, std);
         }
@@ -173,10 +161,7 @@ impl Range {
     /// A range in which nothing is novel, for networks that were not trained.
     #[must_use]
     pub fn unbounded(columns: usize) -> Self {
-        Self {
-            min: vec![f32::MIN; columns],
-            max: vec![f32::MAX; columns],
-        }
+        Self { min: vec![f32::MIN; columns], max: vec![f32::MAX; columns] }
     }
 }
 
@@ -225,16 +210,8 @@ impl Novelty {
         for_each_row(view, |table, row| {
             for ((name, low, high), &value) in self.columns.get(table).iter().zip(row) {
                 let is_known = (*low..=*high).contains(&value);
-                if !is_known
-                    && !outliers
-                        .iter()
-                        .any(|o| o.table == table && o.feature == *name)
-                {
-                    outliers.push(Outlier {
-                        table,
-                        feature: name.clone(),
-                        value,
-                    });
+                if !is_known && !outliers.iter().any(|o| o.table == table && o.feature == *name) {
+                    outliers.push(Outlier { table, feature: name.clone(), value });
                 }
             }
         });
@@ -266,9 +243,7 @@ impl Statistics {
     #[must_use]
     pub fn new(spec: &EnvSpec) -> Self {
         Self {
-            scales: PerTable::build(spec, |_, features| {
-                features.iter().map(|f| f.scale).collect()
-            }),
+            scales: PerTable::build(spec, |_, features| features.iter().map(|f| f.scale).collect()),
             columns: PerTable::build(spec, |_, features| vec![Moments::default(); features.len()]),
         }
     }
@@ -276,11 +251,7 @@ impl Statistics {
     /// Adds the rows that a network looks at in this turn.
     pub fn observe(&mut self, view: &TurnView<'_>) {
         for_each_row(view, |table, row| {
-            let columns = self
-                .columns
-                .get_mut(table)
-                .iter_mut()
-                .zip(self.scales.get(table));
+            let columns = self.columns.get_mut(table).iter_mut().zip(self.scales.get(table));
             for ((moments, scale), &value) in columns.zip(row) {
                 moments.add(f64::from(scale.apply(value)));
             }
@@ -290,11 +261,8 @@ impl Statistics {
     /// Adds what another one has seen, of the same spec.
     pub fn merge(&mut self, other: &Self) {
         for table in TableName::ALL {
-            for (mine, theirs) in self
-                .columns
-                .get_mut(table)
-                .iter_mut()
-                .zip(other.columns.get(table))
+            for (mine, theirs) in
+                self.columns.get_mut(table).iter_mut().zip(other.columns.get(table))
             {
                 mine.merge(theirs);
             }
@@ -343,13 +311,7 @@ struct Moments {
 
 impl Moments {
     fn add(&mut self, value: f64) {
-        self.merge(&Self {
-            count: 1,
-            mean: value,
-            squares: 0.0,
-            min: value,
-            max: value,
-        });
+        self.merge(&Self { count: 1, mean: value, squares: 0.0, min: value, max: value });
     }
 
     /// Chan, Golub and LeVeque 1979.
@@ -381,14 +343,8 @@ fn for_each_row(view: &TurnView<'_>, mut of: impl FnMut(TableName, ArrayView1<'_
         of(TableName::Disk, disk);
     }
     if let Turn::Disk(_) = view.turn {
-        view.channels
-            .rows()
-            .into_iter()
-            .for_each(|row| of(TableName::Channel, row));
-        view.pairs
-            .iter()
-            .flat_map(|p| p.rows())
-            .for_each(|row| of(TableName::Pair, row));
+        view.channels.rows().into_iter().for_each(|row| of(TableName::Channel, row));
+        view.pairs.iter().flat_map(|p| p.rows()).for_each(|row| of(TableName::Pair, row));
     }
     if let Some(device) = view.device {
         of(TableName::Device, device);

@@ -56,10 +56,7 @@ impl Choice {
     #[must_use]
     pub fn certain(levels: Vec<Level>) -> Self {
         let propensities = vec![1.0; levels.len()];
-        Self {
-            levels,
-            propensities,
-        }
+        Self { levels, propensities }
     }
 }
 
@@ -124,12 +121,7 @@ pub fn decide_with(
         choices.push(made);
     }
     let (action, order) = joint.finish();
-    Ok(Decision {
-        policy: policy.name().to_owned(),
-        order,
-        choices,
-        action,
-    })
+    Ok(Decision { policy: policy.name().to_owned(), order, choices, action })
 }
 
 fn take_turn(
@@ -139,15 +131,8 @@ fn take_turn(
     rng: &mut Rng,
 ) -> Result<TurnChoice, PolicyError> {
     let choice = policy.choose(spec, view, rng)?;
-    let forced = (0..view.heads.len())
-        .map(|head| view.forced(head).is_some())
-        .collect();
-    Ok(TurnChoice {
-        turn: view.turn,
-        choice,
-        forced,
-        novel: policy.novelty(view),
-    })
+    let forced = (0..view.heads.len()).map(|head| view.forced(head).is_some()).collect();
+    Ok(TurnChoice { turn: view.turn, choice, forced, novel: policy.novelty(view) })
 }
 
 /// Why a policy did not decide.
