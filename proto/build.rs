@@ -1,0 +1,24 @@
+//! Compiles the .proto files without protoc.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+const FILES: [&str; 6] = [
+    "blkpilot/v1/spec.proto",
+    "blkpilot/v1/observation.proto",
+    "blkpilot/v1/host.proto",
+    "blkpilot/v1/decision.proto",
+    "blkpilot/v1/environment_service.proto",
+    "blkpilot/v1/tuner_service.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("blkpilot_v1.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}
