@@ -1,0 +1,126 @@
+//! What can go wrong on a live host, by the decision that a caller can take.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why something could not be read from or written to the host.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// libvirtd cannot be reached; connect again later.
+    #[error("libvirt at {uri} cannot be reached: {message}; is libvirtd running, and may this user connect?")]
+    Disconnected {
+        /// The connection URI.
+        uri: String,
+        /// What libvirt says.
+        message: String,
+    },
+    /// The guest is not running (any more): an ordinary event.
+    #[error("guest {guest} is not running")]
+    GuestGone {
+        /// Name or UUID of the guest.
+        guest: String,
+    },
+    /// A libvirt call failed for another reason.
+    #[error("{action}: libvirt refused: {message}")]
+    Libvirt {
+        /// What was tried, on which guest.
+        action: String,
+        /// What libvirt says.
+        message: String,
+    },
+    /// QEMU refused a command of its monitor.
+    #[error("guest {guest}: QEMU refused {command}: {message}")]
+    Qmp {
+        /// UUID of the guest.
+        guest: String,
+        /// The command's name.
+        command: String,
+        /// What QEMU says.
+        message: String,
+    },
+    /// The guest, host or disk does not offer this.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// The knob or signal, and whose.
+        what: String,
+        /// Why not, and the way out.
+        reason: String,
+    },
+    /// The guest has not opted in, so nothing of it is changed and its monitor is not used.
+    #[error(
+        "guest {guest} has not opted in to {what}: add the blkpilot element to its metadata or name it in the configuration"
+    )]
+    NotOptedIn {
+        /// Name of the guest.
+        guest: String,
+        /// The knob, or `its monitor`.
+        what: String,
+    },
+    /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
+    #[error("guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}; unfreeze it to take over again")]
+    Frozen {
+        /// Name of the guest.
+        guest: String,
+        /// The knob.
+        knob: String,
+        /// Our last value.
+        ours: String,
+        /// What was found.
+        theirs: String,
+    },
+    /// A value was written, and another one was read back.
+    #[error("guest {guest}: {knob} was set to {wanted}, but reads {found}")]
+    ReadBack {
+        /// Name of the guest.
+        guest: String,
+        /// The knob.
+        knob: String,
+        /// What was written.
+        wanted: String,
+        /// What was read.
+        found: String,
+    },
+    /// A text had an unexpected form.
+    #[error("{what}: cannot understand `{text}`")]
+    Parse {
+        /// Where the text is from.
+        what: String,
+        /// The text, or its start.
+        text: String,
+    },
+    /// The journal of changes cannot be read or written; without it nothing is changed.
+    #[error("journal {}: {source}; nothing is changed without it", path.display())]
+    Journal {
+        /// Its file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
+    /// A file of procfs, sysfs or an image could not be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// Result of everything that touches the host.
+pub type HostResult<T> = Result<T, HostError>;
+
+impl HostError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn parse(what: &str, text: &str) -> Self {
+        Self::Parse { what: what.to_owned(), text: text.chars().take(80).collect() }
+    }
+
+    /// Whether the guest has gone, which ends what was tried without being a fault.
+    #[must_use]
+    pub fn is_guest_gone(&self) -> bool {
+        matches!(self, Self::GuestGone { .. })
+    }
+}

@@ -1,0 +1,192 @@
+//! A hypervisor for tests: one guest with one IOThread and one disk, in memory.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::cpuset::CpuSet;
+use crate::error::{HostError, HostResult};
+use crate::guest::Guest;
+use crate::hypervisor::Hypervisor;
+use crate::inventory::{Inventory, RunningGuest};
+use crate::journal::GuestLife;
+use crate::qmp::node_options;
+use crate::stats::{DiskStats, GuestStats};
+
+pub(crate) const UUID: &str = "ee81b14e-982c-47f4-ac22-70486068cb15";
+
+const XML: &str = r#"<domain type='kvm'><name>web</name><uuid>ee81b14e-982c-47f4-ac22-70486068cb15</uuid>
+<metadata><b:tuning xmlns:b="https://blkpilot.dev/xmlns/1" mode="auto"/></metadata>
+<vcpu>2</vcpu><iothreads>1</iothreads><devices><disk type='file' device='disk'>
+<driver name='qemu' type='qcow2' cache='none' io='io_uring' iothread='1'/><source file='/i.img'/>
+<target dev='vda' bus='virtio'/><alias name='virtio-disk0'/></disk></devices></domain>"#;
+
+/// What goes wrong with the next write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// It is refused, and nothing changes.
+    Refused,
+    /// It is accepted, and nothing changes.
+    Ignored,
+    /// It is applied, and then the connection breaks.
+    AppliedThenLost,
+}
+
+pub(crate) struct FakeHypervisor {
+    pub(crate) xml: String,
+    pub(crate) cpus: RefCell<CpuSet>,
+    pub(crate) poll_max_ns: Cell<u64>,
+    pub(crate) direct: Cell<bool>,
+    pub(crate) histogram: RefCell<Option<Vec<u64>>>,
+    pub(crate) fault: Cell<Fault>,
+    pub(crate) job: Cell<bool>,
+    pub(crate) lost: Cell<bool>,
+    pub(crate) monitor_commands: RefCell<Vec<String>>,
+}
+
+impl Default for FakeHypervisor {
+    fn default() -> Self {
+        Self {
+            xml: XML.to_owned(),
+            cpus: RefCell::new("0-3".parse().expect("a CPU list")),
+            poll_max_ns: Cell::new(32_768),
+            direct: Cell::new(true),
+            histogram: RefCell::new(None),
+            fault: Cell::new(Fault::None),
+            job: Cell::new(false),
+            lost: Cell::new(false),
+            monitor_commands: RefCell::default(),
+        }
+    }
+}
+
+impl FakeHypervisor {
+    pub(crate) fn without_opt_in() -> Self {
+        Self { xml: XML.replace("mode=\"auto\"", "mode=\"off\""), ..Self::default() }
+    }
+
+    /// The guest in the life that began at `started`.
+    pub(crate) fn running(&self, started: u64) -> RunningGuest {
+        let life = GuestLife { boot_id: "boot".into(), uuid: UUID.into(), qemu_started_ticks: started };
+        RunningGuest {
+            guest: Guest::from_xml(&self.xml).expect("the XML above is valid"),
+            process: None,
+            life: Some(life),
+            nodes: node_options(
+                b"-blockdev\0{\"driver\":\"file\",\"node-name\":\"p\",\"filename\":\"/i.img\",\"aio\":\"io_uring\"}\0-blockdev\0{\"driver\":\"qcow2\",\"node-name\":\"f\",\"file\":\"p\"}\0",
+            ),
+        }
+    }
+
+    pub(crate) fn inventory(&self, started: u64) -> Inventory {
+        let guests = BTreeMap::from([(UUID.to_owned(), self.running(started))]);
+        Inventory { boot_id: "boot".into(), guests, ..Inventory::default() }
+    }
+
+    fn check(&self) -> HostResult<()> {
+        if self.lost.get() {
+            return Err(HostError::Disconnected { uri: "fake".into(), message: "lost".into() });
+        }
+        Ok(())
+    }
+
+    fn write(&self, apply: impl FnOnce()) -> HostResult<()> {
+        self.check()?;
+        match self.fault.replace(Fault::None) {
+            Fault::None => apply(),
+            Fault::Ignored => {}
+            Fault::Refused => return Err(HostError::Libvirt { action: "a write".into(), message: "refused".into() }),
+            Fault::AppliedThenLost => {
+                apply();
+                self.lost.set(true);
+                self.check()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reply(&self, command: &str, arguments: &Value) -> HostResult<Value> {
+        Ok(match command {
+            "query-block" => json!([{
+                "qdev": "/machine/peripheral/virtio-disk0/virtio-backend", "inserted": { "node-name": "f" }
+            }]),
+            "query-named-block-nodes" => json!([
+                { "node-name": "f", "drv": "qcow2", "cache": { "direct": true, "no-flush": false } },
+                { "node-name": "p", "drv": "file", "cache": { "direct": self.direct.get(), "no-flush": false } },
+            ]),
+            "blockdev-reopen" => {
+                let options = &arguments["options"][0];
+                assert_eq!(options["aio"], "io_uring", "a reopen repeats all options");
+                assert_eq!(options["filename"], "/i.img");
+                let direct = options["cache"]["direct"].as_bool().expect("direct is given");
+                self.write(|| self.direct.set(direct))?;
+                json!({})
+            }
+            "query-blockstats" => {
+                let histogram = self.histogram.borrow();
+                let histogram = histogram.as_ref().map(|boundaries| {
+                    json!({ "boundaries": boundaries, "bins": vec![0; boundaries.len() + 1] })
+                });
+                json!([{
+                    "qdev": "/machine/peripheral/virtio-disk0/virtio-backend",
+                    "stats": { "rd_latency_histogram": histogram, "wr_latency_histogram": histogram }
+                }])
+            }
+            "block-latency-histogram-set" => {
+                let boundaries = arguments["boundaries"].as_array();
+                let boundaries = boundaries.map(|list| list.iter().filter_map(Value::as_u64).collect());
+                self.write(|| *self.histogram.borrow_mut() = boundaries)?;
+                json!({})
+            }
+            _ => return Err(HostError::parse("fake monitor", command)),
+        })
+    }
+}
+
+impl Hypervisor for FakeHypervisor {
+    fn guest_stats(&self) -> HostResult<Vec<GuestStats>> {
+        self.check()?;
+        Ok(vec![GuestStats {
+            uuid: UUID.into(),
+            name: "web".into(),
+            state: 1,
+            disks: vec![DiskStats { target: "vda".into(), ..DiskStats::default() }],
+            poll_max_ns: BTreeMap::from([(1, self.poll_max_ns.get())]),
+            vcpu_time_ns: BTreeMap::new(),
+        }])
+    }
+
+    fn guest_xml(&self, _uuid: &str) -> HostResult<String> {
+        self.check()?;
+        Ok(self.xml.clone())
+    }
+
+    fn iothread_cpus(&self, _uuid: &str) -> HostResult<Vec<(u32, CpuSet)>> {
+        self.check()?;
+        Ok(vec![(1, self.cpus.borrow().clone())])
+    }
+
+    fn pin_iothread(&self, _uuid: &str, _iothread: u32, cpus: &CpuSet) -> HostResult<()> {
+        self.write(|| *self.cpus.borrow_mut() = cpus.clone())
+    }
+
+    fn set_poll_max_ns(&self, _uuid: &str, _iothread: u32, poll_max_ns: u64) -> HostResult<()> {
+        self.write(|| self.poll_max_ns.set(poll_max_ns))
+    }
+
+    fn monitor(&self, _uuid: &str, command: &str) -> HostResult<String> {
+        self.check()?;
+        let request: Value = serde_json::from_str(command).expect("a monitor command is JSON");
+        let name = request["execute"].as_str().unwrap_or_default();
+        self.monitor_commands.borrow_mut().push(name.to_owned());
+        self.reply(name, &request["arguments"]).map(|value| json!({ "return": value }).to_string())
+    }
+
+    fn job_runs(&self, _uuid: &str, _target: &str) -> HostResult<bool> {
+        self.check()?;
+        Ok(self.job.get())
+    }
+}

@@ -1,0 +1,357 @@
+//! What a guest is, from its domain XML: disks, IOThreads, pins, and whether it has opted in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::cpuset::CpuSet;
+use crate::element::Element;
+use crate::error::{HostError, HostResult};
+
+/// XML namespace of the opt-in element:
+/// `<blkpilot:tuning xmlns:blkpilot="https://blkpilot.dev/xmlns/1" mode="auto" knobs="channel cache polling"/>`.
+pub const TUNING_NAMESPACE: &str = "https://blkpilot.dev/xmlns/1";
+
+/// A guest as its running domain XML describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// UUID of the domain.
+    pub uuid: String,
+    /// Name of the domain.
+    pub name: String,
+    /// Whether KVM runs it; otherwise QEMU's interpreter, whose vCPUs the kernel cannot tell apart.
+    pub is_kvm: bool,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Host CPUs of each pinned vCPU.
+    pub vcpu_pins: BTreeMap<u32, CpuSet>,
+    /// Ids of the IOThreads.
+    pub iothreads: BTreeSet<u32>,
+    /// `cpuset` of `<vcpu>`: where everything without a pin of its own may run.
+    pub cpuset: Option<CpuSet>,
+    /// The disks (CD-ROMs and floppies are left out).
+    pub disks: Vec<GuestDisk>,
+    /// The opt-in element, if there is one.
+    pub opt_in: Option<OptIn>,
+}
+
+/// A disk as the domain XML describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestDisk {
+    /// Target name, such as `vda`.
+    pub target: String,
+    /// Device alias, such as `virtio-disk0`: QEMU's id of it.
+    pub alias: String,
+    /// Image file or block device; `None` for a network disk.
+    pub source: Option<PathBuf>,
+    /// Image format, `raw` where not given.
+    pub format: String,
+    /// `cache=`, as booted.
+    pub boot_cache: BootCache,
+    /// `io=`, as booted.
+    pub boot_io: BootIo,
+    /// The IOThread that serves it; `None` for QEMU's main loop.
+    pub iothread: Option<u32>,
+    /// Why the cache strategy must not be changed, where the XML alone says so.
+    pub cache_obstacle: Option<&'static str>,
+}
+
+/// Cache mode in the domain XML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootCache {
+    /// `none`: direct.
+    None,
+    /// `directsync`: direct, each write flushed.
+    DirectSync,
+    /// `writeback`, also the default of QEMU.
+    Writeback,
+    /// `writethrough`.
+    Writethrough,
+    /// `unsafe`: flushes are ignored.
+    Unsafe,
+}
+
+/// How QEMU submits I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootIo {
+    /// Linux AIO.
+    Native,
+    /// Threads, also the default.
+    Threads,
+    /// io_uring.
+    IoUring,
+}
+
+/// What may be done to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TuningMode {
+    /// Nothing, not even reading its monitor.
+    Off,
+    /// Read.
+    Observe,
+    /// Read and advise: the default.
+    Advise,
+    /// Log what a candidate would do.
+    Shadow,
+    /// Apply a candidate.
+    Canary,
+    /// Apply the production policy.
+    Auto,
+}
+
+/// A knob that a guest may allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KnobKind {
+    /// Channel of an IOThread.
+    Channel,
+    /// Cache strategy of a disk.
+    Cache,
+    /// Polling of an IOThread.
+    Polling,
+}
+
+/// The opt-in of a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptIn {
+    /// What may be done.
+    pub mode: TuningMode,
+    /// To which knobs.
+    pub knobs: BTreeSet<KnobKind>,
+}
+
+impl Guest {
+    /// Reads a running domain's XML.
+    ///
+    /// # Errors
+    /// `Parse`, also for an opt-in element with an unknown mode or knob: a typing error must not
+    /// be taken for consent.
+    pub fn from_xml(xml: &str) -> HostResult<Self> {
+        let root = Element::parse(xml)?;
+        let text = |name: &str| root.child(name).map(|child| child.text.clone());
+        let missing = |what: &str| HostError::parse(&format!("domain XML ({what})"), xml);
+        let vcpu = root.child("vcpu");
+        Ok(Self {
+            uuid: text("uuid").ok_or_else(|| missing("uuid"))?,
+            name: text("name").ok_or_else(|| missing("name"))?,
+            is_kvm: root.attribute("type") == Some("kvm"),
+            vcpus: vcpu.and_then(|vcpu| vcpu.text.parse().ok()).ok_or_else(|| missing("vcpu"))?,
+            vcpu_pins: vcpu_pins(&root)?,
+            iothreads: iothreads(&root),
+            cpuset: vcpu.and_then(|vcpu| vcpu.attribute("cpuset")).map(str::parse).transpose()?,
+            disks: disks(&root),
+            opt_in: opt_in(&root)?,
+        })
+    }
+
+    /// The disk with this target name.
+    #[must_use]
+    pub fn disk(&self, target: &str) -> Option<&GuestDisk> {
+        self.disks.iter().find(|disk| disk.target == target)
+    }
+
+    /// Number of disks that an IOThread serves.
+    #[must_use]
+    pub fn disks_on(&self, iothread: u32) -> usize {
+        self.disks.iter().filter(|disk| disk.iothread == Some(iothread)).count()
+    }
+
+    /// Whether QEMU's monitor may be used for this guest.
+    #[must_use]
+    pub fn allows_monitor(&self) -> bool {
+        self.opt_in.as_ref().is_some_and(|opt_in| opt_in.mode != TuningMode::Off)
+    }
+
+    /// Whether the guest has opted in to this knob (in whatever mode but `off`).
+    #[must_use]
+    pub fn allows(&self, knob: KnobKind) -> bool {
+        self.allows_monitor() && self.opt_in.as_ref().is_some_and(|opt_in| opt_in.knobs.contains(&knob))
+    }
+}
+
+impl GuestDisk {
+    /// Path of the device's backend in QEMU's object tree.
+    #[must_use]
+    pub fn qom_path(&self) -> String {
+        format!("/machine/peripheral/{}/virtio-backend", self.alias)
+    }
+}
+
+impl FromStr for TuningMode {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> HostResult<Self> {
+        Ok(match text {
+            "off" => Self::Off,
+            "observe" => Self::Observe,
+            "advise" => Self::Advise,
+            "shadow" => Self::Shadow,
+            "canary" => Self::Canary,
+            "auto" => Self::Auto,
+            _ => return Err(HostError::parse("tuning mode (off, observe, advise, shadow, canary or auto)", text)),
+        })
+    }
+}
+
+impl FromStr for KnobKind {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> HostResult<Self> {
+        Ok(match text {
+            "channel" => Self::Channel,
+            "cache" => Self::Cache,
+            "polling" => Self::Polling,
+            _ => return Err(HostError::parse("knob (channel, cache or polling)", text)),
+        })
+    }
+}
+
+fn vcpu_pins(root: &Element) -> HostResult<BTreeMap<u32, CpuSet>> {
+    let Some(cputune) = root.child("cputune") else { return Ok(BTreeMap::new()) };
+    let pins = cputune.children("vcpupin").filter_map(|pin| {
+        let vcpu = pin.attribute("vcpu")?.parse().ok()?;
+        Some(pin.attribute("cpuset")?.parse().map(|cpus| (vcpu, cpus)))
+    });
+    pins.collect()
+}
+
+fn iothreads(root: &Element) -> BTreeSet<u32> {
+    let ids = root.child("iothreadids").map(|ids| ids.children("iothread").filter_map(|id| id.attribute("id")?.parse().ok()));
+    let listed: BTreeSet<u32> = ids.into_iter().flatten().collect();
+    if !listed.is_empty() {
+        return listed;
+    }
+    let count = root.child("iothreads").and_then(|count| count.text.parse().ok()).unwrap_or(0);
+    (1..=count).collect()
+}
+
+fn disks(root: &Element) -> Vec<GuestDisk> {
+    let devices = root.child("devices").map(|devices| devices.children("disk")).into_iter().flatten();
+    devices.filter(|disk| disk.attribute("device").unwrap_or("disk") == "disk").filter_map(disk).collect()
+}
+
+fn disk(element: &Element) -> Option<GuestDisk> {
+    let driver = element.child("driver");
+    let driver_attribute = |name: &str| driver.and_then(|driver| driver.attribute(name));
+    let source = element.child("source");
+    let path = source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
+    Some(GuestDisk {
+        target: element.at(&["target"])?.attribute("dev")?.to_owned(),
+        alias: element.at(&["alias"]).and_then(|alias| alias.attribute("name")).unwrap_or_default().to_owned(),
+        source: path.map(PathBuf::from),
+        format: driver_attribute("type").unwrap_or("raw").to_owned(),
+        boot_cache: match driver_attribute("cache") {
+            Some("none") => BootCache::None,
+            Some("directsync") => BootCache::DirectSync,
+            Some("writethrough") => BootCache::Writethrough,
+            Some("unsafe") => BootCache::Unsafe,
+            _ => BootCache::Writeback,
+        },
+        boot_io: match driver_attribute("io") {
+            Some("native") => BootIo::Native,
+            Some("io_uring") => BootIo::IoUring,
+            _ => BootIo::Threads,
+        },
+        iothread: driver_attribute("iothread").and_then(|id| id.parse().ok()),
+        cache_obstacle: cache_obstacle(element, driver_attribute("cache")),
+    })
+}
+
+/// A disk that others may open too must stay as libvirt's own safety checks see it in its XML.
+fn cache_obstacle(disk: &Element, cache: Option<&str>) -> Option<&'static str> {
+    let bus = disk.child("target").and_then(|target| target.attribute("bus"));
+    if disk.child("shareable").is_some() {
+        Some("the disk is shared between guests")
+    } else if !matches!(disk.attribute("type"), Some("file" | "block")) {
+        Some("the disk is neither a file nor a block device of this host")
+    } else if matches!(cache, Some("unsafe" | "directsync" | "writethrough")) {
+        Some("its cache mode does more than choose direct or buffered")
+    } else if bus != Some("virtio") {
+        Some("the disk is not on the virtio bus")
+    } else if disk.child("transient").is_some() {
+        Some("the disk is transient")
+    } else {
+        None
+    }
+}
+
+fn opt_in(root: &Element) -> HostResult<Option<OptIn>> {
+    let Some(metadata) = root.child("metadata") else { return Ok(None) };
+    let Some(tuning) = metadata.children.iter().find(|child| is_tuning(child)) else { return Ok(None) };
+    let mode = tuning.attribute("mode").map_or(Ok(TuningMode::Advise), str::parse)?;
+    let knobs = tuning.attribute("knobs").unwrap_or("channel cache polling");
+    let knobs = knobs.split_whitespace().map(str::parse).collect::<HostResult<_>>()?;
+    Ok(Some(OptIn { mode, knobs }))
+}
+
+/// The prefix is the document's choice; the namespace it stands for is ours. libvirt keeps the
+/// declaration on the element itself.
+fn is_tuning(element: &Element) -> bool {
+    let (declaration, local) = match element.name.split_once(':') {
+        Some((prefix, local)) => (format!("xmlns:{prefix}"), local),
+        None => ("xmlns".to_owned(), element.name.as_str()),
+    };
+    local == "tuning" && element.attribute(&declaration) == Some(TUNING_NAMESPACE)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// As libvirt 9.0 writes it for a running guest, shortened.
+    pub(crate) const XML: &str = r#"<domain type='qemu' id='1'>
+  <name>web</name>
+  <uuid>ee81b14e-982c-47f4-ac22-70486068cb15</uuid>
+  <metadata>
+    <x:other xmlns:x="http://example.org/"/>
+    <blkpilot:tuning xmlns:blkpilot="https://blkpilot.dev/xmlns/1" mode="auto" knobs="channel cache"/>
+  </metadata>
+  <vcpu placement='static' cpuset='0-3'>2</vcpu>
+  <iothreads>2</iothreads>
+  <cputune><vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='1' cpuset='1'/></cputune>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2' cache='none' io='io_uring' iothread='2'/>
+      <source file='/images/web.img' index='1'/>
+      <target dev='vda' bus='virtio'/>
+      <alias name='virtio-disk0'/>
+    </disk>
+    <disk type='block' device='disk'>
+      <driver name='qemu' type='raw'/>
+      <source dev='/dev/loop1' index='2'/>
+      <target dev='vdb' bus='virtio'/>
+      <shareable/>
+      <alias name='virtio-disk1'/>
+    </disk>
+    <disk type='file' device='cdrom'><target dev='sda' bus='sata'/></disk>
+  </devices>
+</domain>"#;
+
+    #[test]
+    fn a_running_guest_is_read() {
+        let guest = Guest::from_xml(XML).unwrap();
+        assert_eq!((guest.name.as_str(), guest.vcpus, guest.is_kvm), ("web", 2, false));
+        assert_eq!(guest.iothreads, BTreeSet::from([1, 2]));
+        assert_eq!(guest.vcpu_pins[&1].to_string(), "1");
+        let disk = guest.disk("vda").unwrap();
+        assert_eq!((disk.boot_cache, disk.boot_io, disk.iothread), (BootCache::None, BootIo::IoUring, Some(2)));
+        assert_eq!(disk.qom_path(), "/machine/peripheral/virtio-disk0/virtio-backend");
+        assert_eq!(disk.cache_obstacle, None);
+        assert_eq!(guest.disks.len(), 2);
+        assert_eq!(guest.disks[1].cache_obstacle, Some("the disk is shared between guests"));
+    }
+
+    #[test]
+    fn opting_in_allows_the_named_knobs_only() {
+        let guest = Guest::from_xml(XML).unwrap();
+        assert!(guest.allows(KnobKind::Cache) && !guest.allows(KnobKind::Polling));
+        let off = Guest::from_xml(&XML.replace("mode=\"auto\"", "mode=\"off\"")).unwrap();
+        assert!(!off.allows(KnobKind::Cache) && !off.allows_monitor());
+    }
+
+    #[test]
+    fn another_namespace_or_a_typing_error_is_no_consent() {
+        let other = XML.replace("https://blkpilot.dev/xmlns/1", "https://example.org/");
+        assert_eq!(Guest::from_xml(&other).unwrap().opt_in, None);
+        assert!(Guest::from_xml(&XML.replace("mode=\"auto\"", "mode=\"atuo\"")).is_err());
+    }
+}

@@ -1,0 +1,53 @@
+//! What blkpilot needs from a hypervisor, so that knobs and telemetry can be tested without one.
+
+use crate::cpuset::CpuSet;
+use crate::error::HostResult;
+use crate::stats::GuestStats;
+
+/// A connection to a hypervisor. Guests are named by UUID; all calls may block.
+///
+/// Every method can fail with `Disconnected`, and those with a guest with `GuestGone`.
+pub trait Hypervisor: Send {
+    /// Statistics of all running guests; one that is busy has fewer of them, none is waited for.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn guest_stats(&self) -> HostResult<Vec<GuestStats>>;
+
+    /// The domain XML of a running guest.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn guest_xml(&self, uuid: &str) -> HostResult<String>;
+
+    /// The IOThreads of a running guest with the CPUs on which each may run now.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn iothread_cpus(&self, uuid: &str) -> HostResult<Vec<(u32, CpuSet)>>;
+
+    /// Binds an IOThread to host CPUs, on the running guest only.
+    ///
+    /// # Errors
+    /// See the trait; `Libvirt` for CPUs that do not exist.
+    fn pin_iothread(&self, uuid: &str, iothread: u32, cpus: &CpuSet) -> HostResult<()>;
+
+    /// Sets how long an IOThread polls at most, on the running guest only; 0 switches polling off.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn set_poll_max_ns(&self, uuid: &str, iothread: u32, poll_max_ns: u64) -> HostResult<()>;
+
+    /// Runs a command of QEMU's monitor (JSON) and returns its reply (JSON). It marks the guest as
+    /// tampered with, so it is only for guests that opted in.
+    ///
+    /// # Errors
+    /// See the trait. A refusal by QEMU is a reply, not an error.
+    fn monitor(&self, uuid: &str, command: &str) -> HostResult<String>;
+
+    /// Whether a block job runs on the disk, or a libvirt job (save, migration, backup) on the guest.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn job_runs(&self, uuid: &str, target: &str) -> HostResult<bool>;
+}

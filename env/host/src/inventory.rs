@@ -1,0 +1,104 @@
+//! The guests that run on this host now, with what is needed to read and change them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use crate::error::{HostError, HostResult};
+use crate::guest::{Guest, OptIn};
+use crate::hypervisor::Hypervisor;
+use crate::journal::GuestLife;
+use crate::knob::KnobIo;
+use crate::process::{QemuProcess, find_qemus};
+use crate::qmp::NodeOptions;
+use crate::stats::GuestStats;
+
+/// A running guest.
+#[derive(Debug, Clone)]
+pub struct RunningGuest {
+    /// What its XML says.
+    pub guest: Guest,
+    /// Its QEMU; `None` when no process names its UUID, and then nothing of it is changed.
+    pub process: Option<QemuProcess>,
+    /// Which life of it this is; `None` like `process`.
+    pub life: Option<GuestLife>,
+    /// Its block nodes as QEMU was started with.
+    pub nodes: NodeOptions,
+}
+
+/// All running guests by UUID.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// The guests.
+    pub guests: BTreeMap<String, RunningGuest>,
+    /// Guests whose XML could not be understood, with the reason: they are left alone.
+    pub unreadable: BTreeMap<String, String>,
+}
+
+impl Inventory {
+    /// Reads the inventory. `configured`: opt-ins by guest name that the service's configuration
+    /// gives in place of the guest's metadata. `proc_root` is `/proc`.
+    ///
+    /// # Errors
+    /// `Disconnected`; `Io` when the boot id cannot be read.
+    pub fn read(
+        hypervisor: &dyn Hypervisor,
+        proc_root: &Path,
+        stats: &[GuestStats],
+        configured: &BTreeMap<String, OptIn>,
+    ) -> HostResult<Self> {
+        let boot_id_path = proc_root.join("sys/kernel/random/boot_id");
+        let boot_id = fs::read_to_string(&boot_id_path).map_err(HostError::io(&boot_id_path))?.trim().to_owned();
+        let processes = find_qemus(proc_root);
+        let mut inventory = Self { boot_id, ..Self::default() };
+        for GuestStats { uuid, name, .. } in stats {
+            match hypervisor.guest_xml(uuid).and_then(|xml| Guest::from_xml(&xml)) {
+                Ok(guest) => inventory.add(guest, processes.get(uuid), configured.get(name)),
+                Err(HostError::GuestGone { .. }) => {}
+                Err(error @ HostError::Disconnected { .. }) => return Err(error),
+                Err(error) => {
+                    inventory.unreadable.insert(uuid.clone(), error.to_string());
+                }
+            }
+        }
+        Ok(inventory)
+    }
+
+    fn add(&mut self, mut guest: Guest, process: Option<&QemuProcess>, configured: Option<&OptIn>) {
+        if let Some(opt_in) = configured {
+            guest.opt_in = Some(opt_in.clone());
+        }
+        let life = process.map(|process| GuestLife {
+            boot_id: self.boot_id.clone(),
+            uuid: guest.uuid.clone(),
+            qemu_started_ticks: process.started_ticks,
+        });
+        let nodes = process.and_then(|process| process.node_options().ok()).unwrap_or_default();
+        self.guests.insert(guest.uuid.clone(), RunningGuest { guest, process: process.cloned(), life, nodes });
+    }
+
+    /// Whether the inventory is still that of these guests: same UUIDs, same QEMUs.
+    #[must_use]
+    pub fn is_current(&self, stats: &[GuestStats]) -> bool {
+        let now: BTreeSet<&str> = stats.iter().map(|stats| stats.uuid.as_str()).collect();
+        let known = self.guests.keys().chain(self.unreadable.keys()).map(String::as_str).collect();
+        let alive = |guest: &RunningGuest| guest.process.as_ref().is_some_and(QemuProcess::is_alive);
+        now == known && self.guests.values().all(alive)
+    }
+
+    /// The guest of this name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&RunningGuest> {
+        self.guests.values().find(|running| running.guest.name == name)
+    }
+}
+
+impl RunningGuest {
+    /// Access to its knobs.
+    #[must_use]
+    pub fn knobs<'a>(&'a self, hypervisor: &'a dyn Hypervisor) -> KnobIo<'a> {
+        KnobIo { hypervisor, guest: &self.guest, nodes: &self.nodes }
+    }
+}

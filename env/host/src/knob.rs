@@ -1,0 +1,296 @@
+//! The knobs of a running guest: how each is named, read and written.
+//!
+//! A knob's value is a text in one canonical form per knob (`0-1`, `direct`, `32768`), so that what
+//! was written, read back and journalled compare by equality.
+
+use std::fmt;
+use std::str::FromStr;
+
+use blkpilot_env::sample::{Cache, Polling};
+
+use crate::cpuset::CpuSet;
+use crate::error::{HostError, HostResult};
+use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
+use crate::hypervisor::Hypervisor;
+use crate::qmp::{LatencyHistogram, NodeOptions, Qmp};
+
+/// QEMU's own default for an IOThread: adaptive polling of up to 32 µs.
+pub const ADAPTIVE_POLL_MAX_NS: u64 = 32_768;
+
+/// One knob of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Knob {
+    /// The host CPUs of an IOThread: which channel serves its disks.
+    Channel {
+        /// libvirt's id of the IOThread.
+        iothread: u32,
+    },
+    /// Whether a disk bypasses the host page cache.
+    Cache {
+        /// Target name of the disk.
+        target: String,
+    },
+    /// How long an IOThread polls at most.
+    Polling {
+        /// libvirt's id of the IOThread.
+        iothread: u32,
+    },
+    /// Whether QEMU counts a disk's latencies for us. Not a tuning knob, but a write like any other.
+    Histogram {
+        /// Target name of the disk.
+        target: String,
+    },
+}
+
+/// A change of one knob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Bind an IOThread to CPUs.
+    Channel {
+        /// libvirt's id of the IOThread.
+        iothread: u32,
+        /// The CPUs; never empty.
+        cpus: CpuSet,
+    },
+    /// Choose a disk's cache strategy.
+    Cache {
+        /// Target name of the disk.
+        target: String,
+        /// The strategy.
+        cache: Cache,
+    },
+    /// Choose how long an IOThread polls at most.
+    Polling {
+        /// libvirt's id of the IOThread.
+        iothread: u32,
+        /// Nanoseconds; 0 switches polling off.
+        poll_max_ns: u64,
+    },
+    /// Count a disk's latencies.
+    Histogram {
+        /// Target name of the disk.
+        target: String,
+    },
+}
+
+/// A guest whose knobs are turned.
+#[derive(Clone, Copy)]
+pub struct KnobIo<'a> {
+    /// The hypervisor that runs it.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// The guest.
+    pub guest: &'a Guest,
+    /// Its block nodes as QEMU was started with.
+    pub nodes: &'a NodeOptions,
+}
+
+const DIRECT: &str = "direct";
+const BUFFERED: &str = "buffered";
+const COUNTING: &str = "counting";
+const ABSENT: &str = "absent";
+const FOREIGN: &str = "foreign";
+
+/// What `poll_max_ns` a level of the polling head stands for.
+#[must_use]
+pub fn poll_max_ns_of(polling: Polling) -> u64 {
+    match polling {
+        Polling::Off => 0,
+        Polling::Adaptive => ADAPTIVE_POLL_MAX_NS,
+    }
+}
+
+impl Knob {
+    /// The opt-in that it needs; `None` when any opt-in will do.
+    #[must_use]
+    pub fn kind(&self) -> Option<KnobKind> {
+        match self {
+            Self::Channel { .. } => Some(KnobKind::Channel),
+            Self::Cache { .. } => Some(KnobKind::Cache),
+            Self::Polling { .. } => Some(KnobKind::Polling),
+            Self::Histogram { .. } => None,
+        }
+    }
+}
+
+impl Change {
+    /// The knob, and its new value in canonical form.
+    #[must_use]
+    pub fn knob_and_value(&self) -> (Knob, String) {
+        match self {
+            Self::Channel { iothread, cpus } => (Knob::Channel { iothread: *iothread }, cpus.to_string()),
+            Self::Cache { target, cache } => (Knob::Cache { target: target.clone() }, cache_text(*cache).to_owned()),
+            Self::Polling { iothread, poll_max_ns } => (Knob::Polling { iothread: *iothread }, poll_max_ns.to_string()),
+            Self::Histogram { target } => (Knob::Histogram { target: target.clone() }, COUNTING.to_owned()),
+        }
+    }
+}
+
+impl KnobIo<'_> {
+    /// The value in force.
+    ///
+    /// # Errors
+    /// `NotOptedIn` for what needs the monitor; `Unsupported` when there is no such IOThread or
+    /// disk; whatever the hypervisor says.
+    pub fn read(&self, knob: &Knob) -> HostResult<String> {
+        match knob {
+            Knob::Channel { iothread } => {
+                let threads = self.hypervisor.iothread_cpus(&self.guest.uuid)?;
+                let thread = threads.into_iter().find(|(id, _)| id == iothread);
+                thread.map(|(_, cpus)| cpus.to_string()).ok_or_else(|| self.no_iothread(*iothread))
+            }
+            Knob::Polling { iothread } => {
+                let all = self.hypervisor.guest_stats()?;
+                let stats = all.iter().find(|stats| stats.uuid == self.guest.uuid);
+                let poll_max_ns = stats.and_then(|stats| stats.poll_max_ns.get(iothread));
+                poll_max_ns.map(u64::to_string).ok_or_else(|| self.no_iothread(*iothread))
+            }
+            Knob::Cache { target } => {
+                let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
+                Ok(if node.is_direct { DIRECT } else { BUFFERED }.to_owned())
+            }
+            Knob::Histogram { target } => Ok(match self.qmp()?.latency_histogram(self.disk(target)?)? {
+                LatencyHistogram::Ours(_) => COUNTING,
+                LatencyHistogram::Absent => ABSENT,
+                LatencyHistogram::Foreign => FOREIGN,
+            }
+            .to_owned()),
+        }
+    }
+
+    /// Sets a knob. Nothing is journalled or read back here: that is [`crate::tuner::Tuner`]'s.
+    ///
+    /// # Errors
+    /// `NotOptedIn`; `Unsupported` where the value is not safe for this disk; whatever the
+    /// hypervisor says.
+    pub(crate) fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {
+        self.check_allowed(knob)?;
+        let uuid = &self.guest.uuid;
+        match knob {
+            Knob::Channel { iothread } => self.hypervisor.pin_iothread(uuid, *iothread, &value.parse()?),
+            Knob::Polling { iothread } => {
+                let poll_max_ns = value.parse().map_err(|_| HostError::parse("poll_max_ns", value))?;
+                self.hypervisor.set_poll_max_ns(uuid, *iothread, poll_max_ns)
+            }
+            Knob::Cache { target } => {
+                let disk = self.disk(target)?;
+                self.check_cache(disk, value)?;
+                let qmp = self.qmp()?;
+                qmp.reopen(&qmp.protocol_node(disk, self.nodes)?, value == DIRECT)
+            }
+            Knob::Histogram { target } if value == COUNTING => self.qmp()?.start_histogram(self.disk(target)?),
+            Knob::Histogram { target } => self.qmp()?.stop_histogram(self.disk(target)?),
+        }
+    }
+
+    /// Refuses a knob that the guest has not opted in to.
+    pub(crate) fn check_allowed(&self, knob: &Knob) -> HostResult<()> {
+        let allowed = knob.kind().map_or(self.guest.allows_monitor(), |kind| self.guest.allows(kind));
+        if allowed {
+            return Ok(());
+        }
+        Err(HostError::NotOptedIn { guest: self.guest.name.clone(), what: knob.to_string() })
+    }
+
+    fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
+        let obstacle = cache_obstacle(disk, value == BUFFERED);
+        let reason = match obstacle {
+            Some(reason) => reason.to_owned(),
+            None if self.hypervisor.job_runs(&self.guest.uuid, &disk.target)? => {
+                "a block or libvirt job is running; try again after it".to_owned()
+            }
+            None => return Ok(()),
+        };
+        let what = format!("guest {}, disk {}: cache strategy {value}", self.guest.name, disk.target);
+        Err(HostError::Unsupported { what, reason })
+    }
+
+    fn qmp(&self) -> HostResult<Qmp<'_>> {
+        Qmp::of(self.hypervisor, self.guest)
+    }
+
+    fn disk(&self, target: &str) -> HostResult<&GuestDisk> {
+        self.guest.disk(target).ok_or_else(|| HostError::Unsupported {
+            what: format!("guest {}, disk {target}", self.guest.name),
+            reason: "there is no such disk".into(),
+        })
+    }
+
+    fn no_iothread(&self, iothread: u32) -> HostError {
+        HostError::Unsupported {
+            what: format!("guest {}, IOThread {iothread}", self.guest.name),
+            reason: "there is no such IOThread, or the guest was too busy to tell".into(),
+        }
+    }
+}
+
+/// Why a disk's cache strategy must not be set, as far as its XML tells.
+#[must_use]
+pub fn cache_obstacle(disk: &GuestDisk, buffered: bool) -> Option<&'static str> {
+    if disk.cache_obstacle.is_some() {
+        return disk.cache_obstacle;
+    }
+    // QEMU checks this when it opens an image but not when it reopens it.
+    let blocks = buffered && disk.boot_io == BootIo::Native;
+    blocks.then_some("under aio=native buffered requests can block the IOThread; boot it with io='threads' or 'io_uring'")
+}
+
+pub(crate) fn cache_text(cache: Cache) -> &'static str {
+    match cache {
+        Cache::Direct => DIRECT,
+        Cache::Buffered => BUFFERED,
+    }
+}
+
+pub(crate) fn cache_of(text: &str) -> Cache {
+    if text == BUFFERED { Cache::Buffered } else { Cache::Direct }
+}
+
+impl fmt::Display for Knob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Channel { iothread } => write!(f, "iothread/{iothread}/cpus"),
+            Self::Polling { iothread } => write!(f, "iothread/{iothread}/poll_max_ns"),
+            Self::Cache { target } => write!(f, "disk/{target}/cache"),
+            Self::Histogram { target } => write!(f, "disk/{target}/histogram"),
+        }
+    }
+}
+
+impl FromStr for Knob {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> HostResult<Self> {
+        let error = || HostError::parse("knob", text);
+        let mut parts = text.split('/');
+        let (Some(kind), Some(name), Some(what), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+            return Err(error());
+        };
+        let number = || name.parse().map_err(|_| error());
+        match (kind, what) {
+            ("iothread", "cpus") => Ok(Self::Channel { iothread: number()? }),
+            ("iothread", "poll_max_ns") => Ok(Self::Polling { iothread: number()? }),
+            ("disk", "cache") => Ok(Self::Cache { target: name.to_owned() }),
+            ("disk", "histogram") => Ok(Self::Histogram { target: name.to_owned() }),
+            _ => Err(error()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_knobs_are_read_back() {
+        for knob in [
+            Knob::Channel { iothread: 3 },
+            Knob::Polling { iothread: 1 },
+            Knob::Cache { target: "vda".into() },
+            Knob::Histogram { target: "vdb".into() },
+        ] {
+            assert_eq!(knob.to_string().parse::<Knob>().unwrap(), knob);
+        }
+        assert!("disk/vda/size".parse::<Knob>().is_err());
+        assert!("iothread/x/cpus".parse::<Knob>().is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! The libvirt calls that the safe wrapper lacks or leaks: the only unsafe code over libvirt.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_void};
+use std::ptr;
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::Error;
+use virt_sys as sys;
+
+use crate::stats::{StatValue, StatsRecord};
+use crate::cpuset::CpuSet;
+
+/// Keeps libvirt from printing errors on standard error itself; they are returned instead.
+pub(super) fn silence() {
+    extern "C" fn ignore(_user: *mut c_void, _error: sys::virErrorPtr) {}
+    // SAFETY: the handler ignores both arguments and lives as long as the program.
+    unsafe { sys::virSetErrorFunc(ptr::null_mut(), Some(ignore)) };
+}
+
+/// Statistics of all running domains. A domain that is busy is left out of the groups that would
+/// have to wait for it (`NOWAIT`).
+pub(super) fn all_domain_stats(connect: &Connect) -> Result<Vec<StatsRecord>, Error> {
+    let groups = sys::VIR_DOMAIN_STATS_STATE
+        | sys::VIR_DOMAIN_STATS_CPU_TOTAL
+        | sys::VIR_DOMAIN_STATS_VCPU
+        | sys::VIR_DOMAIN_STATS_BLOCK
+        | sys::VIR_DOMAIN_STATS_IOTHREAD;
+    let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+    let mut records: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
+    // SAFETY: the connection is open while `connect` is borrowed; on success `records` is a list of
+    // `count` valid records, which is freed once below and not used after.
+    unsafe {
+        let count = sys::virConnectGetAllDomainStats(connect.as_ptr(), groups, &mut records, flags);
+        if count < 0 {
+            return Err(Error::last_error());
+        }
+        let parsed = (0..count as usize).map(|index| read_record(&**records.add(index))).collect();
+        sys::virDomainStatsRecordListFree(records);
+        Ok(parsed)
+    }
+}
+
+/// # Safety
+/// `record` must be one that libvirt filled in.
+unsafe fn read_record(record: &sys::virDomainStatsRecord) -> StatsRecord {
+    let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
+    // SAFETY: the domain is valid as long as the record, the buffer has the size that libvirt asks
+    // for, and `params` has `nparams` entries whose `field` is a C string and whose `type_` says
+    // which member of the union is set.
+    unsafe {
+        let known = sys::virDomainGetUUIDString(record.dom, uuid.as_mut_ptr()) == 0;
+        let uuid = if known { text(uuid.as_ptr()) } else { String::new() };
+        let name = sys::virDomainGetName(record.dom);
+        let name = if name.is_null() { String::new() } else { text(name) };
+        let params = (0..record.nparams as usize).map(|index| &*record.params.add(index));
+        let values = params.filter_map(|param| Some((text(param.field.as_ptr()), read_value(param)?))).collect();
+        StatsRecord { uuid, name, values }
+    }
+}
+
+/// # Safety
+/// `param` must be one that libvirt filled in.
+unsafe fn read_value(param: &sys::virTypedParameter) -> Option<StatValue> {
+    // SAFETY: `type_` says which member of the union is set.
+    unsafe {
+        match param.type_ as u32 {
+            sys::VIR_TYPED_PARAM_INT => u64::try_from(param.value.i).ok().map(StatValue::Number),
+            sys::VIR_TYPED_PARAM_UINT => Some(StatValue::Number(param.value.ui.into())),
+            sys::VIR_TYPED_PARAM_LLONG => u64::try_from(param.value.l).ok().map(StatValue::Number),
+            sys::VIR_TYPED_PARAM_ULLONG => Some(StatValue::Number(param.value.ul)),
+            sys::VIR_TYPED_PARAM_BOOLEAN => Some(StatValue::Number(u64::from(param.value.b != 0))),
+            sys::VIR_TYPED_PARAM_STRING if !param.value.s.is_null() => Some(StatValue::Text(text(param.value.s))),
+            _ => None,
+        }
+    }
+}
+
+/// # Safety
+/// `pointer` must be a C string.
+unsafe fn text(pointer: *const std::ffi::c_char) -> String {
+    // SAFETY: as above.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}
+
+/// Binds an IOThread of a running domain to host CPUs.
+pub(super) fn pin_iothread(domain: &Domain, iothread: u32, cpus: &CpuSet) -> Result<(), Error> {
+    let mut bitmap = cpus.to_bitmap();
+    // SAFETY: the domain is valid while borrowed; libvirt only reads `bitmap`, within its length.
+    let result = unsafe {
+        sys::virDomainPinIOThread(
+            domain.as_ptr(),
+            iothread,
+            bitmap.as_mut_ptr(),
+            bitmap.len() as i32,
+            sys::VIR_DOMAIN_AFFECT_LIVE,
+        )
+    };
+    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
+}
+
+/// The IOThreads of a running domain with the host CPUs on which each may run.
+pub(super) fn iothread_affinity(domain: &Domain) -> Result<Vec<(u32, CpuSet)>, Error> {
+    let mut list: *mut sys::virDomainIOThreadInfoPtr = ptr::null_mut();
+    // SAFETY: the domain is valid while borrowed; on success `list` holds `count` valid entries,
+    // each freed once below, then the list itself, which libvirt allocated with malloc.
+    unsafe {
+        let count = sys::virDomainGetIOThreadInfo(domain.as_ptr(), &mut list, sys::VIR_DOMAIN_AFFECT_LIVE);
+        if count < 0 {
+            return Err(Error::last_error());
+        }
+        let mut threads = Vec::with_capacity(count as usize);
+        for index in 0..count as usize {
+            let info = *list.add(index);
+            let bitmap = std::slice::from_raw_parts((*info).cpumap, (*info).cpumaplen as usize);
+            threads.push(((*info).iothread_id, CpuSet::from_bitmap(bitmap)));
+            sys::virDomainIOThreadInfoFree(info);
+        }
+        nix::libc::free(list.cast());
+        Ok(threads)
+    }
+}
+
+/// Sets `poll_max_ns` of an IOThread of a running domain.
+pub(super) fn set_poll_max_ns(domain: &Domain, iothread: u32, poll_max_ns: u64) -> Result<(), Error> {
+    let mut params: sys::virTypedParameterPtr = ptr::null_mut();
+    let (mut count, mut capacity) = (0, 0);
+    let name = sys::VIR_DOMAIN_IOTHREAD_POLL_MAX_NS.as_ptr();
+    // SAFETY: libvirt allocates `params` in the first call and it is freed once in the last; the
+    // name is a C string; the domain is valid while borrowed.
+    unsafe {
+        let mut result = sys::virTypedParamsAddULLong(&mut params, &mut count, &mut capacity, name, poll_max_ns);
+        if result == 0 {
+            result = sys::virDomainSetIOThreadParams(domain.as_ptr(), iothread, params, count, sys::VIR_DOMAIN_AFFECT_LIVE);
+        }
+        let error = (result < 0).then(Error::last_error);
+        sys::virTypedParamsFree(params, count);
+        error.map_or(Ok(()), Err)
+    }
+}
+
+/// Runs a command of QEMU's monitor and returns its reply. Taints the domain (`custom-monitor`).
+pub(super) fn monitor_command(domain: &Domain, command: &CString) -> Result<String, Error> {
+    let mut reply = ptr::null_mut();
+    // SAFETY: the domain is valid while borrowed, the command is a C string, and on success the
+    // reply is one too, allocated with malloc and freed once.
+    unsafe {
+        if sys::virDomainQemuMonitorCommand(domain.as_ptr(), command.as_ptr(), &mut reply, 0) < 0 {
+            return Err(Error::last_error());
+        }
+        let text = text(reply);
+        nix::libc::free(reply.cast());
+        Ok(text)
+    }
+}
+
+/// Whether a block job runs on a disk of a running domain.
+pub(super) fn block_job_runs(domain: &Domain, target: &CString) -> Result<bool, Error> {
+    // SAFETY: the domain is valid while borrowed, the target is a C string, and `info` is plain data
+    // for which all zeros is a valid value.
+    unsafe {
+        let mut info: sys::virDomainBlockJobInfo = std::mem::zeroed();
+        match sys::virDomainGetBlockJobInfo(domain.as_ptr(), target.as_ptr(), &mut info, 0) {
+            0 => Ok(false),
+            1.. => Ok(true),
+            _ => Err(Error::last_error()),
+        }
+    }
+}

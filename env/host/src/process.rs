@@ -1,0 +1,211 @@
+//! A guest's QEMU as the kernel sees it: threads, CPU time, run delay, bytes from the device.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use procfs::ProcError;
+use procfs::process::{Process, Task};
+
+use crate::cpuset::CpuSet;
+use crate::error::{HostError, HostResult};
+use crate::qmp::{NodeOptions, node_options};
+
+/// One running QEMU. Its process id may be reused after its end: `started_ticks` tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuProcess {
+    /// Process id.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot.
+    pub started_ticks: u64,
+    root: PathBuf,
+}
+
+/// The threads of a QEMU, by their role.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct QemuThreads {
+    /// Thread of each IOThread, by libvirt's id.
+    pub iothreads: BTreeMap<u32, i32>,
+    /// Thread of each vCPU.
+    pub vcpus: BTreeMap<u32, i32>,
+    /// Kernel workers that carry out an IOThread's io_uring requests, by the IOThread's thread.
+    pub uring_workers: Vec<(i32, i32)>,
+}
+
+/// What the scheduler counted for a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ThreadTimes {
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Time runnable but not running, nanoseconds.
+    pub wait_ns: u64,
+}
+
+/// Finds the QEMU of each guest by `-uuid` on its command line; libvirt has no call for it.
+/// `root` is `/proc`.
+#[must_use]
+pub fn find_qemus(root: &Path) -> BTreeMap<String, QemuProcess> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
+    pids.filter_map(|pid| qemu_at(root, pid)).collect()
+}
+
+fn qemu_at(root: &Path, pid: i32) -> Option<(String, QemuProcess)> {
+    let command_line = fs::read(root.join(pid.to_string()).join("cmdline")).ok()?;
+    let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+    // Anybody can name a guest's UUID: only what is called QEMU counts.
+    if !words.first()?.rsplit(|byte| *byte == b'/').next()?.starts_with(b"qemu") {
+        return None;
+    }
+    let uuid = words.windows(2).find(|pair| pair[0] == b"-uuid")?[1];
+    let process = Process::new_with_root(root.join(pid.to_string())).ok()?;
+    let started_ticks = process.stat().ok()?.starttime;
+    Some((String::from_utf8(uuid.to_vec()).ok()?, QemuProcess { pid, started_ticks, root: root.to_owned() }))
+}
+
+impl QemuProcess {
+    /// Whether it still runs, and its id was not given to another process.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.process().and_then(|process| process.stat()).is_ok_and(|stat| stat.starttime == self.started_ticks)
+    }
+
+    /// The options of the block nodes that it was started with.
+    ///
+    /// # Errors
+    /// `Io` when it has ended or may not be read.
+    pub fn node_options(&self) -> HostResult<NodeOptions> {
+        let path = self.dir().join("cmdline");
+        fs::read(&path).map(|text| node_options(&text)).map_err(HostError::io(&path))
+    }
+
+    /// Its threads by role, as QEMU names them under libvirt (`debug-threads=on`).
+    ///
+    /// # Errors
+    /// `Io` when it has ended or may not be read.
+    pub fn threads(&self) -> HostResult<QemuThreads> {
+        let path = self.dir().join("task");
+        let mut threads = QemuThreads::default();
+        for entry in fs::read_dir(&path).map_err(HostError::io(&path))?.flatten() {
+            let Ok(tid) = entry.file_name().to_string_lossy().parse() else { continue };
+            // A worker may end between the two reads.
+            let Ok(name) = fs::read_to_string(entry.path().join("comm")) else { continue };
+            threads.add(name.trim_end(), tid);
+        }
+        Ok(threads)
+    }
+
+    /// CPU time and run delay of a thread.
+    ///
+    /// # Errors
+    /// `Io` when it has ended.
+    pub fn thread_times(&self, tid: i32) -> HostResult<ThreadTimes> {
+        let path = self.dir().join(format!("task/{tid}/schedstat"));
+        let text = fs::read_to_string(&path).map_err(HostError::io(&path))?;
+        let mut numbers = text.split_whitespace().map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(cpu_ns)), Some(Ok(wait_ns))) => Ok(ThreadTimes { cpu_ns, wait_ns }),
+            _ => Err(HostError::parse(&path.display().to_string(), &text)),
+        }
+    }
+
+    /// Bytes that a thread had read from block devices: what the page cache served is not in it.
+    ///
+    /// # Errors
+    /// `Io` when it has ended or may not be read (it needs the same user or root).
+    pub fn thread_read_bytes(&self, tid: i32) -> HostResult<u64> {
+        let io = self.task(tid).and_then(|task| task.io());
+        io.map(|io| io.read_bytes).map_err(|error| self.error(&format!("task/{tid}/io"), error))
+    }
+
+    /// Bytes that all its threads, also those that have ended, had read from block devices.
+    ///
+    /// # Errors
+    /// `Io` when it has ended or may not be read (it needs the same user or root).
+    pub fn read_bytes(&self) -> HostResult<u64> {
+        let io = self.process().and_then(|process| process.io());
+        io.map(|io| io.read_bytes).map_err(|error| self.error("io", error))
+    }
+
+    /// Host CPUs on which a thread may run.
+    ///
+    /// # Errors
+    /// `Io` when it has ended.
+    pub fn affinity(&self, tid: i32) -> HostResult<CpuSet> {
+        let path = self.dir().join(format!("task/{tid}/status"));
+        let text = fs::read_to_string(&path).map_err(HostError::io(&path))?;
+        let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        list.ok_or_else(|| HostError::parse(&path.display().to_string(), &text))?.trim().parse()
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.join(self.pid.to_string())
+    }
+
+    fn process(&self) -> Result<Process, ProcError> {
+        Process::new_with_root(self.dir())
+    }
+
+    fn task(&self, tid: i32) -> Result<Task, ProcError> {
+        self.process()?.task_from_tid(tid)
+    }
+
+    fn error(&self, file: &str, error: ProcError) -> HostError {
+        HostError::Io { path: self.dir().join(file), source: std::io::Error::other(error) }
+    }
+}
+
+impl QemuThreads {
+    fn add(&mut self, name: &str, tid: i32) {
+        if let Some(id) = name.strip_prefix("IO iothread").and_then(|id| id.parse().ok()) {
+            self.iothreads.insert(id, tid);
+        } else if let Some(cpu) = name.strip_prefix("CPU ").and_then(|rest| rest.split('/').next()?.parse().ok()) {
+            self.vcpus.insert(cpu, tid);
+        } else if let Some(owner) = name.strip_prefix("iou-wrk-").and_then(|owner| owner.parse().ok()) {
+            self.uring_workers.push((owner, tid));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_told_apart_by_name() {
+        let mut threads = QemuThreads::default();
+        for (name, tid) in [
+            ("qemu-system-x86", 1),
+            ("IO iothread1", 2),
+            ("IO mon_iothread", 3),
+            ("CPU 0/TCG", 4),
+            ("CPU 1/KVM", 5),
+            ("iou-wrk-2", 6),
+            ("worker", 7),
+        ] {
+            threads.add(name, tid);
+        }
+        assert_eq!(threads.iothreads, BTreeMap::from([(1, 2)]));
+        assert_eq!(threads.vcpus, BTreeMap::from([(0, 4), (1, 5)]));
+        assert_eq!(threads.uring_workers, [(2, 6)]);
+    }
+
+    #[test]
+    fn only_a_process_called_qemu_is_a_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        for (pid, command_line) in [("10", "/bin/grep\0-uuid\0u1\0"), ("11", "/usr/bin/qemu-system-x86_64\0-name\0g\0")] {
+            fs::create_dir(dir.path().join(pid)).unwrap();
+            fs::write(dir.path().join(pid).join("cmdline"), command_line).unwrap();
+        }
+        assert!(find_qemus(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn times_of_this_thread_can_be_read() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let this = QemuProcess { pid, started_ticks: 0, root: "/proc".into() };
+        assert!(this.thread_times(pid).unwrap().cpu_ns > 0);
+        assert!(!this.affinity(pid).unwrap().is_empty());
+        assert!(!this.is_alive(), "a process with another start time is not the same");
+    }
+}

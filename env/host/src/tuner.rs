@@ -1,0 +1,430 @@
+//! Every write to the host goes through here: journal, apply, read back, settle; and back again.
+
+use crate::error::{HostError, HostResult};
+use crate::hypervisor::Hypervisor;
+use crate::inventory::{Inventory, RunningGuest};
+use crate::journal::{GuestLife, Journal, Record, RecordState};
+use crate::knob::{Change, Knob, KnobIo};
+
+/// Applies changes and takes them back.
+#[derive(Debug)]
+pub struct Tuner {
+    journal: Journal,
+}
+
+/// What a change did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The knob.
+    pub knob: Knob,
+    /// Its value before.
+    pub previous: String,
+    /// Its value now, read back.
+    pub value: String,
+}
+
+/// What became of one journalled knob in a rollback or reconciliation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Name of the guest.
+    pub guest: String,
+    /// The knob.
+    pub knob: Knob,
+    /// What was done.
+    pub result: Settlement,
+}
+
+/// What was done about one journalled knob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// The original value is in force again, read back, and the record is dropped.
+    Restored {
+        /// The original value.
+        original: String,
+    },
+    /// The guest's life is over, and the value with it; the record is dropped.
+    Moot,
+    /// The value stands as journalled.
+    Kept {
+        /// The value in force.
+        value: String,
+    },
+    /// Somebody else changed the knob; it is left alone.
+    Frozen {
+        /// What was found.
+        found: String,
+    },
+    /// It could not be done now; the record stays.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Whose changes to roll back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything.
+    Host,
+    /// One guest, by UUID.
+    Guest(String),
+    /// One knob of one guest.
+    Knob(String, Knob),
+}
+
+impl Tuner {
+    /// A tuner with this journal.
+    #[must_use]
+    pub fn new(journal: Journal) -> Self {
+        Self { journal }
+    }
+
+    /// All journalled knobs, those first changed last first.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn records(&self) -> HostResult<Vec<Record>> {
+        self.journal.records()
+    }
+
+    /// The value that a knob had before we changed it; `None` if we have not.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn original(&self, life: &GuestLife, knob: &Knob) -> HostResult<Option<String>> {
+        Ok(self.journal.record(life, knob)?.map(|record| record.original))
+    }
+
+    /// Whether a knob is frozen because somebody else changed it.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn is_frozen(&self, life: &GuestLife, knob: &Knob) -> HostResult<bool> {
+        Ok(self.journal.record(life, knob)?.is_some_and(|record| record.state == RecordState::Frozen))
+    }
+
+    /// Applies a change. When it fails, the value before is restored.
+    ///
+    /// # Errors
+    /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
+    /// changed the knob; `ReadBack` when it did not take; whatever the hypervisor says.
+    pub fn apply(&self, hypervisor: &dyn Hypervisor, running: &RunningGuest, change: &Change) -> HostResult<Applied> {
+        let (knob, value) = change.knob_and_value();
+        let (io, life) = (running.knobs(hypervisor), life_of(running)?);
+        // Before anything is read: a guest without opt-in gets no monitor command at all.
+        io.check_allowed(&knob)?;
+        let current = io.read(&knob)?;
+        let record = self.journal.record(life, &knob)?;
+        if let Some(record) = &record {
+            self.check_untouched(record, &current)?;
+        }
+        let applied = Applied { knob, previous: current, value };
+        if applied.previous == applied.value {
+            return Ok(applied);
+        }
+        self.journal.intend(life, &running.guest.name, &applied.knob, &applied.previous, &applied.value)?;
+        match write_and_check(&io, &applied.knob, &applied.value) {
+            Ok(()) => {
+                self.journal.settle(life, &applied.knob, &applied.value)?;
+                Ok(applied)
+            }
+            Err(error) => {
+                self.revert(&io, life, &applied, record.is_none());
+                Err(error)
+            }
+        }
+    }
+
+    /// Restores original values, the latest change first. One that fails does not stop the others.
+    ///
+    /// # Errors
+    /// `Journal`, when the records cannot be read at all.
+    pub fn rollback(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        inventory: &Inventory,
+        scope: &Scope,
+    ) -> HostResult<Vec<Outcome>> {
+        self.for_each(scope, |record| self.restore(hypervisor, inventory, record))
+    }
+
+    /// Compares the journal with the host after a start: drops what is moot, settles intents that a
+    /// crash left open, freezes what somebody else changed.
+    ///
+    /// # Errors
+    /// `Journal`, when the records cannot be read at all.
+    pub fn reconcile(&self, hypervisor: &dyn Hypervisor, inventory: &Inventory) -> HostResult<Vec<Outcome>> {
+        self.for_each(&Scope::Host, |record| self.compare(hypervisor, inventory, record))
+    }
+
+    /// Takes a frozen knob over again: the value found is accepted as it is, the original stays.
+    ///
+    /// # Errors
+    /// `Journal`; whatever the hypervisor says.
+    pub fn unfreeze(&self, hypervisor: &dyn Hypervisor, running: &RunningGuest, knob: &Knob) -> HostResult<()> {
+        let current = running.knobs(hypervisor).read(knob)?;
+        self.journal.settle(life_of(running)?, knob, &current)
+    }
+
+    fn for_each(&self, scope: &Scope, act: impl Fn(&Record) -> HostResult<Settlement>) -> HostResult<Vec<Outcome>> {
+        let records = self.journal.records()?;
+        let outcome = |record: &Record| Outcome {
+            guest: record.guest.clone(),
+            knob: record.knob.clone(),
+            result: act(record).unwrap_or_else(|error| Settlement::Failed { reason: error.to_string() }),
+        };
+        Ok(records.iter().filter(|record| scope.holds(record)).map(outcome).collect())
+    }
+
+    fn restore(&self, hypervisor: &dyn Hypervisor, inventory: &Inventory, record: &Record) -> HostResult<Settlement> {
+        let Some(running) = self.find(inventory, record)? else { return Ok(Settlement::Moot) };
+        let io = running.knobs(hypervisor);
+        let current = io.read(&record.knob)?;
+        if self.check_untouched(record, &current).is_err() {
+            return Ok(Settlement::Frozen { found: current });
+        }
+        if current != record.original {
+            write_and_check(&io, &record.knob, &record.original)?;
+        }
+        self.journal.drop_record(&record.life, &record.knob)?;
+        Ok(Settlement::Restored { original: record.original.clone() })
+    }
+
+    fn compare(&self, hypervisor: &dyn Hypervisor, inventory: &Inventory, record: &Record) -> HostResult<Settlement> {
+        let Some(running) = self.find(inventory, record)? else { return Ok(Settlement::Moot) };
+        let current = running.knobs(hypervisor).read(&record.knob)?;
+        if self.check_untouched(record, &current).is_err() {
+            return Ok(Settlement::Frozen { found: current });
+        }
+        if record.state == RecordState::Intended {
+            self.journal.settle(&record.life, &record.knob, &current)?;
+        }
+        Ok(Settlement::Kept { value: current })
+    }
+
+    /// The guest of a record in the same life; `None`, and the record dropped, when that is over.
+    fn find<'a>(&self, inventory: &'a Inventory, record: &Record) -> HostResult<Option<&'a RunningGuest>> {
+        let running = inventory.guests.get(&record.life.uuid);
+        if inventory.unreadable.contains_key(&record.life.uuid) || running.is_some_and(|guest| guest.life.is_none()) {
+            let reason = "its QEMU or XML cannot be read, so it cannot be told whether it is the same".into();
+            return Err(HostError::Unsupported { what: format!("guest {}", record.guest), reason });
+        }
+        let same = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
+        if same.is_none() {
+            self.journal.drop_record(&record.life, &record.knob)?;
+        }
+        Ok(same)
+    }
+
+    /// Freezes a knob whose value is neither ours nor, in an open intent, the one before.
+    fn check_untouched(&self, record: &Record, current: &str) -> HostResult<()> {
+        let expected = match record.state {
+            RecordState::Frozen => false,
+            RecordState::Settled => current == record.value,
+            RecordState::Intended => current == record.value || current == record.previous,
+        };
+        if expected {
+            return Ok(());
+        }
+        self.journal.freeze(&record.life, &record.knob)?;
+        Err(HostError::Frozen {
+            guest: record.guest.clone(),
+            knob: record.knob.to_string(),
+            ours: record.value.clone(),
+            theirs: current.to_owned(),
+        })
+    }
+
+    /// After a failed change: back to the value before. What cannot be restored or read stays
+    /// journalled as an open intent, for the next reconciliation.
+    fn revert(&self, io: &KnobIo<'_>, life: &GuestLife, change: &Applied, is_first: bool) {
+        let Ok(found) = io.read(&change.knob) else { return };
+        if found != change.previous && write_and_check(io, &change.knob, &change.previous).is_err() {
+            return;
+        }
+        // The journal has its own error path: an intent that stays open is compared later.
+        let _ = if is_first {
+            self.journal.drop_record(life, &change.knob)
+        } else {
+            self.journal.settle(life, &change.knob, &change.previous)
+        };
+    }
+}
+
+impl Scope {
+    fn holds(&self, record: &Record) -> bool {
+        match self {
+            Self::Host => true,
+            Self::Guest(uuid) => record.life.uuid == *uuid,
+            Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
+        }
+    }
+}
+
+fn life_of(running: &RunningGuest) -> HostResult<&GuestLife> {
+    running.life.as_ref().ok_or_else(|| HostError::Unsupported {
+        what: format!("guest {}: changing it", running.guest.name),
+        reason: "its QEMU process was not found, so its changes could not be journalled".into(),
+    })
+}
+
+fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> {
+    io.write(knob, value)?;
+    let found = io.read(knob)?;
+    if found == value {
+        return Ok(());
+    }
+    Err(HostError::ReadBack { guest: io.guest.name.clone(), knob: knob.to_string(), wanted: value.to_owned(), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::sample::Cache;
+
+    use super::*;
+    use crate::fake::{FakeHypervisor, Fault, UUID};
+
+    struct Bench {
+        host: FakeHypervisor,
+        tuner: Tuner,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new(host: FakeHypervisor) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let tuner = Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap());
+            Self { host, tuner, _dir: dir }
+        }
+
+        fn apply(&self, change: &Change) -> HostResult<Applied> {
+            self.tuner.apply(&self.host, &self.host.running(1), change)
+        }
+
+        fn rollback(&self, started: u64) -> Vec<Settlement> {
+            let outcomes = self.tuner.rollback(&self.host, &self.host.inventory(started), &Scope::Host).unwrap();
+            outcomes.into_iter().map(|outcome| outcome.result).collect()
+        }
+    }
+
+    fn bind(cpus: &str) -> Change {
+        Change::Channel { iothread: 1, cpus: cpus.parse().unwrap() }
+    }
+
+    fn buffered() -> Change {
+        Change::Cache { target: "vda".into(), cache: Cache::Buffered }
+    }
+
+    #[test]
+    fn every_knob_is_applied_and_rolled_back_to_its_original() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        bench.apply(&bind("2")).unwrap();
+        bench.apply(&buffered()).unwrap();
+        bench.apply(&Change::Polling { iothread: 1, poll_max_ns: 0 }).unwrap();
+        bench.apply(&Change::Histogram { target: "vda".into() }).unwrap();
+        assert_eq!(bench.host.cpus.borrow().to_string(), "2");
+        assert!(!bench.host.direct.get() && bench.host.poll_max_ns.get() == 0);
+        assert_eq!(bench.rollback(1).len(), 4);
+        assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+        assert!(bench.host.direct.get() && bench.host.poll_max_ns.get() == 32_768);
+        assert_eq!(*bench.host.histogram.borrow(), None);
+        assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn a_failed_apply_leaves_value_and_journal_as_before() {
+        for fault in [Fault::Refused, Fault::Ignored] {
+            let bench = Bench::new(FakeHypervisor::default());
+            bench.host.fault.set(fault);
+            assert!(bench.apply(&buffered()).is_err());
+            assert!(bench.host.direct.get());
+            assert_eq!(bench.tuner.records().unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn an_intent_left_by_a_crash_is_settled_with_what_is_found() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.host.fault.set(Fault::AppliedThenLost);
+        assert!(matches!(bench.apply(&bind("1")), Err(HostError::Disconnected { .. })));
+        assert_eq!(bench.tuner.records().unwrap()[0].state, RecordState::Intended);
+        bench.host.lost.set(false);
+        let outcomes = bench.tuner.reconcile(&bench.host, &bench.host.inventory(1)).unwrap();
+        assert_eq!(outcomes[0].result, Settlement::Kept { value: "1".into() });
+        assert_eq!(bench.rollback(1), [Settlement::Restored { original: "0-3".into() }]);
+    }
+
+    #[test]
+    fn a_value_that_somebody_else_set_freezes_the_knob_until_it_is_unfrozen() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
+        assert!(matches!(bench.apply(&bind("2")), Err(HostError::Frozen { .. })));
+        assert_eq!(bench.rollback(1), [Settlement::Frozen { found: "3".into() }]);
+        assert_eq!(bench.host.cpus.borrow().to_string(), "3");
+        bench.tuner.unfreeze(&bench.host, &bench.host.running(1), &Knob::Channel { iothread: 1 }).unwrap();
+        bench.apply(&bind("2")).unwrap();
+        assert_eq!(bench.rollback(1), [Settlement::Restored { original: "0-3".into() }]);
+    }
+
+    #[test]
+    fn records_of_a_restarted_guest_are_moot_and_change_nothing() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        assert_eq!(bench.rollback(2), [Settlement::Moot]);
+        assert_eq!(bench.host.cpus.borrow().to_string(), "1");
+        assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn a_lost_connection_keeps_the_records() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        bench.host.lost.set(true);
+        assert!(matches!(bench.rollback(1)[..], [Settlement::Failed { .. }]));
+        assert_eq!(bench.tuner.records().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_guest_without_opt_in_gets_no_command_at_all() {
+        let bench = Bench::new(FakeHypervisor::without_opt_in());
+        for change in [bind("1"), buffered(), Change::Histogram { target: "vda".into() }] {
+            assert!(matches!(bench.apply(&change), Err(HostError::NotOptedIn { .. })));
+        }
+        assert!(bench.host.monitor_commands.borrow().is_empty());
+        assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn the_cache_is_not_touched_while_a_job_runs_or_under_native_aio() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.host.job.set(true);
+        assert!(matches!(bench.apply(&buffered()), Err(HostError::Unsupported { .. })));
+        let mut host = FakeHypervisor::default();
+        host.xml = host.xml.replace("io_uring", "native");
+        let bench = Bench::new(host);
+        assert!(bench.apply(&buffered()).unwrap_err().to_string().contains("aio=native"));
+        assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn a_change_to_the_value_in_force_writes_nothing() {
+        let bench = Bench::new(FakeHypervisor::default());
+        let applied = bench.apply(&bind("0-3")).unwrap();
+        assert_eq!(applied.previous, applied.value);
+        assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn one_guest_or_one_knob_can_be_rolled_back_alone() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        bench.apply(&buffered()).unwrap();
+        let scope = Scope::Knob(UUID.into(), Knob::Cache { target: "vda".into() });
+        assert_eq!(bench.tuner.rollback(&bench.host, &bench.host.inventory(1), &scope).unwrap().len(), 1);
+        assert!(bench.host.direct.get());
+        assert_eq!(bench.host.cpus.borrow().to_string(), "1");
+        assert!(bench.tuner.rollback(&bench.host, &bench.host.inventory(1), &Scope::Guest("x".into())).unwrap().is_empty());
+    }
+}
