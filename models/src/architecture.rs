@@ -55,7 +55,11 @@ pub struct Architecture {
 
 impl Default for Architecture {
     fn default() -> Self {
-        Self { kind: Kind::PointerV1, hidden: 64, channel_hidden: 32 }
+        Self {
+            kind: Kind::PointerV1,
+            hidden: 64,
+            channel_hidden: 32,
+        }
     }
 }
 
@@ -66,8 +70,11 @@ impl Architecture {
     /// Shape of each tensor, by name.
     #[must_use]
     pub fn tensor_shapes(&self, spec: &EnvSpec) -> BTreeMap<String, Vec<usize>> {
-        let mut shapes =
-            Shapes { map: BTreeMap::new(), hidden: self.hidden, lane: self.channel_hidden };
+        let mut shapes = Shapes {
+            map: BTreeMap::new(),
+            hidden: self.hidden,
+            lane: self.channel_hidden,
+        };
         shapes.disk_side("actor", spec);
         for head in &spec.disk_heads {
             shapes.head("actor", head);
@@ -75,7 +82,10 @@ impl Architecture {
         shapes.disk_side("critic", spec);
         shapes.linear("critic.value", self.hidden, 1);
         if !spec.device_heads.is_empty() {
-            shapes.encoder("device", spec.device_features.len() + spec.host_features.len());
+            shapes.encoder(
+                "device",
+                spec.device_features.len() + spec.host_features.len(),
+            );
             for head in &spec.device_heads {
                 shapes.head("device", head);
             }
@@ -87,16 +97,26 @@ impl Architecture {
     pub fn initial_tensors(&self, spec: &EnvSpec, rng: &mut Rng) -> BTreeMap<String, Tensor> {
         let shapes = self.tensor_shapes(spec);
         let inputs = |name: &str| {
-            let weight = name.strip_suffix(".bias").map(|layer| format!("{layer}.weight"));
+            let weight = name
+                .strip_suffix(".bias")
+                .map(|layer| format!("{layer}.weight"));
             shapes[weight.as_deref().unwrap_or(name)][1].max(1)
         };
         let mut draw = |name: &str, shape: &[usize]| {
             let bound = 1.0 / (inputs(name) as f32).sqrt();
             let size = shape.iter().product();
-            let data = (0..size).map(|_| rng.random_range(-bound..=bound)).collect();
-            Tensor { shape: shape.to_vec(), data }
+            let data = (0..size)
+                .map(|_| rng.random_range(-bound..=bound))
+                .collect();
+            Tensor {
+                shape: shape.to_vec(),
+                data,
+            }
         };
-        shapes.iter().map(|(name, shape)| (name.clone(), draw(name, shape))).collect()
+        shapes
+            .iter()
+            .map(|(name, shape)| (name.clone(), draw(name, shape)))
+            .collect()
     }
 }
 
@@ -114,7 +134,8 @@ struct Shapes {
 
 impl Shapes {
     fn linear(&mut self, name: &str, inputs: usize, outputs: usize) {
-        self.map.insert(format!("{name}.weight"), vec![outputs, inputs]);
+        self.map
+            .insert(format!("{name}.weight"), vec![outputs, inputs]);
         self.map.insert(format!("{name}.bias"), vec![outputs]);
     }
 
@@ -129,7 +150,11 @@ impl Shapes {
         if has_channels(spec) {
             let channel = spec.channel_features.len() + spec.pair_features.len();
             self.linear(&format!("{side}.channel"), channel, self.lane);
-            self.linear(&format!("{side}.trunk"), self.hidden + self.lane, self.hidden);
+            self.linear(
+                &format!("{side}.trunk"),
+                self.hidden + self.lane,
+                self.hidden,
+            );
         }
     }
 

@@ -43,7 +43,10 @@ impl Policy for RandomPolicy {
     ) -> Result<Choice, PolicyError> {
         let heads = 0..view.heads.len();
         let (levels, propensities) = heads.map(|head| uniform(view, head, rng)).unzip();
-        Ok(Choice { levels, propensities })
+        Ok(Choice {
+            levels,
+            propensities,
+        })
     }
 }
 
@@ -55,7 +58,9 @@ fn uniform(view: &TurnView<'_>, head: usize, rng: &mut Rng) -> (Level, f64) {
     let count = mask.iter().filter(|reason| reason.is_allowed()).count();
     let drawn = rng.random_range(0..count);
     let mut allowed = (0..mask.len()).filter(|level| mask[*level].is_allowed());
-    let level = allowed.nth(drawn).expect("drawn is less than the number of allowed levels");
+    let level = allowed
+        .nth(drawn)
+        .expect("drawn is less than the number of allowed levels");
     (level as Level, 1.0 / count as f64)
 }
 
@@ -74,7 +79,10 @@ impl RoundRobin {
     /// # Errors
     /// `NoChannelHead`.
     pub fn new(spec: &EnvSpec) -> Result<Self, PolicyError> {
-        Ok(Self { head: channel_head("round_robin", spec)?, leaders: Vec::new() })
+        Ok(Self {
+            head: channel_head("round_robin", spec)?,
+            leaders: Vec::new(),
+        })
     }
 }
 
@@ -86,7 +94,11 @@ impl Policy for RoundRobin {
     fn begin(&mut self, _: &EnvSpec, obs: &Observation) -> Result<(), PolicyError> {
         let leader = |disk: usize| match obs.disk_group[disk] {
             None => disk,
-            group => obs.disk_group.iter().position(|g| *g == group).unwrap_or(disk),
+            group => obs
+                .disk_group
+                .iter()
+                .position(|g| *g == group)
+                .unwrap_or(disk),
         };
         self.leaders = (0..obs.disk_count()).map(leader).collect();
         Ok(())
@@ -141,7 +153,11 @@ impl LeastLoaded {
             bound_cores: column("bound_cores")?,
             cpus: column("cpus")?,
         };
-        Ok(Self { head, columns, background: Vec::new() })
+        Ok(Self {
+            head,
+            columns,
+            background: Vec::new(),
+        })
     }
 
     /// Share of a channel's CPU time in use.
@@ -157,7 +173,11 @@ impl LeastLoaded {
         let mut allowed = (1..mask.len()).filter(|level| mask[*level].is_allowed());
         let first = allowed.next()?;
         let best = allowed.fold(first, |best, level| {
-            if self.load(view, level) < self.load(view, best) { level } else { best }
+            if self.load(view, level) < self.load(view, best) {
+                level
+            } else {
+                best
+            }
         });
         let here = usize::from(view.current[self.head]);
         let may_stay = here > 0 && mask.get(here).is_some_and(|reason| reason.is_allowed());
@@ -172,7 +192,11 @@ impl Policy for LeastLoaded {
     }
 
     fn begin(&mut self, _: &EnvSpec, obs: &Observation) -> Result<(), PolicyError> {
-        let LoadColumns { cpu_load, bound_cores, cpus } = self.columns;
+        let LoadColumns {
+            cpu_load,
+            bound_cores,
+            cpus,
+        } = self.columns;
         let rows = obs.channels.values.rows();
         let background =
             |row: ArrayView1<'_, f32>| (row[cpu_load] * row[cpus] - row[bound_cores]).max(0.0);
@@ -197,14 +221,20 @@ impl Policy for LeastLoaded {
 }
 
 fn channel_head(policy: &str, spec: &EnvSpec) -> Result<usize, PolicyError> {
-    spec.disk_heads.iter().position(Head::is_pointer).ok_or_else(|| PolicyError::NoChannelHead {
-        policy: policy.to_owned(),
-        spec: spec.name.clone(),
-    })
+    spec.disk_heads
+        .iter()
+        .position(Head::is_pointer)
+        .ok_or_else(|| PolicyError::NoChannelHead {
+            policy: policy.to_owned(),
+            spec: spec.name.clone(),
+        })
 }
 
 fn channel_column(policy: &str, spec: &EnvSpec, name: &str) -> Result<usize, PolicyError> {
-    let found = spec.channel_features.iter().position(|feature| feature.name == name);
+    let found = spec
+        .channel_features
+        .iter()
+        .position(|feature| feature.name == name);
     found.ok_or_else(|| PolicyError::MissingFeature {
         policy: policy.to_owned(),
         table: TableName::Channel,
@@ -214,16 +244,205 @@ fn channel_column(policy: &str, spec: &EnvSpec, name: &str) -> Result<usize, Pol
 }
 
 fn defaults(view: &TurnView<'_>) -> Vec<Level> {
-    (0..view.heads.len()).map(|head| nearest(view, head, view.default[head])).collect()
+    (0..view.heads.len())
+        .map(|head| nearest(view, head, view.default[head]))
+        .collect()
 }
 
 /// `wanted` if it is allowed, else the level in force, else the first that is allowed.
 fn nearest(view: &TurnView<'_>, head: usize, wanted: Level) -> Level {
     let mask = view.head_mask(head);
     let is_allowed = |level: Level| mask.get(usize::from(level)).is_some_and(|m| m.is_allowed());
-    let first = || mask.iter().position(|m| m.is_allowed()).map(|level| level as Level);
+    let first = || {
+        mask.iter()
+            .position(|m| m.is_allowed())
+            .map(|level| level as Level)
+    };
     view.forced(head)
-        .or_else(|| [wanted, view.current[head]].into_iter().find(|level| is_allowed(*level)))
+        .or_else(|| {
+            [wanted, view.current[head]]
+                .into_iter()
+                .find(|level| is_allowed(*level))
+        })
         .or_else(first)
         .unwrap_or(view.current[head])
+}
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::cartpole::CartPole;
+    use blkpilot_env::sim::{SimHost, presets};
+    use blkpilot_env::{Environment as _, MaskReason, ResetOptions};
+    use rand::SeedableRng as _;
+
+    use super::*;
+    use crate::fixture::Sizes;
+    use crate::policy::{Decision, decide};
+
+    fn identical(disks: usize, channels: usize) -> (EnvSpec, Observation) {
+        let mut host = SimHost::fixed(presets::identical_disks(disks, channels)).unwrap();
+        let obs = host.reset(Some(1), &ResetOptions::new()).unwrap();
+        (host.spec().clone(), obs)
+    }
+
+    fn channels_of(spec: &EnvSpec, decision: &Decision) -> Vec<Level> {
+        let head = spec.disk_heads.iter().position(Head::is_pointer).unwrap();
+        decision.action.disks.column(head).to_vec()
+    }
+
+    fn run(policy: &mut dyn Policy, spec: &EnvSpec, obs: &Observation) -> Decision {
+        decide(policy, spec, obs, &mut Rng::seed_from_u64(2)).unwrap()
+    }
+
+    #[test]
+    fn keep_default_is_the_observations_default() {
+        let (spec, mut obs) = identical(3, 4);
+        obs.current.disks.fill(1);
+        assert_eq!(run(&mut KeepDefault, &spec, &obs).action, obs.default);
+    }
+
+    #[test]
+    fn a_default_that_is_not_allowed_yields_to_the_level_in_force() {
+        let (spec, mut obs) = identical(1, 4);
+        obs.current.disks[[0, 0]] = 2;
+        obs.masks.disks[[0, 0]] = MaskReason::Dwell;
+        assert_eq!(channels_of(&spec, &run(&mut KeepDefault, &spec, &obs)), [2]);
+    }
+
+    #[test]
+    fn round_robin_counts_disks_modulo_channels() {
+        let (spec, obs) = identical(6, 4);
+        let mut policy = RoundRobin::new(&spec).unwrap();
+        assert_eq!(
+            channels_of(&spec, &run(&mut policy, &spec, &obs)),
+            [1, 2, 3, 4, 1, 2]
+        );
+    }
+
+    #[test]
+    fn round_robin_places_a_shared_iothread_by_its_first_disk_in_any_order() {
+        let (spec, mut obs) = identical(4, 4);
+        obs.disk_group = vec![Some(0), Some(1), Some(0), Some(1)];
+        let mut policy = RoundRobin::new(&spec).unwrap();
+        for seed in 0..20 {
+            let decision = decide(&mut policy, &spec, &obs, &mut Rng::seed_from_u64(seed)).unwrap();
+            assert_eq!(channels_of(&spec, &decision), [1, 2, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn least_loaded_gives_equal_disks_one_channel_each_and_then_leaves_them() {
+        let (spec, mut obs) = identical(4, 4);
+        let mut policy = LeastLoaded::new(&spec).unwrap();
+        let decision = run(&mut policy, &spec, &obs);
+        let mut channels = channels_of(&spec, &decision);
+        channels.sort_unstable();
+        assert_eq!(channels, [1, 2, 3, 4]);
+        let bound_cores = spec
+            .channel_features
+            .iter()
+            .position(|f| f.name == "bound_cores")
+            .unwrap();
+        let cores = spec
+            .disk_features
+            .iter()
+            .position(|f| f.name == "iothread_cores")
+            .unwrap();
+        for disk in 0..4 {
+            let channel = usize::from(decision.action.disks[[disk, 0]]) - 1;
+            obs.channels.values[[channel, bound_cores]] += obs.disks.values[[disk, cores]];
+        }
+        obs.current = decision.action;
+        assert_eq!(run(&mut policy, &spec, &obs).action, obs.current);
+    }
+
+    #[test]
+    fn least_loaded_avoids_a_channel_whose_cpus_are_busy_with_something_else() {
+        let (spec, mut obs) = identical(3, 4);
+        let cpu_load = spec
+            .channel_features
+            .iter()
+            .position(|f| f.name == "cpu_load")
+            .unwrap();
+        obs.channels.values[[1, cpu_load]] = 0.95;
+        let decision = run(&mut LeastLoaded::new(&spec).unwrap(), &spec, &obs);
+        let mut channels = channels_of(&spec, &decision);
+        channels.sort_unstable();
+        assert_eq!(channels, [1, 3, 4]);
+    }
+
+    #[test]
+    fn masked_channels_are_respected_by_all() {
+        let (spec, mut obs) = identical(4, 4);
+        obs.masks
+            .disks
+            .slice_mut(ndarray::s![.., 1..4])
+            .fill(MaskReason::Unsupported);
+        let policies: [Box<dyn Policy>; 4] = [
+            Box::new(KeepDefault),
+            Box::new(RandomPolicy),
+            Box::new(RoundRobin::new(&spec).unwrap()),
+            Box::new(LeastLoaded::new(&spec).unwrap()),
+        ];
+        for mut policy in policies {
+            let decision = run(&mut *policy, &spec, &obs);
+            assert!(
+                channels_of(&spec, &decision)
+                    .iter()
+                    .all(|c| [0, 4].contains(c)),
+                "{}",
+                policy.name()
+            );
+        }
+    }
+
+    #[test]
+    fn random_draws_each_allowed_level_equally_often() {
+        let sizes = Sizes {
+            disks: 1,
+            channels: 3,
+            devices: 0,
+            ..Sizes::default()
+        };
+        let (spec, mut rng) = (sizes.spec(), Rng::seed_from_u64(8));
+        let mut obs = sizes.observation(0.0, &mut rng);
+        // Of the channel head's levels (columns 2 to 5), level 1 is masked.
+        obs.masks.disks[[0, 3]] = MaskReason::Frozen;
+        let mut counts = [0_u32; 4];
+        for _ in 0..6000 {
+            let decision = decide(&mut RandomPolicy, &spec, &obs, &mut rng).unwrap();
+            let choice = &decision.choices[0].choice;
+            counts[usize::from(choice.levels[1])] += 1;
+            assert_eq!(choice.propensities, [0.5, 1.0 / 3.0, 1.0 / 3.0]);
+        }
+        assert_eq!(counts[1], 0);
+        assert!(
+            counts
+                .iter()
+                .filter(|c| **c > 0)
+                .all(|c| c.abs_diff(2000) < 150),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn without_channels_the_first_two_play_and_the_others_say_what_is_missing() {
+        let mut cart = CartPole::new(1);
+        let obs = cart.reset(Some(1), &ResetOptions::new()).unwrap();
+        let spec = cart.spec().clone();
+        run(&mut KeepDefault, &spec, &obs);
+        run(&mut RandomPolicy, &spec, &obs);
+        let error = RoundRobin::new(&spec).unwrap_err();
+        assert!(
+            matches!(error, PolicyError::NoChannelHead { .. }),
+            "{error}"
+        );
+        let error = LeastLoaded::new(&Sizes::default().spec())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`cpu_load`") && error.contains("`made_up`"),
+            "{error}"
+        );
+    }
 }

@@ -111,7 +111,10 @@ impl Checkpoint {
     #[must_use]
     pub fn untrained(spec: &EnvSpec, architecture: Architecture, rng: &mut Rng) -> Self {
         let tensors = architecture.initial_tensors(spec, rng);
-        Self { manifest: Manifest::untrained(spec, architecture), tensors }
+        Self {
+            manifest: Manifest::untrained(spec, architecture),
+            tensors,
+        }
     }
 
     /// Reads and verifies the checkpoint in `dir`.
@@ -140,9 +143,16 @@ impl Checkpoint {
         let file = origin.join(TENSORS);
         let found = sha256(tensors);
         if found != manifest.tensors_sha256 {
-            return Err(CheckpointError::Hash { file, want: manifest.tensors_sha256, found });
+            return Err(CheckpointError::Hash {
+                file,
+                want: manifest.tensors_sha256,
+                found,
+            });
         }
-        let checkpoint = Self { manifest, tensors: parse_tensors(&file, tensors)? };
+        let checkpoint = Self {
+            manifest,
+            tensors: parse_tensors(&file, tensors)?,
+        };
         checkpoint.verify_in(origin)?;
         Ok(checkpoint)
     }
@@ -154,7 +164,9 @@ impl Checkpoint {
     /// `Exists`, `Io`, or what [`Checkpoint::verify`] finds; `dir` does not exist then.
     pub fn save(&mut self, dir: &Path) -> Result<(), CheckpointError> {
         if dir.exists() {
-            return Err(CheckpointError::Exists { dir: dir.to_owned() });
+            return Err(CheckpointError::Exists {
+                dir: dir.to_owned(),
+            });
         }
         let temporary = self.write_beside(dir)?;
         files::publish(&temporary, dir)
@@ -205,17 +217,28 @@ impl Checkpoint {
         self.verify()?;
         let tensors = tensor_bytes(&self.tensors)?;
         self.manifest.tensors_sha256 = sha256(&tensors);
-        let mut manifest = serde_json::to_vec_pretty(&self.manifest)
-            .map_err(|source| CheckpointError::Json { file: MANIFEST.into(), source })?;
+        let mut manifest =
+            serde_json::to_vec_pretty(&self.manifest).map_err(|source| CheckpointError::Json {
+                file: MANIFEST.into(),
+                source,
+            })?;
         manifest.push(b'\n');
         let sums = sums(&manifest, &tensors);
-        let files = [(TENSORS, &tensors[..]), (MANIFEST, &manifest), (SUMS, sums.as_bytes())];
+        let files = [
+            (TENSORS, &tensors[..]),
+            (MANIFEST, &manifest),
+            (SUMS, sums.as_bytes()),
+        ];
         files::write_beside(dir, &files)
     }
 }
 
 fn sums(manifest: &[u8], tensors: &[u8]) -> String {
-    format!("{}  {MANIFEST}\n{}  {TENSORS}\n", sha256(manifest), sha256(tensors))
+    format!(
+        "{}  {MANIFEST}\n{}  {TENSORS}\n",
+        sha256(manifest),
+        sha256(tensors)
+    )
 }
 
 fn check_sums(
@@ -228,15 +251,23 @@ fn check_sums(
         return Ok(());
     }
     let text = String::from_utf8_lossy(found);
-    let named =
-        |name: &str| text.lines().find_map(|line| line.strip_suffix(name)?.strip_suffix("  "));
+    let named = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_suffix(name)?.strip_suffix("  "))
+    };
     for (name, bytes) in [(MANIFEST, manifest), (TENSORS, tensors)] {
         if let Some(want) = named(name).filter(|want| *want != sha256(bytes)) {
             let (file, want) = (dir.join(name), want.to_owned());
-            return Err(CheckpointError::Hash { file, want, found: sha256(bytes) });
+            return Err(CheckpointError::Hash {
+                file,
+                want,
+                found: sha256(bytes),
+            });
         }
     }
-    Err(CheckpointError::Sums { file: dir.join(SUMS) })
+    Err(CheckpointError::Sums {
+        file: dir.join(SUMS),
+    })
 }
 
 fn parse_manifest(file: &Path, bytes: &[u8]) -> Result<Manifest, CheckpointError> {
@@ -245,15 +276,20 @@ fn parse_manifest(file: &Path, bytes: &[u8]) -> Result<Manifest, CheckpointError
     struct Header {
         format: u32,
     }
-    let json = |source| CheckpointError::Json { file: file.to_owned(), source };
+    let json = |source| CheckpointError::Json {
+        file: file.to_owned(),
+        source,
+    };
     let header: Header = serde_json::from_slice(bytes).map_err(json)?;
     verify::format(header.format).map_err(|fault| fault.in_file(file.to_owned()))?;
     serde_json::from_slice(bytes).map_err(json)
 }
 
 fn parse_tensors(file: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
-    let parsed = SafeTensors::deserialize(bytes)
-        .map_err(|source| CheckpointError::Tensors { file: file.to_owned(), source })?;
+    let parsed = SafeTensors::deserialize(bytes).map_err(|source| CheckpointError::Tensors {
+        file: file.to_owned(),
+        source,
+    })?;
     let mut tensors = BTreeMap::new();
     for (name, view) in parsed.iter() {
         if view.dtype() != Dtype::F32 {
@@ -265,8 +301,16 @@ fn parse_tensors(file: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, 
             });
         }
         let values = view.data().chunks_exact(4);
-        let data = values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
+        let data = values
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect();
+        tensors.insert(
+            name.to_owned(),
+            Tensor {
+                shape: view.shape().to_vec(),
+                data,
+            },
+        );
     }
     Ok(tensors)
 }
@@ -280,8 +324,10 @@ fn tensor_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, Checkpoin
             .expect("verify compared the number of values with the shape");
         (name, view)
     });
-    safetensors::serialize(views, None)
-        .map_err(|source| CheckpointError::Tensors { file: TENSORS.into(), source })
+    safetensors::serialize(views, None).map_err(|source| CheckpointError::Tensors {
+        file: TENSORS.into(),
+        source,
+    })
 }
 
 /// Why a checkpoint was refused.
@@ -376,9 +422,15 @@ fn hint(file: &Path, source: &io::Error) -> String {
     let previous = files::previous_of(file.parent().unwrap_or(Path::new("")));
     match source.kind() {
         io::ErrorKind::NotFound if previous.is_dir() => {
-            format!(": it is missing, but {} holds the checkpoint before it", previous.display())
+            format!(
+                ": it is missing, but {} holds the checkpoint before it",
+                previous.display()
+            )
         }
         io::ErrorKind::NotFound => ": it is missing, so this is no checkpoint".to_owned(),
         _ => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

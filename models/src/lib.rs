@@ -2,20 +2,24 @@
 //!
 //! Reading order: [`policy`] (the trait, and how a joint decision is driven), [`baseline`],
 //! [`categorical`] (what a masked distribution is), [`normaliser`], [`architecture`] (names and
-//! shapes of the tensors), [`checkpoint`], [`network`]. Learners live elsewhere: they write
+//! shapes of the tensors), [`checkpoint`], [`network`], [`network_policy`]. Learners live elsewhere: they write
 //! checkpoints, this crate reads and serves them without libtorch.
 
 pub mod architecture;
 pub mod baseline;
 pub mod categorical;
 pub mod checkpoint;
+#[cfg(test)]
+mod fixture;
 mod linear;
 pub mod network;
+pub mod network_policy;
 pub mod normaliser;
 pub mod policy;
 
 pub use architecture::Architecture;
 pub use checkpoint::{Checkpoint, CheckpointError, Manifest, Tensor};
-pub use network::{ActorCritic, Forward, NetworkPolicy, Scratch, Selection};
+pub use network::{ActorCritic, Forward, Scratch};
+pub use network_policy::{NetworkPolicy, Selection};
 pub use normaliser::{Normaliser, Novelty, Outlier, PerTable, Range, Statistics, TableName};
 pub use policy::{Choice, Decision, Policy, PolicyError, TurnChoice, decide, decide_with};

@@ -29,14 +29,24 @@ impl Linear {
     /// `weight`: [bias.len(), inputs], row-major.
     pub(crate) fn new(inputs: usize, weight: &[f32], bias: Vec<f32>) -> Self {
         let outputs = bias.len();
-        assert_eq!(weight.len(), inputs * outputs, "weight is [outputs, inputs]");
+        assert_eq!(
+            weight.len(),
+            inputs * outputs,
+            "weight is [outputs, inputs]"
+        );
         let mut blocks = Vec::with_capacity(outputs / LANES * inputs);
         for first in (0..outputs / LANES).map(|block| block * LANES) {
             let column = |input| array::from_fn(|lane| weight[(first + lane) * inputs + input]);
             blocks.extend((0..inputs).map(column));
         }
         let rest = weight[outputs / LANES * LANES * inputs..].to_vec();
-        Self { inputs, outputs, blocks, rest, bias }
+        Self {
+            inputs,
+            outputs,
+            blocks,
+            rest,
+            bias,
+        }
     }
 
     pub(crate) fn outputs(&self) -> usize {
@@ -50,14 +60,20 @@ impl Linear {
 
     /// y = W·x + base.
     pub(crate) fn apply_from(&self, base: &[f32], x: &[f32], y: &mut [f32]) {
-        assert_eq!((x.len(), y.len()), (self.inputs, self.outputs), "sizes of a layer");
+        assert_eq!(
+            (x.len(), y.len()),
+            (self.inputs, self.outputs),
+            "sizes of a layer"
+        );
         if self.inputs == 0 {
             y.copy_from_slice(base);
             return;
         }
         let (blocked, others) = y.split_at_mut(self.outputs / LANES * LANES);
         let (base_blocked, base_others) = base.split_at(blocked.len());
-        let blocks = blocked.chunks_exact_mut(LANES).zip(base_blocked.chunks_exact(LANES));
+        let blocks = blocked
+            .chunks_exact_mut(LANES)
+            .zip(base_blocked.chunks_exact(LANES));
         for ((y, base), weights) in blocks.zip(self.blocks.chunks_exact(self.inputs)) {
             let sums = block_sums(weights, x);
             for ((y, base), sum) in y.iter_mut().zip(base).zip(sums) {

@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use blkpilot_env::{EnvSpec, Head, Level, Rng, Scale, Turn, TurnView};
+use blkpilot_env::{EnvSpec, Head, Scale, Turn, TurnView};
 use ndarray::ArrayView1;
 
 use crate::architecture::has_channels;
-use crate::categorical::{greedy, sample, softmax_into};
 use crate::checkpoint::{Checkpoint, CheckpointError, Tensor};
 use crate::linear::{Linear, tanh_in_place};
-use crate::normaliser::{Normaliser, Novelty, Outlier, PerTable, TableName, normalise};
-use crate::policy::{Choice, Policy, PolicyError};
+use crate::normaliser::{Normaliser, PerTable, TableName, normalise};
+use crate::policy::PolicyError;
 
 /// What the network says about one turn.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +63,9 @@ impl ActorCritic {
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
         checkpoint.verify()?;
         let spec = &checkpoint.manifest.spec;
-        let tensors = Tensors { map: &checkpoint.tensors };
+        let tensors = Tensors {
+            map: &checkpoint.tensors,
+        };
         let device = (!spec.device_heads.is_empty()).then(|| DeviceSide {
             encoder: tensors.encoder("device"),
             heads: spec
@@ -76,7 +77,11 @@ impl ActorCritic {
         Ok(Self {
             columns: Columns::new(checkpoint),
             actor: tensors.side("actor", spec),
-            heads: spec.disk_heads.iter().map(|head| tensors.head(head)).collect(),
+            heads: spec
+                .disk_heads
+                .iter()
+                .map(|head| tensors.head(head))
+                .collect(),
             critic: tensors.side("critic", spec),
             value: tensors.linear("critic.value"),
             device,
@@ -115,7 +120,7 @@ impl ActorCritic {
         scratch: &mut Scratch,
     ) -> Result<Option<f32>, PolicyError> {
         self.read(view, scratch)?;
-        Ok(self.appraise(view, scratch))
+        self.appraise(view, scratch)
     }
 
     /// Scores and value of a turn.
@@ -130,7 +135,10 @@ impl ActorCritic {
         self.read(view, scratch)?;
         self.score(view, scratch)?;
         let scores = scratch.scores.clone();
-        Ok(Forward { scores, value: self.appraise(view, scratch) })
+        Ok(Forward {
+            scores,
+            value: self.appraise(view, scratch)?,
+        })
     }
 
     /// Scores and values of many turns.
@@ -139,7 +147,10 @@ impl ActorCritic {
     /// As [`ActorCritic::scores`], for the first turn that fails.
     pub fn forward_batch(&self, views: &[TurnView<'_>]) -> Result<Vec<Forward>, PolicyError> {
         let mut scratch = Scratch::default();
-        views.iter().map(|view| self.forward(view, &mut scratch)).collect()
+        views
+            .iter()
+            .map(|view| self.forward(view, &mut scratch))
+            .collect()
     }
 
     fn read(&self, view: &TurnView<'_>, scratch: &mut Scratch) -> Result<(), PolicyError> {
@@ -147,7 +158,10 @@ impl ActorCritic {
             Turn::Disk(_) => &self.spec.disk_heads,
             Turn::Device(_) => &self.spec.device_heads,
         };
-        let levels: usize = heads.iter().map(|head| head.len(view.channels.nrows())).sum();
+        let levels: usize = heads
+            .iter()
+            .map(|head| head.len(view.channels.nrows()))
+            .sum();
         if view.mask.len() != levels || view.heads.len() != heads.len() {
             return Err(PolicyError::Levels {
                 turn: view.turn,
@@ -185,12 +199,24 @@ impl ActorCritic {
         }
     }
 
-    fn appraise(&self, view: &TurnView<'_>, scratch: &mut Scratch) -> Option<f32> {
+    fn appraise(
+        &self,
+        view: &TurnView<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Option<f32>, PolicyError> {
         let Turn::Disk(_) = view.turn else {
-            return None;
+            return Ok(None);
         };
         self.critic.embed(scratch);
-        Some(self.value.apply_one(&scratch.z))
+        let value = self.value.apply_one(&scratch.z);
+        if value.is_finite() {
+            return Ok(Some(value));
+        }
+        Err(PolicyError::NonFiniteScore {
+            turn: view.turn,
+            head: "value".to_owned(),
+            value,
+        })
     }
 }
 
@@ -200,7 +226,10 @@ fn head_at(view: &TurnView<'_>, score: usize) -> String {
         end += head.len(view.channels.nrows());
         score < end
     };
-    view.heads.iter().find(|head| holds(head)).map_or_else(String::new, |head| head.name.clone())
+    view.heads
+        .iter()
+        .find(|head| holds(head))
+        .map_or_else(String::new, |head| head.name.clone())
 }
 
 /// Encoder, and the channel side where there is one.
@@ -219,7 +248,16 @@ struct ChannelSide {
 impl Side {
     /// From `input` and `channel_inputs` to `z` and `lanes`.
     fn embed(&self, scratch: &mut Scratch) {
-        let Scratch { channels, input, channel_inputs, lanes, first, joined, z, .. } = scratch;
+        let Scratch {
+            channels,
+            input,
+            channel_inputs,
+            lanes,
+            first,
+            joined,
+            z,
+            ..
+        } = scratch;
         let [encoder_0, encoder_1] = &self.encoder;
         layer(encoder_0, input, first);
         let Some(ChannelSide { channel, trunk }) = &self.channels else {
@@ -233,9 +271,12 @@ impl Side {
         joined.resize(hidden + width, 0.0);
         let mean = &mut joined[hidden..];
         for lane in lanes.chunks_exact(width) {
-            mean.iter_mut().zip(lane).for_each(|(sum, value)| *sum += value);
+            mean.iter_mut()
+                .zip(lane)
+                .for_each(|(sum, value)| *sum += value);
         }
-        mean.iter_mut().for_each(|sum| *sum /= (*channels).max(1) as f32);
+        mean.iter_mut()
+            .for_each(|sum| *sum /= (*channels).max(1) as f32);
         layer(trunk, joined, z);
     }
 }
@@ -268,7 +309,14 @@ impl HeadNet {
 
 impl Pointer {
     fn score(&self, scratch: &mut Scratch) {
-        let Scratch { lanes, z, query_base, query, scores, .. } = scratch;
+        let Scratch {
+            lanes,
+            z,
+            query_base,
+            query,
+            scores,
+            ..
+        } = scratch;
         append(&self.zero, z, scores);
         let width = self.query_of_z.outputs();
         query_base.resize(width, 0.0);
@@ -278,7 +326,11 @@ impl Pointer {
             self.query_of_lane.apply_from(query_base, lane, query);
         }
         tanh_in_place(query);
-        scores.extend(query.chunks_exact(width).map(|query| self.score.apply_one(query)));
+        scores.extend(
+            query
+                .chunks_exact(width)
+                .map(|query| self.score.apply_one(query)),
+        );
     }
 }
 
@@ -290,7 +342,13 @@ struct DeviceSide {
 
 impl DeviceSide {
     fn score(&self, scratch: &mut Scratch) {
-        let Scratch { input, first, z, scores, .. } = scratch;
+        let Scratch {
+            input,
+            first,
+            z,
+            scores,
+            ..
+        } = scratch;
         layer(&self.encoder[0], input, first);
         layer(&self.encoder[1], first, z);
         for head in &self.heads {
@@ -336,7 +394,11 @@ impl Tensors<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         let weight = self.get(name, "weight");
-        Linear::new(weight.shape[1], &weight.data, self.get(name, "bias").data.clone())
+        Linear::new(
+            weight.shape[1],
+            &weight.data,
+            self.get(name, "bias").data.clone(),
+        )
     }
 
     fn encoder(&self, side: &str) -> [Linear; 2] {
@@ -348,7 +410,10 @@ impl Tensors<'_> {
             channel: self.linear(&format!("{side}.channel")),
             trunk: self.linear(&format!("{side}.trunk")),
         });
-        Side { encoder: self.encoder(side), channels }
+        Side {
+            encoder: self.encoder(side),
+            channels,
+        }
     }
 
     fn head(&self, head: &Head) -> HeadNet {
@@ -368,10 +433,17 @@ impl Tensors<'_> {
     /// The layer over [z | e_k] as one over z, with the bias, and one over e_k, without.
     fn split_query(&self, name: &str) -> [Linear; 2] {
         let (weight, bias) = (self.get(name, "weight"), self.get(name, "bias"));
-        let [lane, inputs] = weight.shape[..] else { unreachable!("weights have two dimensions") };
+        let [lane, inputs] = weight.shape[..] else {
+            unreachable!("weights have two dimensions")
+        };
         let hidden = inputs - lane;
         let columns = |from: usize, to: usize| -> Vec<f32> {
-            weight.data.chunks_exact(inputs).flat_map(|row| &row[from..to]).copied().collect()
+            weight
+                .data
+                .chunks_exact(inputs)
+                .flat_map(|row| &row[from..to])
+                .copied()
+                .collect()
         };
         [
             Linear::new(hidden, &columns(0, hidden), bias.data.clone()),
@@ -393,9 +465,16 @@ impl Columns {
         let tables = PerTable::build(spec, |table, features| {
             let Normaliser { mean, std } = normalisers.get(table);
             let moments = mean.iter().zip(std);
-            features.iter().zip(moments).map(|(f, (mean, std))| (f.scale, *mean, *std)).collect()
+            features
+                .iter()
+                .zip(moments)
+                .map(|(f, (mean, std))| (f.scale, *mean, *std))
+                .collect()
         });
-        Self { tables, has_channels: has_channels(spec) }
+        Self {
+            tables,
+            has_channels: has_channels(spec),
+        }
     }
 
     /// Normalises a view into `input` and `channel_inputs`.
@@ -405,8 +484,17 @@ impl Columns {
         view: &TurnView<'_>,
         scratch: &mut Scratch,
     ) -> Result<(), PolicyError> {
-        let reader = Reader { columns: self, spec, turn: view.turn };
-        let Scratch { input, channel_inputs, channels, .. } = scratch;
+        let reader = Reader {
+            columns: self,
+            spec,
+            turn: view.turn,
+        };
+        let Scratch {
+            input,
+            channel_inputs,
+            channels,
+            ..
+        } = scratch;
         input.clear();
         channel_inputs.clear();
         *channels = view.channels.nrows();
@@ -419,6 +507,12 @@ impl Columns {
         }
         reader.row(TableName::Host, &view.host, input)?;
         if let (Some(pairs), true) = (view.pairs, self.has_channels) {
+            if pairs.nrows() != *channels {
+                return Err(PolicyError::PairRows {
+                    got: pairs.nrows(),
+                    want: *channels,
+                });
+            }
             for (channel, pair) in view.channels.rows().into_iter().zip(pairs.rows()) {
                 reader.row(TableName::Channel, &channel, channel_inputs)?;
                 reader.row(TableName::Pair, &pair, channel_inputs)?;
@@ -444,14 +538,26 @@ impl Reader<'_> {
     ) -> Result<(), PolicyError> {
         let columns = self.columns.tables.get(table);
         if row.len() != columns.len() {
-            return Err(PolicyError::Shape { table, got: row.len(), want: columns.len() });
+            return Err(PolicyError::Shape {
+                table,
+                got: row.len(),
+                want: columns.len(),
+            });
         }
         let mut is_finite = true;
-        out.extend(row.iter().zip(columns).map(|(&value, &(scale, mean, std))| {
-            is_finite &= value.is_finite();
-            normalise(scale, value, mean, std)
-        }));
-        if is_finite { Ok(()) } else { Err(self.non_finite(table, row)) }
+        out.extend(
+            row.iter()
+                .zip(columns)
+                .map(|(&value, &(scale, mean, std))| {
+                    is_finite &= value.is_finite();
+                    normalise(scale, value, mean, std)
+                }),
+        );
+        if is_finite {
+            Ok(())
+        } else {
+            Err(self.non_finite(table, row))
+        }
     }
 
     fn non_finite(&self, table: TableName, row: &ArrayView1<'_, f32>) -> PolicyError {
@@ -461,95 +567,14 @@ impl Reader<'_> {
             .map(|(feature, value)| (feature.name.clone(), *value))
             .next()
             .expect("called when a value is not finite");
-        PolicyError::NonFinite { turn: self.turn, table, feature, value }
-    }
-}
-
-/// How a network's scores become a choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Selection {
-    /// The allowed level with the greatest score, with propensity 1.
-    Greedy,
-    /// A level drawn by the masked softmax; a head that is not forced takes one number from the
-    /// generator.
-    Sample,
-}
-
-/// A network as a policy.
-#[derive(Debug, Clone)]
-pub struct NetworkPolicy {
-    name: String,
-    network: ActorCritic,
-    novelty: Novelty,
-    selection: Selection,
-    scratch: Scratch,
-    probabilities: Vec<f64>,
-}
-
-impl NetworkPolicy {
-    /// The policy of a checkpoint, under a name for logs. Whether it fits an environment is
-    /// [`Checkpoint::check_fits`]' to say.
-    ///
-    /// # Errors
-    /// What [`Checkpoint::verify`] finds.
-    pub fn new(
-        name: impl Into<String>,
-        checkpoint: &Checkpoint,
-        selection: Selection,
-    ) -> Result<Self, CheckpointError> {
-        let network = ActorCritic::new(checkpoint)?;
-        let novelty = Novelty::new(&checkpoint.manifest.spec, &checkpoint.manifest.seen);
-        let (scratch, probabilities) = (Scratch::default(), Vec::new());
-        Ok(Self { name: name.into(), network, novelty, selection, scratch, probabilities })
-    }
-
-    /// The network inside.
-    #[must_use]
-    pub fn network(&self) -> &ActorCritic {
-        &self.network
-    }
-}
-
-impl Policy for NetworkPolicy {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn choose(
-        &mut self,
-        _spec: &EnvSpec,
-        view: &TurnView<'_>,
-        rng: &mut Rng,
-    ) -> Result<Choice, PolicyError> {
-        let mut scores = self.network.scores(view, &mut self.scratch)?;
-        let heads = view.heads.len();
-        let mut choice =
-            Choice { levels: Vec::with_capacity(heads), propensities: Vec::with_capacity(heads) };
-        for head in 0..heads {
-            let mask = view.head_mask(head);
-            let (own, rest) = scores.split_at(mask.len());
-            scores = rest;
-            let (level, propensity) = match (view.forced(head), self.selection) {
-                (Some(level), _) => (level, 1.0),
-                (None, Selection::Greedy) => {
-                    let level =
-                        greedy(own, mask).expect("a head with a choice has an allowed level");
-                    (level as Level, 1.0)
-                }
-                (None, Selection::Sample) => {
-                    self.probabilities.resize(mask.len(), 0.0);
-                    softmax_into(own, mask, &mut self.probabilities);
-                    let level = sample(&self.probabilities, rng);
-                    (level as Level, self.probabilities[level])
-                }
-            };
-            choice.levels.push(level);
-            choice.propensities.push(propensity);
+        PolicyError::NonFinite {
+            turn: self.turn,
+            table,
+            feature,
+            value,
         }
-        Ok(choice)
-    }
-
-    fn novelty(&self, view: &TurnView<'_>) -> Vec<Outlier> {
-        self.novelty.outliers(view)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,13 @@ pub enum TableName {
 
 impl TableName {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Disk, Self::Channel, Self::Pair, Self::Device, Self::Host];
+    pub const ALL: [Self; 5] = [
+        Self::Disk,
+        Self::Channel,
+        Self::Pair,
+        Self::Device,
+        Self::Host,
+    ];
 
     /// The columns of this table.
     #[must_use]
@@ -129,13 +135,19 @@ impl Normaliser {
     /// Changes nothing but the scale.
     #[must_use]
     pub fn identity(columns: usize) -> Self {
-        Self { mean: vec![0.0; columns], std: vec![1.0; columns] }
+        Self {
+            mean: vec![0.0; columns],
+            std: vec![1.0; columns],
+        }
     }
 
     /// A row as the network sees it: clip((scale(x) − mean) / std, ±[`CLIP`]) per column.
     /// `features`, `row` and `out` have one entry per column.
     pub fn apply(&self, features: &[Feature], row: &ArrayView1<'_, f32>, out: &mut [f32]) {
-        let columns = features.iter().zip(row).zip(self.mean.iter().zip(&self.std));
+        let columns = features
+            .iter()
+            .zip(row)
+            .zip(self.mean.iter().zip(&self.std));
         for (out, ((feature, &value), (&mean, &std))) in out.iter_mut().zip(columns) {
             *out = normalise(feature.scale, value, mean, std);
         }
@@ -161,7 +173,10 @@ impl Range {
     /// A range in which nothing is novel, for networks that were not trained.
     #[must_use]
     pub fn unbounded(columns: usize) -> Self {
-        Self { min: vec![f32::MIN; columns], max: vec![f32::MAX; columns] }
+        Self {
+            min: vec![f32::MIN; columns],
+            max: vec![f32::MAX; columns],
+        }
     }
 }
 
@@ -210,8 +225,16 @@ impl Novelty {
         for_each_row(view, |table, row| {
             for ((name, low, high), &value) in self.columns.get(table).iter().zip(row) {
                 let is_known = (*low..=*high).contains(&value);
-                if !is_known && !outliers.iter().any(|o| o.table == table && o.feature == *name) {
-                    outliers.push(Outlier { table, feature: name.clone(), value });
+                if !is_known
+                    && !outliers
+                        .iter()
+                        .any(|o| o.table == table && o.feature == *name)
+                {
+                    outliers.push(Outlier {
+                        table,
+                        feature: name.clone(),
+                        value,
+                    });
                 }
             }
         });
@@ -243,7 +266,9 @@ impl Statistics {
     #[must_use]
     pub fn new(spec: &EnvSpec) -> Self {
         Self {
-            scales: PerTable::build(spec, |_, features| features.iter().map(|f| f.scale).collect()),
+            scales: PerTable::build(spec, |_, features| {
+                features.iter().map(|f| f.scale).collect()
+            }),
             columns: PerTable::build(spec, |_, features| vec![Moments::default(); features.len()]),
         }
     }
@@ -251,7 +276,11 @@ impl Statistics {
     /// Adds the rows that a network looks at in this turn.
     pub fn observe(&mut self, view: &TurnView<'_>) {
         for_each_row(view, |table, row| {
-            let columns = self.columns.get_mut(table).iter_mut().zip(self.scales.get(table));
+            let columns = self
+                .columns
+                .get_mut(table)
+                .iter_mut()
+                .zip(self.scales.get(table));
             for ((moments, scale), &value) in columns.zip(row) {
                 moments.add(f64::from(scale.apply(value)));
             }
@@ -261,8 +290,11 @@ impl Statistics {
     /// Adds what another one has seen, of the same spec.
     pub fn merge(&mut self, other: &Self) {
         for table in TableName::ALL {
-            for (mine, theirs) in
-                self.columns.get_mut(table).iter_mut().zip(other.columns.get(table))
+            for (mine, theirs) in self
+                .columns
+                .get_mut(table)
+                .iter_mut()
+                .zip(other.columns.get(table))
             {
                 mine.merge(theirs);
             }
@@ -311,7 +343,13 @@ struct Moments {
 
 impl Moments {
     fn add(&mut self, value: f64) {
-        self.merge(&Self { count: 1, mean: value, squares: 0.0, min: value, max: value });
+        self.merge(&Self {
+            count: 1,
+            mean: value,
+            squares: 0.0,
+            min: value,
+            max: value,
+        });
     }
 
     /// Chan, Golub and LeVeque 1979.
@@ -343,11 +381,157 @@ fn for_each_row(view: &TurnView<'_>, mut of: impl FnMut(TableName, ArrayView1<'_
         of(TableName::Disk, disk);
     }
     if let Turn::Disk(_) = view.turn {
-        view.channels.rows().into_iter().for_each(|row| of(TableName::Channel, row));
-        view.pairs.iter().flat_map(|p| p.rows()).for_each(|row| of(TableName::Pair, row));
+        view.channels
+            .rows()
+            .into_iter()
+            .for_each(|row| of(TableName::Channel, row));
+        view.pairs
+            .iter()
+            .flat_map(|p| p.rows())
+            .for_each(|row| of(TableName::Pair, row));
     }
     if let Some(device) = view.device {
         of(TableName::Device, device);
     }
     of(TableName::Host, view.host);
+}
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::{JointDecision, Observation, Rng};
+    use proptest::prelude::*;
+    use rand::SeedableRng as _;
+
+    use super::*;
+    use crate::fixture::Sizes;
+
+    /// Shows `statistics` the first turn of an observation.
+    fn show(spec: &EnvSpec, obs: &Observation, statistics: &mut Statistics) {
+        let joint = JointDecision::in_random_order(spec, obs, &mut Rng::seed_from_u64(0));
+        statistics.observe(&joint.view().unwrap());
+    }
+
+    fn one_disk(value: f32) -> (EnvSpec, Observation) {
+        let sizes = Sizes {
+            disks: 1,
+            devices: 0,
+            ..Sizes::default()
+        };
+        let mut obs = sizes.observation(0.0, &mut Rng::seed_from_u64(1));
+        obs.disks.values.fill(value);
+        (sizes.spec(), obs)
+    }
+
+    fn seen(values: &[f32]) -> (EnvSpec, Statistics) {
+        let (spec, _) = one_disk(0.0);
+        let mut statistics = Statistics::new(&spec);
+        for value in values {
+            show(&spec, &one_disk(*value).1, &mut statistics);
+        }
+        (spec, statistics)
+    }
+
+    #[test]
+    fn mean_deviation_and_range_are_those_of_the_scaled_values() {
+        let (_, statistics) = seen(&[1.0, 2.0, 6.0]);
+        let (normalisers, ranges) = (statistics.normalisers(), statistics.ranges());
+        // Column 0 is linear: mean 3, variance (4 + 1 + 9) / 3.
+        assert!((normalisers.disk.mean[0] - 3.0).abs() < 1e-6);
+        assert!((normalisers.disk.std[0] - (14.0_f32 / 3.0).sqrt()).abs() < 1e-6);
+        assert_eq!((ranges.disk.min[0], ranges.disk.max[0]), (1.0, 6.0));
+        // Column 1 is logarithmic.
+        assert!((normalisers.disk.mean[1] - (2.0_f32 * 3.0 * 7.0).ln() / 3.0).abs() < 1e-6);
+        assert!((ranges.disk.max[1] - 7.0_f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_constant_column_is_not_divided() {
+        let (_, statistics) = seen(&[4.0, 4.0]);
+        assert_eq!(statistics.normalisers().disk.std[0], 1.0);
+        assert_eq!(statistics.normalisers().disk.mean[0], 4.0);
+    }
+
+    #[test]
+    fn values_are_clipped_after_normalisation() {
+        let normaliser = Normaliser {
+            mean: vec![1.0],
+            std: vec![0.5],
+        };
+        let (spec, _) = one_disk(0.0);
+        let mut out = [0.0];
+        for (value, want) in [(2.0, 2.0), (1e9, CLIP), (-1e9, -CLIP)] {
+            normaliser.apply(
+                &spec.disk_features[..1],
+                &ndarray::aview1(&[value]),
+                &mut out,
+            );
+            assert_eq!(out, [want]);
+        }
+    }
+
+    #[test]
+    fn novelty_names_each_feature_outside_its_range_once_with_its_value() {
+        let (spec, statistics) = seen(&[1.0, 2.0]);
+        let novelty = Novelty::new(&spec, &statistics.ranges());
+        let outliers = |obs: &Observation| {
+            let joint = JointDecision::in_random_order(&spec, obs, &mut Rng::seed_from_u64(0));
+            novelty.outliers(&joint.view().unwrap())
+        };
+        let (_, inside) = one_disk(1.5);
+        assert_eq!(outliers(&inside), []);
+        let mut obs = inside.clone();
+        obs.disks.values[[0, 1]] = 2.05;
+        assert_eq!(outliers(&obs), [], "within a tenth of the range");
+        obs.disks.values[[0, 1]] = 7.5;
+        obs.channels.values.column_mut(0).fill(-3.0);
+        let found = outliers(&obs);
+        let names: Vec<_> = found
+            .iter()
+            .map(|o| (o.table, o.feature.as_str(), o.value))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (TableName::Disk, "disk_1", 7.5),
+                (TableName::Channel, "channel_0", -3.0)
+            ]
+        );
+        obs.disks.values[[0, 1]] = f32::NAN;
+        assert_eq!(
+            outliers(&obs).len(),
+            2,
+            "what is not a number was never seen"
+        );
+    }
+
+    #[test]
+    fn nothing_is_novel_to_a_network_that_was_not_trained() {
+        let (spec, mut obs) = one_disk(1e30);
+        obs.host.values.fill(-1e30);
+        let ranges = PerTable::build(&spec, |_, features| Range::unbounded(features.len()));
+        let joint = JointDecision::in_random_order(&spec, &obs, &mut Rng::seed_from_u64(0));
+        assert_eq!(
+            Novelty::new(&spec, &ranges).outliers(&joint.view().unwrap()),
+            []
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn statistics_merged_equal_statistics_of_all(
+            values in prop::collection::vec(0.0_f32..1e4, 2..40),
+            cut in 0.0..1.0,
+        ) {
+            let cut = (values.len() as f64 * cut) as usize;
+            let (_, all) = seen(&values);
+            let (_, mut merged) = seen(&values[..cut]);
+            merged.merge(&seen(&values[cut..]).1);
+            prop_assert_eq!(merged.ranges(), all.ranges());
+            let (merged, all) = (merged.normalisers(), all.normalisers());
+            let pairs = merged.disk.std.iter().zip(&all.disk.std);
+            for (merged, all) in pairs.chain(merged.disk.mean.iter().zip(&all.disk.mean)) {
+                prop_assert!((merged - all).abs() <= 1e-5 * (1.0 + all.abs()), "{} {}", merged, all);
+            }
+        }
+    }
 }

@@ -56,7 +56,10 @@ impl Choice {
     #[must_use]
     pub fn certain(levels: Vec<Level>) -> Self {
         let propensities = vec![1.0; levels.len()];
-        Self { levels, propensities }
+        Self {
+            levels,
+            propensities,
+        }
     }
 }
 
@@ -121,7 +124,12 @@ pub fn decide_with(
         choices.push(made);
     }
     let (action, order) = joint.finish();
-    Ok(Decision { policy: policy.name().to_owned(), order, choices, action })
+    Ok(Decision {
+        policy: policy.name().to_owned(),
+        order,
+        choices,
+        action,
+    })
 }
 
 fn take_turn(
@@ -131,8 +139,15 @@ fn take_turn(
     rng: &mut Rng,
 ) -> Result<TurnChoice, PolicyError> {
     let choice = policy.choose(spec, view, rng)?;
-    let forced = (0..view.heads.len()).map(|head| view.forced(head).is_some()).collect();
-    Ok(TurnChoice { turn: view.turn, choice, forced, novel: policy.novelty(view) })
+    let forced = (0..view.heads.len())
+        .map(|head| view.forced(head).is_some())
+        .collect();
+    Ok(TurnChoice {
+        turn: view.turn,
+        choice,
+        forced,
+        novel: policy.novelty(view),
+    })
 }
 
 /// Why a policy did not decide.
@@ -172,6 +187,16 @@ pub enum PolicyError {
         /// Columns shown.
         got: usize,
         /// Columns expected.
+        want: usize,
+    },
+    /// The disk × channel table does not have one row per channel.
+    #[error(
+        "the pair table has {got} rows, but there are {want} channels: the observation is malformed"
+    )]
+    PairRows {
+        /// Rows shown.
+        got: usize,
+        /// Number of channels.
         want: usize,
     },
     /// The view's levels are not those that the policy was made for.
@@ -215,5 +240,101 @@ fn turn_text(turn: &Turn) -> String {
     match turn {
         Turn::Disk(disk) => format!("disk {disk}"),
         Turn::Device(device) => format!("device {device}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+    use crate::baseline::RandomPolicy;
+    use crate::fixture::Sizes;
+
+    #[test]
+    fn a_decision_lists_each_turn_in_the_logged_order_with_what_took_effect() {
+        let sizes = Sizes {
+            disks: 5,
+            ..Sizes::default()
+        };
+        let (spec, mut rng) = (sizes.spec(), Rng::seed_from_u64(3));
+        let obs = sizes.observation(0.4, &mut rng);
+        let mut shown = Vec::new();
+        let decision = decide_with(&mut RandomPolicy, &spec, &obs, &mut rng, |view, made| {
+            assert_eq!(view.turn, made.turn);
+            shown.push(made.clone());
+        })
+        .unwrap();
+        assert_eq!(decision.policy, "random");
+        assert_eq!(decision.choices, shown);
+        assert_eq!(
+            decision.order,
+            decision.choices.iter().map(|c| c.turn).collect::<Vec<_>>()
+        );
+        assert_eq!(decision.order.len(), 5 + 2);
+        for made in &decision.choices {
+            let row = match made.turn {
+                Turn::Disk(disk) => decision.action.disks.row(disk),
+                Turn::Device(device) => decision.action.devices.row(device),
+            };
+            assert_eq!(row.to_vec(), made.choice.levels);
+            for (forced, propensity) in made.forced.iter().zip(&made.choice.propensities) {
+                assert_eq!(*forced, *propensity == 1.0);
+            }
+        }
+        blkpilot_env::decision::check_action(&spec, &obs, &decision.action).unwrap();
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_decision() {
+        let sizes = Sizes::default();
+        let obs = sizes.observation(0.2, &mut Rng::seed_from_u64(9));
+        let decide = |seed| {
+            decide(
+                &mut RandomPolicy,
+                &sizes.spec(),
+                &obs,
+                &mut Rng::seed_from_u64(seed),
+            )
+            .unwrap()
+        };
+        assert_eq!(decide(5), decide(5));
+        assert_ne!(decide(5), decide(6));
+    }
+
+    #[test]
+    fn a_choice_that_is_not_allowed_is_an_error() {
+        struct Stubborn;
+        impl Policy for Stubborn {
+            fn name(&self) -> &str {
+                "stubborn"
+            }
+            fn choose(
+                &mut self,
+                _: &EnvSpec,
+                view: &TurnView<'_>,
+                _: &mut Rng,
+            ) -> Result<Choice, PolicyError> {
+                Ok(Choice::certain(vec![1; view.heads.len()]))
+            }
+        }
+        let sizes = Sizes {
+            disks: 1,
+            ..Sizes::default()
+        };
+        let mut rng = Rng::seed_from_u64(3);
+        let mut obs = sizes.observation(0.0, &mut rng);
+        obs.masks.disks[[0, 1]] = blkpilot_env::MaskReason::JobRunning;
+        obs.current.disks.fill(0);
+        obs.masks.disks[[0, 0]] = blkpilot_env::MaskReason::Allowed;
+        let refused = decide(&mut Stubborn, &sizes.spec(), &obs, &mut rng);
+        // Level 0 alone is allowed, so the head is forced to it.
+        assert!(
+            matches!(
+                refused,
+                Err(PolicyError::Action(ActionError::Masked { .. }))
+            ),
+            "{refused:?}"
+        );
     }
 }

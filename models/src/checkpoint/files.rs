@@ -29,9 +29,14 @@ pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>, CheckpointError> {
     let mut content = Vec::new();
     let file = File::open(path).map_err(failed("open", path))?;
     // One byte more than allowed tells a file that is too large, whatever its metadata says.
-    file.take(most + 1).read_to_end(&mut content).map_err(failed("read", path))?;
+    file.take(most + 1)
+        .read_to_end(&mut content)
+        .map_err(failed("read", path))?;
     if content.len() as u64 > most {
-        return Err(CheckpointError::TooLarge { file: path.to_owned(), most });
+        return Err(CheckpointError::TooLarge {
+            file: path.to_owned(),
+            most,
+        });
     }
     Ok(content)
 }
@@ -105,7 +110,11 @@ fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
 
 fn failed(action: &'static str, file: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
     let file = file.to_owned();
-    move |source| CheckpointError::Io { file, action, source }
+    move |source| CheckpointError::Io {
+        file,
+        action,
+        source,
+    }
 }
 
 fn parent_of(dir: &Path) -> &Path {
@@ -116,5 +125,8 @@ fn parent_of(dir: &Path) -> &Path {
 }
 
 fn name_of(dir: &Path) -> String {
-    dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    dir.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }

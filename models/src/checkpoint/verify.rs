@@ -20,13 +20,26 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn in_file(self, file: PathBuf) -> CheckpointError {
-        let Self { thing, value, wanted } = self;
-        CheckpointError::Invalid { file, thing, value, wanted }
+        let Self {
+            thing,
+            value,
+            wanted,
+        } = self;
+        CheckpointError::Invalid {
+            file,
+            thing,
+            value,
+            wanted,
+        }
     }
 }
 
 fn fault(thing: impl Into<String>, value: &dyn Display, wanted: impl Into<String>) -> Fault {
-    Fault { thing: thing.into(), value: value.to_string(), wanted: wanted.into() }
+    Fault {
+        thing: thing.into(),
+        value: value.to_string(),
+        wanted: wanted.into(),
+    }
 }
 
 /// Checks the manifest on its own.
@@ -45,9 +58,30 @@ pub(super) fn manifest(manifest: &Manifest) -> Result<(), Fault> {
         f32::is_finite,
         "it must be finite",
     )?;
-    columns("normalisers.std", spec, normalisers, |n| &n.std, is_positive, "it must be > 0")?;
-    columns("seen.min", spec, &manifest.seen, |r| &r.min, f32::is_finite, "it must be finite")?;
-    columns("seen.max", spec, &manifest.seen, |r| &r.max, f32::is_finite, "it must be finite")
+    columns(
+        "normalisers.std",
+        spec,
+        normalisers,
+        |n| &n.std,
+        is_positive,
+        "it must be > 0",
+    )?;
+    columns(
+        "seen.min",
+        spec,
+        &manifest.seen,
+        |r| &r.min,
+        f32::is_finite,
+        "it must be finite",
+    )?;
+    columns(
+        "seen.max",
+        spec,
+        &manifest.seen,
+        |r| &r.max,
+        f32::is_finite,
+        "it must be finite",
+    )
 }
 
 /// Checks the version of the format.
@@ -55,7 +89,11 @@ pub(super) fn format(found: u32) -> Result<(), Fault> {
     if found == FORMAT {
         return Ok(());
     }
-    Err(fault("format", &found, format!("this build reads {FORMAT}: use the build that wrote it")))
+    Err(fault(
+        "format",
+        &found,
+        format!("this build reads {FORMAT}: use the build that wrote it"),
+    ))
 }
 
 fn width(name: &str, width: usize) -> Result<(), Fault> {
@@ -79,7 +117,11 @@ fn spec(spec: &EnvSpec) -> Result<(), Fault> {
     }
     if let Some(head) = spec.device_heads.iter().find(|head| head.is_pointer()) {
         let wanted = "in pointer_v1 only disks can choose channels";
-        return Err(fault("a device head that points at channels", &head.name, wanted));
+        return Err(fault(
+            "a device head that points at channels",
+            &head.name,
+            wanted,
+        ));
     }
     heads(&spec.disk_heads)?;
     heads(&spec.device_heads)
@@ -96,7 +138,11 @@ fn heads(heads: &[Head]) -> Result<(), Fault> {
         let levels = head.len(0);
         if levels == 0 || levels > usize::from(Level::MAX) {
             let wanted = format!("it must be 1 to {}", Level::MAX);
-            return Err(fault(format!("number of levels of head {}", head.name), &levels, wanted));
+            return Err(fault(
+                format!("number of levels of head {}", head.name),
+                &levels,
+                wanted,
+            ));
         }
     }
     Ok(())
@@ -128,7 +174,11 @@ fn columns<T>(
         let (features, values) = (table.features(spec), values(tables.get(table)));
         if values.len() != features.len() {
             let wanted = format!("the spec has {} {table} features", features.len());
-            return Err(fault(format!("length of {list} of {table}"), &values.len(), wanted));
+            return Err(fault(
+                format!("length of {list} of {table}"),
+                &values.len(),
+                wanted,
+            ));
         }
         if let Some(at) = values.iter().position(|value| !is_good(*value)) {
             let thing = format!("{list} of {table} feature {}", features[at].name);
@@ -160,19 +210,30 @@ pub(super) fn tensors(
         let wanted = format!("the architecture has none such, and a learner's are {OPTIMISER}…");
         return Err(fault("a tensor's name", name, wanted));
     }
-    tensors.iter().try_for_each(|(name, tensor)| values(name, tensor))
+    tensors
+        .iter()
+        .try_for_each(|(name, tensor)| values(name, tensor))
 }
 
 fn values(name: &str, tensor: &Tensor) -> Result<(), Fault> {
     size(name, tensor)?;
-    let Some(at) = tensor.data.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    let Some(at) = tensor.data.iter().position(|value| !value.is_finite()) else {
+        return Ok(());
+    };
     let wanted = "weights must be finite: training diverged, take an earlier checkpoint";
-    Err(fault(format!("value {at} of tensor {name}"), &tensor.data[at], wanted))
+    Err(fault(
+        format!("value {at} of tensor {name}"),
+        &tensor.data[at],
+        wanted,
+    ))
 }
 
 /// Checks that a tensor has as many values as its shape says.
 pub(super) fn size(name: &str, tensor: &Tensor) -> Result<(), Fault> {
-    let size = tensor.shape.iter().try_fold(1_usize, |size, dim| size.checked_mul(*dim));
+    let size = tensor
+        .shape
+        .iter()
+        .try_fold(1_usize, |size, dim| size.checked_mul(*dim));
     if size == Some(tensor.data.len()) {
         return Ok(());
     }
