@@ -11,7 +11,9 @@ use std::time::Instant;
 use blkpilot_env::sim::{SimHost, presets};
 use blkpilot_env::{EnvSpec, Environment as _, JointDecision, Observation, ResetOptions, Rng};
 use blkpilot_models::baseline::LeastLoaded;
-use blkpilot_models::{Architecture, Checkpoint, NetworkPolicy, Policy, Scratch, Selection, decide};
+use blkpilot_models::{
+    Architecture, Checkpoint, NetworkPolicy, Policy, Scratch, Selection, decide,
+};
 use rand::SeedableRng as _;
 
 fn main() {
@@ -29,8 +31,11 @@ fn main() {
 }
 
 fn host(disks: usize, channels: usize) -> (EnvSpec, Observation) {
-    let mut host = SimHost::fixed(presets::identical_disks(disks, channels)).expect("a valid preset");
-    let obs = host.reset(Some(1), &ResetOptions::new()).expect("the simulator starts");
+    let mut host =
+        SimHost::fixed(presets::identical_disks(disks, channels)).expect("a valid preset");
+    let obs = host
+        .reset(Some(1), &ResetOptions::new())
+        .expect("the simulator starts");
     (host.spec().clone(), obs)
 }
 
@@ -42,18 +47,28 @@ fn one_disk(report: &mut Report, spec: &EnvSpec, obs: &Observation) {
     let mut rng = Rng::seed_from_u64(2);
     let joint = JointDecision::in_random_order(spec, obs, &mut rng);
     let view = joint.view().expect("one disk has a turn");
-    let policy = |selection| NetworkPolicy::new("bench", &checkpoint(spec), selection).expect("valid");
+    let policy =
+        |selection| NetworkPolicy::new("bench", &checkpoint(spec), selection).expect("valid");
     for (name, selection) in [("greedy", Selection::Greedy), ("sample", Selection::Sample)] {
         let mut policy = policy(selection);
         let ns = median_ns(|| {
-            black_box(policy.choose(spec, black_box(&view), &mut rng).expect("decides"));
+            black_box(
+                policy
+                    .choose(spec, black_box(&view), &mut rng)
+                    .expect("decides"),
+            );
         });
         report.add(&format!("one disk, 8 channels, {name}"), ns, 1);
     }
     let policy = policy(Selection::Greedy);
     let mut scratch = Scratch::default();
     let ns = median_ns(|| {
-        black_box(policy.network().forward(black_box(&view), &mut scratch).expect("decides"));
+        black_box(
+            policy
+                .network()
+                .forward(black_box(&view), &mut scratch)
+                .expect("decides"),
+        );
     });
     report.add("one disk, 8 channels, with value", ns, 1);
     let ns = median_ns(|| {
@@ -65,15 +80,21 @@ fn one_disk(report: &mut Report, spec: &EnvSpec, obs: &Observation) {
 fn joint(report: &mut Report, spec: &EnvSpec, obs: &Observation) {
     let network = NetworkPolicy::new("bench", &checkpoint(spec), Selection::Sample).expect("valid");
     let heuristic = LeastLoaded::new(spec).expect("the spec has its features");
-    let policies: [(&str, Box<dyn Policy>); 2] =
-        [("network", Box::new(network)), ("least loaded", Box::new(heuristic))];
+    let policies: [(&str, Box<dyn Policy>); 2] = [
+        ("network", Box::new(network)),
+        ("least loaded", Box::new(heuristic)),
+    ];
     let mut rng = Rng::seed_from_u64(3);
     for (name, mut policy) in policies {
         let ns = median_ns(|| {
             black_box(decide(&mut *policy, spec, black_box(obs), &mut rng).expect("decides"));
         });
         let (disks, channels) = (obs.disk_count(), obs.channel_count());
-        report.add(&format!("{disks} disks, {channels} channels, {name}, per disk"), ns, disks);
+        report.add(
+            &format!("{disks} disks, {channels} channels, {name}, per disk"),
+            ns,
+            disks,
+        );
     }
 }
 
@@ -110,8 +131,14 @@ struct Report {
 
 impl Report {
     fn new(reference_ns: f64) -> Self {
-        println!("{:<44} {reference_ns:>9.0} ns", "reference: 160 × 160 product");
-        Self { reference_ns, lines: Vec::new() }
+        println!(
+            "{:<44} {reference_ns:>9.0} ns",
+            "reference: 160 × 160 product"
+        );
+        Self {
+            reference_ns,
+            lines: Vec::new(),
+        }
     }
 
     fn add(&mut self, name: &str, ns: f64, per: usize) {
@@ -125,6 +152,9 @@ impl Report {
             serde_json::json!({ "name": name, "ns": ns, "ratio": ns / self.reference_ns })
         });
         let figures: Vec<_> = figures.collect();
-        format!("{:#}\n", serde_json::json!({ "bench": "decision", "figures": figures }))
+        format!(
+            "{:#}\n",
+            serde_json::json!({ "bench": "decision", "figures": figures })
+        )
     }
 }
