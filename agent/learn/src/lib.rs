@@ -1,1 +1,82 @@
 //! Learners on libtorch: networks and PPO.
+//!
+//! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
+//! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
+//! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`rollout`]
+//! (playing many environments together), [`ppo`].
+//!
+//! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
+//!
+//! **All randomness comes from `blkpilot_env::Rng`; libtorch's generator is never used.**
+
+pub mod adam;
+pub mod categorical;
+pub mod gae;
+mod initial;
+pub mod network;
+pub mod ppo;
+pub mod rollout;
+pub mod turns;
+
+use std::sync::Once;
+
+use blkpilot_env::{ActionError, EnvError};
+use thiserror::Error;
+
+pub use gae::Discount;
+pub use network::Network;
+pub use ppo::{Ppo, PpoConfig, Schedule, UpdateReport};
+pub use rollout::{Collector, EpisodeEnd, Rollout};
+
+/// Why learning could not go on.
+#[derive(Debug, Error)]
+pub enum LearnError {
+    /// libtorch refused or failed.
+    #[error("libtorch failed")]
+    Torch(#[from] tch::TchError),
+    /// An environment refused or failed.
+    #[error("environment {index} failed")]
+    Environment {
+        /// Which of the environments, from 0.
+        index: usize,
+        /// The cause.
+        #[source]
+        source: EnvError,
+    },
+    /// An environment was given a joint decision that does not fit: a defect of ours or its own.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+    /// The environments do not fit each other or the learner.
+    #[error("environment {index} cannot be trained on: {problem}")]
+    Unfit {
+        /// Which of the environments, from 0.
+        index: usize,
+        /// What is wrong, and the way out.
+        problem: String,
+    },
+    /// The loss is no longer a number.
+    #[error(
+        "training diverged in update {update}: {quantity} is {value}; lower the learning rate or max_grad_norm, and go on from an earlier checkpoint"
+    )]
+    Diverged {
+        /// The update, from 0.
+        update: u64,
+        /// What is not finite.
+        quantity: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// A checkpoint that does not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] blkpilot_models::CheckpointError),
+}
+
+/// Tells libtorch to use one thread: results are then repeatable, and the host's CPUs are left to
+/// its guests. Takes effect once per process; every learner calls it.
+pub fn use_one_thread() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tch::set_num_threads(1);
+        tch::set_num_interop_threads(1);
+    });
+}
