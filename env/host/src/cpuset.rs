@@ -57,7 +57,11 @@ impl CpuSet {
     /// The set that a bitmap of libvirt stands for.
     #[must_use]
     pub fn from_bitmap(bitmap: &[u8]) -> Self {
-        let bits = (0_u32..).zip(bitmap.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)));
+        let bits = (0_u32..).zip(
+            bitmap
+                .iter()
+                .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)),
+        );
         bits.filter(|(_, set)| *set).map(|(cpu, _)| cpu).collect()
     }
 }
@@ -75,9 +79,18 @@ impl FromStr for CpuSet {
 
     fn from_str(text: &str) -> Result<Self, HostError> {
         let error = || HostError::parse("CPU list", text);
-        let number = |text: &str| text.parse().ok().filter(|cpu| *cpu < MAX_CPUS).ok_or_else(error);
+        let number = |text: &str| {
+            text.parse()
+                .ok()
+                .filter(|cpu| *cpu < MAX_CPUS)
+                .ok_or_else(error)
+        };
         let mut cpus = BTreeSet::new();
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        for part in text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
             if let Some(excluded) = part.strip_prefix('^') {
                 cpus.remove(&number(excluded)?);
             } else if let Some((first, last)) = part.split_once('-') {
@@ -115,7 +128,13 @@ mod tests {
 
     #[test]
     fn lists_are_read_and_written_in_the_kernels_form() {
-        for (text, canonical) in [("0-2,5", "0-2,5"), ("0, 1\n", "0-1"), ("", ""), ("7,3,5,4", "3-5,7"), ("0-3,^2", "0-1,3")] {
+        for (text, canonical) in [
+            ("0-2,5", "0-2,5"),
+            ("0, 1\n", "0-1"),
+            ("", ""),
+            ("7,3,5,4", "3-5,7"),
+            ("0-3,^2", "0-1,3"),
+        ] {
             assert_eq!(text.parse::<CpuSet>().unwrap().to_string(), canonical);
         }
         assert!("0-x".parse::<CpuSet>().is_err());

@@ -26,7 +26,9 @@ impl Element {
         let mut open = vec![Self::default()];
         loop {
             match reader.read_event().map_err(|_| error())? {
-                Event::Start(start) if open.len() <= MAX_DEPTH => open.push(Self::from_start(&start)?),
+                Event::Start(start) if open.len() <= MAX_DEPTH => {
+                    open.push(Self::from_start(&start)?)
+                }
                 Event::Start(_) => return Err(error()),
                 Event::Empty(start) => {
                     let element = Self::from_start(&start)?;
@@ -52,18 +54,28 @@ impl Element {
 
     fn from_start(start: &BytesStart<'_>) -> HostResult<Self> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let mut element = Self { name: text(start.name().as_ref()), ..Self::default() };
+        let mut element = Self {
+            name: text(start.name().as_ref()),
+            ..Self::default()
+        };
         for attribute in start.attributes() {
             let attribute = attribute.map_err(|_| HostError::parse("domain XML", &element.name))?;
-            let value = attribute.unescape_value().map_err(|_| HostError::parse("domain XML", &element.name))?;
-            element.attributes.push((text(attribute.key.as_ref()), value.into_owned()));
+            let value = attribute
+                .unescape_value()
+                .map_err(|_| HostError::parse("domain XML", &element.name))?;
+            element
+                .attributes
+                .push((text(attribute.key.as_ref()), value.into_owned()));
         }
         Ok(element)
     }
 
     /// The value of an attribute.
     pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.attributes
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The first child of this name.
@@ -78,7 +90,8 @@ impl Element {
 
     /// The first element below at the end of a path of names.
     pub(crate) fn at(&self, path: &[&str]) -> Option<&Self> {
-        path.iter().try_fold(self, |element, name| element.child(name))
+        path.iter()
+            .try_fold(self, |element, name| element.child(name))
     }
 }
 
@@ -91,7 +104,10 @@ mod tests {
         let root = Element::parse("<a x='1 &lt; 2'><b/><b><c>text</c></b></a>").unwrap();
         assert_eq!(root.attribute("x"), Some("1 < 2"));
         assert_eq!(root.children("b").count(), 2);
-        assert_eq!(root.children("b").nth(1).unwrap().child("c").unwrap().text, "text");
+        assert_eq!(
+            root.children("b").nth(1).unwrap().child("c").unwrap().text,
+            "text"
+        );
     }
 
     #[test]

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// libvirtd cannot be reached; connect again later.
-    #[error("libvirt at {uri} cannot be reached: {message}; is libvirtd running, and may this user connect?")]
+    #[error(
+        "libvirt at {uri} cannot be reached: {message}; is libvirtd running, and may this user connect?"
+    )]
     Disconnected {
         /// The connection URI.
         uri: String,
@@ -57,7 +59,9 @@ pub enum HostError {
         what: String,
     },
     /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
-    #[error("guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}; unfreeze it to take over again")]
+    #[error(
+        "guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}; unfreeze it to take over again"
+    )]
     Frozen {
         /// Name of the guest.
         guest: String,
@@ -111,11 +115,17 @@ pub type HostResult<T> = Result<T, HostError>;
 
 impl HostError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_owned(), source }
+        move |source| Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn parse(what: &str, text: &str) -> Self {
-        Self::Parse { what: what.to_owned(), text: text.chars().take(80).collect() }
+        Self::Parse {
+            what: what.to_owned(),
+            text: text.chars().take(80).collect(),
+        }
     }
 
     /// Whether the guest has gone, which ends what was tried without being a fault.

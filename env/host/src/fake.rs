@@ -1,7 +1,7 @@
 //! A hypervisor for tests: one guest with one IOThread and one disk, in memory.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -35,42 +35,85 @@ pub(crate) enum Fault {
     AppliedThenLost,
 }
 
+/// A value that tests look at and change.
+#[derive(Debug, Default)]
+pub(crate) struct Slot<T>(Mutex<T>);
+
+impl<T> Slot<T> {
+    fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    pub(crate) fn borrow(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn borrow_mut(&self) -> MutexGuard<'_, T> {
+        self.borrow()
+    }
+
+    pub(crate) fn get(&self) -> T
+    where
+        T: Copy,
+    {
+        *self.borrow()
+    }
+
+    pub(crate) fn set(&self, value: T) {
+        *self.borrow() = value;
+    }
+
+    fn replace(&self, value: T) -> T {
+        std::mem::replace(&mut *self.borrow(), value)
+    }
+}
+
 pub(crate) struct FakeHypervisor {
     pub(crate) xml: String,
-    pub(crate) cpus: RefCell<CpuSet>,
-    pub(crate) poll_max_ns: Cell<u64>,
-    pub(crate) direct: Cell<bool>,
-    pub(crate) histogram: RefCell<Option<Vec<u64>>>,
-    pub(crate) fault: Cell<Fault>,
-    pub(crate) job: Cell<bool>,
-    pub(crate) lost: Cell<bool>,
-    pub(crate) monitor_commands: RefCell<Vec<String>>,
+    pub(crate) cpus: Slot<CpuSet>,
+    pub(crate) poll_max_ns: Slot<u64>,
+    pub(crate) direct: Slot<bool>,
+    pub(crate) histogram: Slot<Option<Vec<u64>>>,
+    pub(crate) fault: Slot<Fault>,
+    pub(crate) job: Slot<bool>,
+    pub(crate) lost: Slot<bool>,
+    pub(crate) monitor_commands: Slot<Vec<String>>,
+    /// Whoever holds it keeps the monitor from answering.
+    monitor: Mutex<()>,
 }
 
 impl Default for FakeHypervisor {
     fn default() -> Self {
         Self {
             xml: XML.to_owned(),
-            cpus: RefCell::new("0-3".parse().expect("a CPU list")),
-            poll_max_ns: Cell::new(32_768),
-            direct: Cell::new(true),
-            histogram: RefCell::new(None),
-            fault: Cell::new(Fault::None),
-            job: Cell::new(false),
-            lost: Cell::new(false),
-            monitor_commands: RefCell::default(),
+            cpus: Slot::new("0-3".parse().expect("a CPU list")),
+            poll_max_ns: Slot::new(32_768),
+            direct: Slot::new(true),
+            histogram: Slot::new(None),
+            fault: Slot::new(Fault::None),
+            job: Slot::new(false),
+            lost: Slot::new(false),
+            monitor_commands: Slot::default(),
+            monitor: Mutex::default(),
         }
     }
 }
 
 impl FakeHypervisor {
     pub(crate) fn without_opt_in() -> Self {
-        Self { xml: XML.replace("mode=\"auto\"", "mode=\"off\""), ..Self::default() }
+        Self {
+            xml: XML.replace("mode=\"auto\"", "mode=\"off\""),
+            ..Self::default()
+        }
     }
 
     /// The guest in the life that began at `started`.
     pub(crate) fn running(&self, started: u64) -> RunningGuest {
-        let life = GuestLife { boot_id: "boot".into(), uuid: UUID.into(), qemu_started_ticks: started };
+        let life = GuestLife {
+            boot_id: "boot".into(),
+            uuid: UUID.into(),
+            qemu_started_ticks: started,
+        };
         RunningGuest {
             guest: Guest::from_xml(&self.xml).expect("the XML above is valid"),
             process: None,
@@ -83,12 +126,24 @@ impl FakeHypervisor {
 
     pub(crate) fn inventory(&self, started: u64) -> Inventory {
         let guests = BTreeMap::from([(UUID.to_owned(), self.running(started))]);
-        Inventory { boot_id: "boot".into(), guests, ..Inventory::default() }
+        Inventory {
+            boot_id: "boot".into(),
+            guests,
+            ..Inventory::default()
+        }
+    }
+
+    /// Keeps the monitor from answering until the result is dropped.
+    pub(crate) fn hang(&self) -> MutexGuard<'_, ()> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check(&self) -> HostResult<()> {
         if self.lost.get() {
-            return Err(HostError::Disconnected { uri: "fake".into(), message: "lost".into() });
+            return Err(HostError::Disconnected {
+                uri: "fake".into(),
+                message: "lost".into(),
+            });
         }
         Ok(())
     }
@@ -98,7 +153,12 @@ impl FakeHypervisor {
         match self.fault.replace(Fault::None) {
             Fault::None => apply(),
             Fault::Ignored => {}
-            Fault::Refused => return Err(HostError::Libvirt { action: "a write".into(), message: "refused".into() }),
+            Fault::Refused => {
+                return Err(HostError::Libvirt {
+                    action: "a write".into(),
+                    message: "refused".into(),
+                });
+            }
             Fault::AppliedThenLost => {
                 apply();
                 self.lost.set(true);
@@ -121,7 +181,9 @@ impl FakeHypervisor {
                 let options = &arguments["options"][0];
                 assert_eq!(options["aio"], "io_uring", "a reopen repeats all options");
                 assert_eq!(options["filename"], "/i.img");
-                let direct = options["cache"]["direct"].as_bool().expect("direct is given");
+                let direct = options["cache"]["direct"]
+                    .as_bool()
+                    .expect("direct is given");
                 self.write(|| self.direct.set(direct))?;
                 json!({})
             }
@@ -137,7 +199,8 @@ impl FakeHypervisor {
             }
             "block-latency-histogram-set" => {
                 let boundaries = arguments["boundaries"].as_array();
-                let boundaries = boundaries.map(|list| list.iter().filter_map(Value::as_u64).collect());
+                let boundaries =
+                    boundaries.map(|list| list.iter().filter_map(Value::as_u64).collect());
                 self.write(|| *self.histogram.borrow_mut() = boundaries)?;
                 json!({})
             }
@@ -153,7 +216,10 @@ impl Hypervisor for FakeHypervisor {
             uuid: UUID.into(),
             name: "web".into(),
             state: 1,
-            disks: vec![DiskStats { target: "vda".into(), ..DiskStats::default() }],
+            disks: vec![DiskStats {
+                target: "vda".into(),
+                ..DiskStats::default()
+            }],
             poll_max_ns: BTreeMap::from([(1, self.poll_max_ns.get())]),
             vcpu_time_ns: BTreeMap::new(),
         }])
@@ -178,11 +244,13 @@ impl Hypervisor for FakeHypervisor {
     }
 
     fn monitor(&self, _uuid: &str, command: &str) -> HostResult<String> {
+        let _answering = self.hang();
         self.check()?;
         let request: Value = serde_json::from_str(command).expect("a monitor command is JSON");
         let name = request["execute"].as_str().unwrap_or_default();
         self.monitor_commands.borrow_mut().push(name.to_owned());
-        self.reply(name, &request["arguments"]).map(|value| json!({ "return": value }).to_string())
+        self.reply(name, &request["arguments"])
+            .map(|value| json!({ "return": value }).to_string())
     }
 
     fn job_runs(&self, _uuid: &str, _target: &str) -> HostResult<bool> {

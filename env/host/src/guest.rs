@@ -134,10 +134,15 @@ impl Guest {
             uuid: text("uuid").ok_or_else(|| missing("uuid"))?,
             name: text("name").ok_or_else(|| missing("name"))?,
             is_kvm: root.attribute("type") == Some("kvm"),
-            vcpus: vcpu.and_then(|vcpu| vcpu.text.parse().ok()).ok_or_else(|| missing("vcpu"))?,
+            vcpus: vcpu
+                .and_then(|vcpu| vcpu.text.parse().ok())
+                .ok_or_else(|| missing("vcpu"))?,
             vcpu_pins: vcpu_pins(&root)?,
             iothreads: iothreads(&root),
-            cpuset: vcpu.and_then(|vcpu| vcpu.attribute("cpuset")).map(str::parse).transpose()?,
+            cpuset: vcpu
+                .and_then(|vcpu| vcpu.attribute("cpuset"))
+                .map(str::parse)
+                .transpose()?,
             disks: disks(&root),
             opt_in: opt_in(&root)?,
         })
@@ -152,19 +157,28 @@ impl Guest {
     /// Number of disks that an IOThread serves.
     #[must_use]
     pub fn disks_on(&self, iothread: u32) -> usize {
-        self.disks.iter().filter(|disk| disk.iothread == Some(iothread)).count()
+        self.disks
+            .iter()
+            .filter(|disk| disk.iothread == Some(iothread))
+            .count()
     }
 
     /// Whether QEMU's monitor may be used for this guest.
     #[must_use]
     pub fn allows_monitor(&self) -> bool {
-        self.opt_in.as_ref().is_some_and(|opt_in| opt_in.mode != TuningMode::Off)
+        self.opt_in
+            .as_ref()
+            .is_some_and(|opt_in| opt_in.mode != TuningMode::Off)
     }
 
     /// Whether the guest has opted in to this knob (in whatever mode but `off`).
     #[must_use]
     pub fn allows(&self, knob: KnobKind) -> bool {
-        self.allows_monitor() && self.opt_in.as_ref().is_some_and(|opt_in| opt_in.knobs.contains(&knob))
+        self.allows_monitor()
+            && self
+                .opt_in
+                .as_ref()
+                .is_some_and(|opt_in| opt_in.knobs.contains(&knob))
     }
 }
 
@@ -187,7 +201,12 @@ impl FromStr for TuningMode {
             "shadow" => Self::Shadow,
             "canary" => Self::Canary,
             "auto" => Self::Auto,
-            _ => return Err(HostError::parse("tuning mode (off, observe, advise, shadow, canary or auto)", text)),
+            _ => {
+                return Err(HostError::parse(
+                    "tuning mode (off, observe, advise, shadow, canary or auto)",
+                    text,
+                ));
+            }
         })
     }
 }
@@ -206,7 +225,9 @@ impl FromStr for KnobKind {
 }
 
 fn vcpu_pins(root: &Element) -> HostResult<BTreeMap<u32, CpuSet>> {
-    let Some(cputune) = root.child("cputune") else { return Ok(BTreeMap::new()) };
+    let Some(cputune) = root.child("cputune") else {
+        return Ok(BTreeMap::new());
+    };
     let pins = cputune.children("vcpupin").filter_map(|pin| {
         let vcpu = pin.attribute("vcpu")?.parse().ok()?;
         Some(pin.attribute("cpuset")?.parse().map(|cpus| (vcpu, cpus)))
@@ -215,28 +236,46 @@ fn vcpu_pins(root: &Element) -> HostResult<BTreeMap<u32, CpuSet>> {
 }
 
 fn iothreads(root: &Element) -> BTreeSet<u32> {
-    let ids = root.child("iothreadids").map(|ids| ids.children("iothread").filter_map(|id| id.attribute("id")?.parse().ok()));
+    let ids = root.child("iothreadids").map(|ids| {
+        ids.children("iothread")
+            .filter_map(|id| id.attribute("id")?.parse().ok())
+    });
     let listed: BTreeSet<u32> = ids.into_iter().flatten().collect();
     if !listed.is_empty() {
         return listed;
     }
-    let count = root.child("iothreads").and_then(|count| count.text.parse().ok()).unwrap_or(0);
+    let count = root
+        .child("iothreads")
+        .and_then(|count| count.text.parse().ok())
+        .unwrap_or(0);
     (1..=count).collect()
 }
 
 fn disks(root: &Element) -> Vec<GuestDisk> {
-    let devices = root.child("devices").map(|devices| devices.children("disk")).into_iter().flatten();
-    devices.filter(|disk| disk.attribute("device").unwrap_or("disk") == "disk").filter_map(disk).collect()
+    let devices = root
+        .child("devices")
+        .map(|devices| devices.children("disk"))
+        .into_iter()
+        .flatten();
+    devices
+        .filter(|disk| disk.attribute("device").unwrap_or("disk") == "disk")
+        .filter_map(disk)
+        .collect()
 }
 
 fn disk(element: &Element) -> Option<GuestDisk> {
     let driver = element.child("driver");
     let driver_attribute = |name: &str| driver.and_then(|driver| driver.attribute(name));
     let source = element.child("source");
-    let path = source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
+    let path =
+        source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
     Some(GuestDisk {
         target: element.at(&["target"])?.attribute("dev")?.to_owned(),
-        alias: element.at(&["alias"]).and_then(|alias| alias.attribute("name")).unwrap_or_default().to_owned(),
+        alias: element
+            .at(&["alias"])
+            .and_then(|alias| alias.attribute("name"))
+            .unwrap_or_default()
+            .to_owned(),
         source: path.map(PathBuf::from),
         format: driver_attribute("type").unwrap_or("raw").to_owned(),
         boot_cache: match driver_attribute("cache") {
@@ -258,7 +297,9 @@ fn disk(element: &Element) -> Option<GuestDisk> {
 
 /// A disk that others may open too must stay as libvirt's own safety checks see it in its XML.
 fn cache_obstacle(disk: &Element, cache: Option<&str>) -> Option<&'static str> {
-    let bus = disk.child("target").and_then(|target| target.attribute("bus"));
+    let bus = disk
+        .child("target")
+        .and_then(|target| target.attribute("bus"));
     if disk.child("shareable").is_some() {
         Some("the disk is shared between guests")
     } else if !matches!(disk.attribute("type"), Some("file" | "block")) {
@@ -275,11 +316,20 @@ fn cache_obstacle(disk: &Element, cache: Option<&str>) -> Option<&'static str> {
 }
 
 fn opt_in(root: &Element) -> HostResult<Option<OptIn>> {
-    let Some(metadata) = root.child("metadata") else { return Ok(None) };
-    let Some(tuning) = metadata.children.iter().find(|child| is_tuning(child)) else { return Ok(None) };
-    let mode = tuning.attribute("mode").map_or(Ok(TuningMode::Advise), str::parse)?;
+    let Some(metadata) = root.child("metadata") else {
+        return Ok(None);
+    };
+    let Some(tuning) = metadata.children.iter().find(|child| is_tuning(child)) else {
+        return Ok(None);
+    };
+    let mode = tuning
+        .attribute("mode")
+        .map_or(Ok(TuningMode::Advise), str::parse)?;
     let knobs = tuning.attribute("knobs").unwrap_or("channel cache polling");
-    let knobs = knobs.split_whitespace().map(str::parse).collect::<HostResult<_>>()?;
+    let knobs = knobs
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<HostResult<_>>()?;
     Ok(Some(OptIn { mode, knobs }))
 }
 
@@ -329,15 +379,27 @@ pub(crate) mod tests {
     #[test]
     fn a_running_guest_is_read() {
         let guest = Guest::from_xml(XML).unwrap();
-        assert_eq!((guest.name.as_str(), guest.vcpus, guest.is_kvm), ("web", 2, false));
+        assert_eq!(
+            (guest.name.as_str(), guest.vcpus, guest.is_kvm),
+            ("web", 2, false)
+        );
         assert_eq!(guest.iothreads, BTreeSet::from([1, 2]));
         assert_eq!(guest.vcpu_pins[&1].to_string(), "1");
         let disk = guest.disk("vda").unwrap();
-        assert_eq!((disk.boot_cache, disk.boot_io, disk.iothread), (BootCache::None, BootIo::IoUring, Some(2)));
-        assert_eq!(disk.qom_path(), "/machine/peripheral/virtio-disk0/virtio-backend");
+        assert_eq!(
+            (disk.boot_cache, disk.boot_io, disk.iothread),
+            (BootCache::None, BootIo::IoUring, Some(2))
+        );
+        assert_eq!(
+            disk.qom_path(),
+            "/machine/peripheral/virtio-disk0/virtio-backend"
+        );
         assert_eq!(disk.cache_obstacle, None);
         assert_eq!(guest.disks.len(), 2);
-        assert_eq!(guest.disks[1].cache_obstacle, Some("the disk is shared between guests"));
+        assert_eq!(
+            guest.disks[1].cache_obstacle,
+            Some("the disk is shared between guests")
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::stats::GuestStats;
 /// A connection to a hypervisor. Guests are named by UUID; all calls may block.
 ///
 /// Every method can fail with `Disconnected`, and those with a guest with `GuestGone`.
-pub trait Hypervisor: Send {
+pub trait Hypervisor: Send + Sync {
     /// Statistics of all running guests; one that is busy has fewer of them, none is waited for.
     ///
     /// # Errors

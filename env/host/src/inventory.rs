@@ -50,11 +50,20 @@ impl Inventory {
         configured: &BTreeMap<String, OptIn>,
     ) -> HostResult<Self> {
         let boot_id_path = proc_root.join("sys/kernel/random/boot_id");
-        let boot_id = fs::read_to_string(&boot_id_path).map_err(HostError::io(&boot_id_path))?.trim().to_owned();
+        let boot_id = fs::read_to_string(&boot_id_path)
+            .map_err(HostError::io(&boot_id_path))?
+            .trim()
+            .to_owned();
         let processes = find_qemus(proc_root);
-        let mut inventory = Self { boot_id, ..Self::default() };
+        let mut inventory = Self {
+            boot_id,
+            ..Self::default()
+        };
         for GuestStats { uuid, name, .. } in stats {
-            match hypervisor.guest_xml(uuid).and_then(|xml| Guest::from_xml(&xml)) {
+            match hypervisor
+                .guest_xml(uuid)
+                .and_then(|xml| Guest::from_xml(&xml))
+            {
                 Ok(guest) => inventory.add(guest, processes.get(uuid), configured.get(name)),
                 Err(HostError::GuestGone { .. }) => {}
                 Err(error @ HostError::Disconnected { .. }) => return Err(error),
@@ -75,23 +84,41 @@ impl Inventory {
             uuid: guest.uuid.clone(),
             qemu_started_ticks: process.started_ticks,
         });
-        let nodes = process.and_then(|process| process.node_options().ok()).unwrap_or_default();
-        self.guests.insert(guest.uuid.clone(), RunningGuest { guest, process: process.cloned(), life, nodes });
+        let nodes = process
+            .and_then(|process| process.node_options().ok())
+            .unwrap_or_default();
+        self.guests.insert(
+            guest.uuid.clone(),
+            RunningGuest {
+                guest,
+                process: process.cloned(),
+                life,
+                nodes,
+            },
+        );
     }
 
     /// Whether the inventory is still that of these guests: same UUIDs, same QEMUs.
     #[must_use]
     pub fn is_current(&self, stats: &[GuestStats]) -> bool {
         let now: BTreeSet<&str> = stats.iter().map(|stats| stats.uuid.as_str()).collect();
-        let known = self.guests.keys().chain(self.unreadable.keys()).map(String::as_str).collect();
-        let alive = |guest: &RunningGuest| guest.process.as_ref().is_some_and(QemuProcess::is_alive);
+        let known = self
+            .guests
+            .keys()
+            .chain(self.unreadable.keys())
+            .map(String::as_str)
+            .collect();
+        let alive =
+            |guest: &RunningGuest| guest.process.as_ref().is_some_and(QemuProcess::is_alive);
         now == known && self.guests.values().all(alive)
     }
 
     /// The guest of this name.
     #[must_use]
     pub fn by_name(&self, name: &str) -> Option<&RunningGuest> {
-        self.guests.values().find(|running| running.guest.name == name)
+        self.guests
+            .values()
+            .find(|running| running.guest.name == name)
     }
 }
 
@@ -99,6 +126,10 @@ impl RunningGuest {
     /// Access to its knobs.
     #[must_use]
     pub fn knobs<'a>(&'a self, hypervisor: &'a dyn Hypervisor) -> KnobIo<'a> {
-        KnobIo { hypervisor, guest: &self.guest, nodes: &self.nodes }
+        KnobIo {
+            hypervisor,
+            guest: &self.guest,
+            nodes: &self.nodes,
+        }
     }
 }

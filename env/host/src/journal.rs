@@ -85,13 +85,23 @@ impl Journal {
     /// # Errors
     /// `Journal`.
     pub fn open(path: &Path) -> HostResult<Self> {
-        let error = |source| HostError::Journal { path: path.to_owned(), source };
+        let error = |source| HostError::Journal {
+            path: path.to_owned(),
+            source,
+        };
         let database = Connection::open(path).map_err(error)?;
-        database.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
+        database
+            .pragma_update(None, "journal_mode", "WAL")
+            .map_err(error)?;
         // FULL: a transaction is on disk before its commit returns.
-        database.pragma_update(None, "synchronous", "FULL").map_err(error)?;
+        database
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(error)?;
         database.execute_batch(SCHEMA).map_err(error)?;
-        Ok(Self { path: path.to_owned(), database })
+        Ok(Self {
+            path: path.to_owned(),
+            database,
+        })
     }
 
     /// Writes down that a knob is about to change from `current` to `value`. The first such call
@@ -99,14 +109,32 @@ impl Journal {
     ///
     /// # Errors
     /// `Journal`: then the change must not be made.
-    pub fn intend(&self, life: &GuestLife, guest: &str, knob: &Knob, current: &str, value: &str) -> HostResult<()> {
+    pub fn intend(
+        &self,
+        life: &GuestLife,
+        guest: &str,
+        knob: &Knob,
+        current: &str,
+        value: &str,
+    ) -> HostResult<()> {
         let sql = format!(
             "INSERT INTO knob ({COLUMNS}) VALUES (?1, ?2, ?3, ?5, ?4, ?6, ?6, ?7, 'intended')
              ON CONFLICT (boot_id, uuid, qemu_started, knob)
              DO UPDATE SET previous = ?6, value = ?7, state = 'intended', guest = ?5"
         );
         let ticks = life.qemu_started_ticks.cast_signed();
-        self.execute(&sql, params![life.boot_id, life.uuid, ticks, knob.to_string(), guest, current, value])
+        self.execute(
+            &sql,
+            params![
+                life.boot_id,
+                life.uuid,
+                ticks,
+                knob.to_string(),
+                guest,
+                current,
+                value
+            ],
+        )
     }
 
     /// Writes down that a knob stands at `value`, read back.
@@ -116,7 +144,10 @@ impl Journal {
     pub fn settle(&self, life: &GuestLife, knob: &Knob, value: &str) -> HostResult<()> {
         let sql = format!("UPDATE knob SET value = ?5, state = 'settled' WHERE {KEY}");
         let ticks = life.qemu_started_ticks.cast_signed();
-        self.execute(&sql, params![life.boot_id, life.uuid, ticks, knob.to_string(), value])
+        self.execute(
+            &sql,
+            params![life.boot_id, life.uuid, ticks, knob.to_string(), value],
+        )
     }
 
     /// Writes down that somebody else changed a knob.
@@ -125,7 +156,15 @@ impl Journal {
     /// `Journal`.
     pub fn freeze(&self, life: &GuestLife, knob: &Knob) -> HostResult<()> {
         let sql = format!("UPDATE knob SET state = 'frozen' WHERE {KEY}");
-        self.execute(&sql, params![life.boot_id, life.uuid, life.qemu_started_ticks.cast_signed(), knob.to_string()])
+        self.execute(
+            &sql,
+            params![
+                life.boot_id,
+                life.uuid,
+                life.qemu_started_ticks.cast_signed(),
+                knob.to_string()
+            ],
+        )
     }
 
     /// Drops a record: its original value was restored and read back, or its guest's life is over.
@@ -134,7 +173,15 @@ impl Journal {
     /// `Journal`.
     pub fn drop_record(&self, life: &GuestLife, knob: &Knob) -> HostResult<()> {
         let sql = format!("DELETE FROM knob WHERE {KEY}");
-        self.execute(&sql, params![life.boot_id, life.uuid, life.qemu_started_ticks.cast_signed(), knob.to_string()])
+        self.execute(
+            &sql,
+            params![
+                life.boot_id,
+                life.uuid,
+                life.qemu_started_ticks.cast_signed(),
+                knob.to_string()
+            ],
+        )
     }
 
     /// The record of a knob, if there is one.
@@ -145,7 +192,11 @@ impl Journal {
         let sql = format!("SELECT {COLUMNS} FROM knob WHERE {KEY}");
         let ticks = life.qemu_started_ticks.cast_signed();
         let key = params![life.boot_id, life.uuid, ticks, knob.to_string()];
-        self.database.query_row(&sql, key, read_record).optional().map_err(self.error())?.transpose()
+        self.database
+            .query_row(&sql, key, read_record)
+            .optional()
+            .map_err(self.error())?
+            .transpose()
     }
 
     /// All records, those of the latest first changes first: the order of a rollback.
@@ -161,18 +212,28 @@ impl Journal {
     }
 
     fn execute(&self, sql: &str, values: impl rusqlite::Params) -> HostResult<()> {
-        self.database.execute(sql, values).map(drop).map_err(self.error())
+        self.database
+            .execute(sql, values)
+            .map(drop)
+            .map_err(self.error())
     }
 
     fn error(&self) -> impl FnOnce(rusqlite::Error) -> HostError + '_ {
-        |source| HostError::Journal { path: self.path.clone(), source }
+        |source| HostError::Journal {
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 
 fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
     let (knob, state): (String, String) = (row.get(4)?, row.get(8)?);
     let (life, guest) = (
-        GuestLife { boot_id: row.get(0)?, uuid: row.get(1)?, qemu_started_ticks: row.get::<_, i64>(2)?.cast_unsigned() },
+        GuestLife {
+            boot_id: row.get(0)?,
+            uuid: row.get(1)?,
+            qemu_started_ticks: row.get::<_, i64>(2)?.cast_unsigned(),
+        },
         row.get(3)?,
     );
     let (original, previous, value) = (row.get(5)?, row.get(6)?, row.get(7)?);
@@ -181,12 +242,24 @@ fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
         "settled" => RecordState::Settled,
         _ => RecordState::Frozen,
     };
-    Ok(knob.parse().map(|knob| Record { life, guest, knob, original, previous, value, state }))
+    Ok(knob.parse().map(|knob| Record {
+        life,
+        guest,
+        knob,
+        original,
+        previous,
+        value,
+        state,
+    }))
 }
 
 impl fmt::Display for GuestLife {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (QEMU started at tick {}, boot {})", self.uuid, self.qemu_started_ticks, self.boot_id)
+        write!(
+            f,
+            "{} (QEMU started at tick {}, boot {})",
+            self.uuid, self.qemu_started_ticks, self.boot_id
+        )
     }
 }
 
@@ -195,7 +268,11 @@ mod tests {
     use super::*;
 
     fn life() -> GuestLife {
-        GuestLife { boot_id: "b".into(), uuid: "u".into(), qemu_started_ticks: 7 }
+        GuestLife {
+            boot_id: "b".into(),
+            uuid: "u".into(),
+            qemu_started_ticks: 7,
+        }
     }
 
     fn journal() -> (tempfile::TempDir, Journal) {
@@ -212,20 +289,37 @@ mod tests {
         journal.settle(&life(), &knob, "0").unwrap();
         journal.intend(&life(), "g", &knob, "0", "16384").unwrap();
         let record = journal.record(&life(), &knob).unwrap().unwrap();
-        assert_eq!((record.original.as_str(), record.previous.as_str(), record.value.as_str()), ("32768", "0", "16384"));
+        assert_eq!(
+            (
+                record.original.as_str(),
+                record.previous.as_str(),
+                record.value.as_str()
+            ),
+            ("32768", "0", "16384")
+        );
         assert_eq!(record.state, RecordState::Intended);
     }
 
     #[test]
     fn records_survive_reopening_and_come_newest_first() {
         let (dir, journal) = journal();
-        let knobs = [Knob::Channel { iothread: 1 }, Knob::Cache { target: "vda".into() }];
+        let knobs = [
+            Knob::Channel { iothread: 1 },
+            Knob::Cache {
+                target: "vda".into(),
+            },
+        ];
         for knob in &knobs {
             journal.intend(&life(), "g", knob, "old", "new").unwrap();
         }
         drop(journal);
         let journal = Journal::open(&dir.path().join("journal.db")).unwrap();
-        let found: Vec<Knob> = journal.records().unwrap().into_iter().map(|record| record.knob).collect();
+        let found: Vec<Knob> = journal
+            .records()
+            .unwrap()
+            .into_iter()
+            .map(|record| record.knob)
+            .collect();
         assert_eq!(found, [knobs[1].clone(), knobs[0].clone()]);
     }
 
@@ -234,7 +328,10 @@ mod tests {
         let (_dir, journal) = journal();
         let knob = Knob::Channel { iothread: 1 };
         journal.intend(&life(), "g", &knob, "0-1", "1").unwrap();
-        let next = GuestLife { qemu_started_ticks: 8, ..life() };
+        let next = GuestLife {
+            qemu_started_ticks: 8,
+            ..life()
+        };
         assert_eq!(journal.record(&next, &knob).unwrap(), None);
         journal.drop_record(&life(), &knob).unwrap();
         assert_eq!(journal.records().unwrap(), []);

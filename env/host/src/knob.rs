@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use blkpilot_env::sample::{Cache, Polling};
+use blkpilot_env::sample::Cache;
 
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
@@ -90,15 +90,6 @@ const COUNTING: &str = "counting";
 const ABSENT: &str = "absent";
 const FOREIGN: &str = "foreign";
 
-/// What `poll_max_ns` a level of the polling head stands for.
-#[must_use]
-pub fn poll_max_ns_of(polling: Polling) -> u64 {
-    match polling {
-        Polling::Off => 0,
-        Polling::Adaptive => ADAPTIVE_POLL_MAX_NS,
-    }
-}
-
 impl Knob {
     /// The opt-in that it needs; `None` when any opt-in will do.
     #[must_use]
@@ -117,10 +108,33 @@ impl Change {
     #[must_use]
     pub fn knob_and_value(&self) -> (Knob, String) {
         match self {
-            Self::Channel { iothread, cpus } => (Knob::Channel { iothread: *iothread }, cpus.to_string()),
-            Self::Cache { target, cache } => (Knob::Cache { target: target.clone() }, cache_text(*cache).to_owned()),
-            Self::Polling { iothread, poll_max_ns } => (Knob::Polling { iothread: *iothread }, poll_max_ns.to_string()),
-            Self::Histogram { target } => (Knob::Histogram { target: target.clone() }, COUNTING.to_owned()),
+            Self::Channel { iothread, cpus } => (
+                Knob::Channel {
+                    iothread: *iothread,
+                },
+                cpus.to_string(),
+            ),
+            Self::Cache { target, cache } => (
+                Knob::Cache {
+                    target: target.clone(),
+                },
+                cache_text(*cache).to_owned(),
+            ),
+            Self::Polling {
+                iothread,
+                poll_max_ns,
+            } => (
+                Knob::Polling {
+                    iothread: *iothread,
+                },
+                poll_max_ns.to_string(),
+            ),
+            Self::Histogram { target } => (
+                Knob::Histogram {
+                    target: target.clone(),
+                },
+                COUNTING.to_owned(),
+            ),
         }
     }
 }
@@ -136,24 +150,30 @@ impl KnobIo<'_> {
             Knob::Channel { iothread } => {
                 let threads = self.hypervisor.iothread_cpus(&self.guest.uuid)?;
                 let thread = threads.into_iter().find(|(id, _)| id == iothread);
-                thread.map(|(_, cpus)| cpus.to_string()).ok_or_else(|| self.no_iothread(*iothread))
+                thread
+                    .map(|(_, cpus)| cpus.to_string())
+                    .ok_or_else(|| self.no_iothread(*iothread))
             }
             Knob::Polling { iothread } => {
                 let all = self.hypervisor.guest_stats()?;
                 let stats = all.iter().find(|stats| stats.uuid == self.guest.uuid);
                 let poll_max_ns = stats.and_then(|stats| stats.poll_max_ns.get(iothread));
-                poll_max_ns.map(u64::to_string).ok_or_else(|| self.no_iothread(*iothread))
+                poll_max_ns
+                    .map(u64::to_string)
+                    .ok_or_else(|| self.no_iothread(*iothread))
             }
             Knob::Cache { target } => {
                 let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
                 Ok(if node.is_direct { DIRECT } else { BUFFERED }.to_owned())
             }
-            Knob::Histogram { target } => Ok(match self.qmp()?.latency_histogram(self.disk(target)?)? {
-                LatencyHistogram::Ours(_) => COUNTING,
-                LatencyHistogram::Absent => ABSENT,
-                LatencyHistogram::Foreign => FOREIGN,
+            Knob::Histogram { target } => {
+                Ok(match self.qmp()?.latency_histogram(self.disk(target)?)? {
+                    LatencyHistogram::Ours(_) => COUNTING,
+                    LatencyHistogram::Absent => ABSENT,
+                    LatencyHistogram::Foreign => FOREIGN,
+                }
+                .to_owned())
             }
-            .to_owned()),
         }
     }
 
@@ -166,10 +186,16 @@ impl KnobIo<'_> {
         self.check_allowed(knob)?;
         let uuid = &self.guest.uuid;
         match knob {
-            Knob::Channel { iothread } => self.hypervisor.pin_iothread(uuid, *iothread, &value.parse()?),
+            Knob::Channel { iothread } => {
+                self.hypervisor
+                    .pin_iothread(uuid, *iothread, &value.parse()?)
+            }
             Knob::Polling { iothread } => {
-                let poll_max_ns = value.parse().map_err(|_| HostError::parse("poll_max_ns", value))?;
-                self.hypervisor.set_poll_max_ns(uuid, *iothread, poll_max_ns)
+                let poll_max_ns = value
+                    .parse()
+                    .map_err(|_| HostError::parse("poll_max_ns", value))?;
+                self.hypervisor
+                    .set_poll_max_ns(uuid, *iothread, poll_max_ns)
             }
             Knob::Cache { target } => {
                 let disk = self.disk(target)?;
@@ -177,18 +203,25 @@ impl KnobIo<'_> {
                 let qmp = self.qmp()?;
                 qmp.reopen(&qmp.protocol_node(disk, self.nodes)?, value == DIRECT)
             }
-            Knob::Histogram { target } if value == COUNTING => self.qmp()?.start_histogram(self.disk(target)?),
+            Knob::Histogram { target } if value == COUNTING => {
+                self.qmp()?.start_histogram(self.disk(target)?)
+            }
             Knob::Histogram { target } => self.qmp()?.stop_histogram(self.disk(target)?),
         }
     }
 
     /// Refuses a knob that the guest has not opted in to.
     pub(crate) fn check_allowed(&self, knob: &Knob) -> HostResult<()> {
-        let allowed = knob.kind().map_or(self.guest.allows_monitor(), |kind| self.guest.allows(kind));
+        let allowed = knob
+            .kind()
+            .map_or(self.guest.allows_monitor(), |kind| self.guest.allows(kind));
         if allowed {
             return Ok(());
         }
-        Err(HostError::NotOptedIn { guest: self.guest.name.clone(), what: knob.to_string() })
+        Err(HostError::NotOptedIn {
+            guest: self.guest.name.clone(),
+            what: knob.to_string(),
+        })
     }
 
     fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
@@ -200,7 +233,10 @@ impl KnobIo<'_> {
             }
             None => return Ok(()),
         };
-        let what = format!("guest {}, disk {}: cache strategy {value}", self.guest.name, disk.target);
+        let what = format!(
+            "guest {}, disk {}: cache strategy {value}",
+            self.guest.name, disk.target
+        );
         Err(HostError::Unsupported { what, reason })
     }
 
@@ -209,10 +245,12 @@ impl KnobIo<'_> {
     }
 
     fn disk(&self, target: &str) -> HostResult<&GuestDisk> {
-        self.guest.disk(target).ok_or_else(|| HostError::Unsupported {
-            what: format!("guest {}, disk {target}", self.guest.name),
-            reason: "there is no such disk".into(),
-        })
+        self.guest
+            .disk(target)
+            .ok_or_else(|| HostError::Unsupported {
+                what: format!("guest {}, disk {target}", self.guest.name),
+                reason: "there is no such disk".into(),
+            })
     }
 
     fn no_iothread(&self, iothread: u32) -> HostError {
@@ -242,7 +280,11 @@ pub(crate) fn cache_text(cache: Cache) -> &'static str {
 }
 
 pub(crate) fn cache_of(text: &str) -> Cache {
-    if text == BUFFERED { Cache::Buffered } else { Cache::Direct }
+    if text == BUFFERED {
+        Cache::Buffered
+    } else {
+        Cache::Direct
+    }
 }
 
 impl fmt::Display for Knob {
@@ -262,15 +304,25 @@ impl FromStr for Knob {
     fn from_str(text: &str) -> HostResult<Self> {
         let error = || HostError::parse("knob", text);
         let mut parts = text.split('/');
-        let (Some(kind), Some(name), Some(what), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(kind), Some(name), Some(what), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             return Err(error());
         };
         let number = || name.parse().map_err(|_| error());
         match (kind, what) {
-            ("iothread", "cpus") => Ok(Self::Channel { iothread: number()? }),
-            ("iothread", "poll_max_ns") => Ok(Self::Polling { iothread: number()? }),
-            ("disk", "cache") => Ok(Self::Cache { target: name.to_owned() }),
-            ("disk", "histogram") => Ok(Self::Histogram { target: name.to_owned() }),
+            ("iothread", "cpus") => Ok(Self::Channel {
+                iothread: number()?,
+            }),
+            ("iothread", "poll_max_ns") => Ok(Self::Polling {
+                iothread: number()?,
+            }),
+            ("disk", "cache") => Ok(Self::Cache {
+                target: name.to_owned(),
+            }),
+            ("disk", "histogram") => Ok(Self::Histogram {
+                target: name.to_owned(),
+            }),
             _ => Err(error()),
         }
     }
@@ -285,8 +337,12 @@ mod tests {
         for knob in [
             Knob::Channel { iothread: 3 },
             Knob::Polling { iothread: 1 },
-            Knob::Cache { target: "vda".into() },
-            Knob::Histogram { target: "vdb".into() },
+            Knob::Cache {
+                target: "vda".into(),
+            },
+            Knob::Histogram {
+                target: "vdb".into(),
+            },
         ] {
             assert_eq!(knob.to_string().parse::<Knob>().unwrap(), knob);
         }

@@ -54,20 +54,34 @@ fn qemu_at(root: &Path, pid: i32) -> Option<(String, QemuProcess)> {
     let command_line = fs::read(root.join(pid.to_string()).join("cmdline")).ok()?;
     let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     // Anybody can name a guest's UUID: only what is called QEMU counts.
-    if !words.first()?.rsplit(|byte| *byte == b'/').next()?.starts_with(b"qemu") {
+    if !words
+        .first()?
+        .rsplit(|byte| *byte == b'/')
+        .next()?
+        .starts_with(b"qemu")
+    {
         return None;
     }
     let uuid = words.windows(2).find(|pair| pair[0] == b"-uuid")?[1];
     let process = Process::new_with_root(root.join(pid.to_string())).ok()?;
     let started_ticks = process.stat().ok()?.starttime;
-    Some((String::from_utf8(uuid.to_vec()).ok()?, QemuProcess { pid, started_ticks, root: root.to_owned() }))
+    Some((
+        String::from_utf8(uuid.to_vec()).ok()?,
+        QemuProcess {
+            pid,
+            started_ticks,
+            root: root.to_owned(),
+        },
+    ))
 }
 
 impl QemuProcess {
     /// Whether it still runs, and its id was not given to another process.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.process().and_then(|process| process.stat()).is_ok_and(|stat| stat.starttime == self.started_ticks)
+        self.process()
+            .and_then(|process| process.stat())
+            .is_ok_and(|stat| stat.starttime == self.started_ticks)
     }
 
     /// The options of the block nodes that it was started with.
@@ -76,7 +90,9 @@ impl QemuProcess {
     /// `Io` when it has ended or may not be read.
     pub fn node_options(&self) -> HostResult<NodeOptions> {
         let path = self.dir().join("cmdline");
-        fs::read(&path).map(|text| node_options(&text)).map_err(HostError::io(&path))
+        fs::read(&path)
+            .map(|text| node_options(&text))
+            .map_err(HostError::io(&path))
     }
 
     /// Its threads by role, as QEMU names them under libvirt (`debug-threads=on`).
@@ -87,9 +103,13 @@ impl QemuProcess {
         let path = self.dir().join("task");
         let mut threads = QemuThreads::default();
         for entry in fs::read_dir(&path).map_err(HostError::io(&path))?.flatten() {
-            let Ok(tid) = entry.file_name().to_string_lossy().parse() else { continue };
+            let Ok(tid) = entry.file_name().to_string_lossy().parse() else {
+                continue;
+            };
             // A worker may end between the two reads.
-            let Ok(name) = fs::read_to_string(entry.path().join("comm")) else { continue };
+            let Ok(name) = fs::read_to_string(entry.path().join("comm")) else {
+                continue;
+            };
             threads.add(name.trim_end(), tid);
         }
         Ok(threads)
@@ -115,7 +135,8 @@ impl QemuProcess {
     /// `Io` when it has ended or may not be read (it needs the same user or root).
     pub fn thread_read_bytes(&self, tid: i32) -> HostResult<u64> {
         let io = self.task(tid).and_then(|task| task.io());
-        io.map(|io| io.read_bytes).map_err(|error| self.error(&format!("task/{tid}/io"), error))
+        io.map(|io| io.read_bytes)
+            .map_err(|error| self.error(&format!("task/{tid}/io"), error))
     }
 
     /// Bytes that all its threads, also those that have ended, had read from block devices.
@@ -124,7 +145,8 @@ impl QemuProcess {
     /// `Io` when it has ended or may not be read (it needs the same user or root).
     pub fn read_bytes(&self) -> HostResult<u64> {
         let io = self.process().and_then(|process| process.io());
-        io.map(|io| io.read_bytes).map_err(|error| self.error("io", error))
+        io.map(|io| io.read_bytes)
+            .map_err(|error| self.error("io", error))
     }
 
     /// Host CPUs on which a thread may run.
@@ -134,8 +156,30 @@ impl QemuProcess {
     pub fn affinity(&self, tid: i32) -> HostResult<CpuSet> {
         let path = self.dir().join(format!("task/{tid}/status"));
         let text = fs::read_to_string(&path).map_err(HostError::io(&path))?;
-        let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-        list.ok_or_else(|| HostError::parse(&path.display().to_string(), &text))?.trim().parse()
+        let list = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        list.ok_or_else(|| HostError::parse(&path.display().to_string(), &text))?
+            .trim()
+            .parse()
+    }
+
+    /// Whether it has an image open with O_DIRECT; `None` when it does not have it open, or its
+    /// descriptors may not be read. It needs no monitor command.
+    #[must_use]
+    pub fn is_direct(&self, image: &Path) -> Option<bool> {
+        let entries = fs::read_dir(self.dir().join("fd")).ok()?.flatten();
+        let mut open =
+            entries.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == image));
+        // During a reopen there are two for a moment; the one with the higher number is the newer.
+        let fd = open
+            .by_ref()
+            .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
+            .max()?;
+        let info = fs::read_to_string(self.dir().join(format!("fdinfo/{fd}"))).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
+        Some(flags & nix::libc::O_DIRECT != 0)
     }
 
     fn dir(&self) -> PathBuf {
@@ -151,17 +195,29 @@ impl QemuProcess {
     }
 
     fn error(&self, file: &str, error: ProcError) -> HostError {
-        HostError::Io { path: self.dir().join(file), source: std::io::Error::other(error) }
+        HostError::Io {
+            path: self.dir().join(file),
+            source: std::io::Error::other(error),
+        }
     }
 }
 
 impl QemuThreads {
     fn add(&mut self, name: &str, tid: i32) {
-        if let Some(id) = name.strip_prefix("IO iothread").and_then(|id| id.parse().ok()) {
+        if let Some(id) = name
+            .strip_prefix("IO iothread")
+            .and_then(|id| id.parse().ok())
+        {
             self.iothreads.insert(id, tid);
-        } else if let Some(cpu) = name.strip_prefix("CPU ").and_then(|rest| rest.split('/').next()?.parse().ok()) {
+        } else if let Some(cpu) = name
+            .strip_prefix("CPU ")
+            .and_then(|rest| rest.split('/').next()?.parse().ok())
+        {
             self.vcpus.insert(cpu, tid);
-        } else if let Some(owner) = name.strip_prefix("iou-wrk-").and_then(|owner| owner.parse().ok()) {
+        } else if let Some(owner) = name
+            .strip_prefix("iou-wrk-")
+            .and_then(|owner| owner.parse().ok())
+        {
             self.uring_workers.push((owner, tid));
         }
     }
@@ -193,7 +249,10 @@ mod tests {
     #[test]
     fn only_a_process_called_qemu_is_a_guest() {
         let dir = tempfile::tempdir().unwrap();
-        for (pid, command_line) in [("10", "/bin/grep\0-uuid\0u1\0"), ("11", "/usr/bin/qemu-system-x86_64\0-name\0g\0")] {
+        for (pid, command_line) in [
+            ("10", "/bin/grep\0-uuid\0u1\0"),
+            ("11", "/usr/bin/qemu-system-x86_64\0-name\0g\0"),
+        ] {
             fs::create_dir(dir.path().join(pid)).unwrap();
             fs::write(dir.path().join(pid).join("cmdline"), command_line).unwrap();
         }
@@ -203,9 +262,16 @@ mod tests {
     #[test]
     fn times_of_this_thread_can_be_read() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        let this = QemuProcess { pid, started_ticks: 0, root: "/proc".into() };
+        let this = QemuProcess {
+            pid,
+            started_ticks: 0,
+            root: "/proc".into(),
+        };
         assert!(this.thread_times(pid).unwrap().cpu_ns > 0);
         assert!(!this.affinity(pid).unwrap().is_empty());
-        assert!(!this.is_alive(), "a process with another start time is not the same");
+        assert!(
+            !this.is_alive(),
+            "a process with another start time is not the same"
+        );
     }
 }

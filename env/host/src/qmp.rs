@@ -105,7 +105,10 @@ impl<'a> Qmp<'a> {
         if guest.allows_monitor() {
             Ok(Self { hypervisor, guest })
         } else {
-            Err(HostError::NotOptedIn { guest: guest.name.clone(), what: "its monitor".into() })
+            Err(HostError::NotOptedIn {
+                guest: guest.name.clone(),
+                what: "its monitor".into(),
+            })
         }
     }
 
@@ -116,22 +119,37 @@ impl<'a> Qmp<'a> {
     /// file nor a host device; `Qmp`, `Disconnected`, `GuestGone`.
     pub fn protocol_node(&self, disk: &GuestDisk, known: &NodeOptions) -> HostResult<ProtocolNode> {
         let unsupported = |reason: String| HostError::Unsupported {
-            what: format!("guest {}, disk {}: changing its cache strategy", self.guest.name, disk.target),
+            what: format!(
+                "guest {}, disk {}: changing its cache strategy",
+                self.guest.name, disk.target
+            ),
             reason,
         };
-        let top = self.top_node(disk)?.ok_or_else(|| unsupported("QEMU has no such device".into()))?;
+        let top = self
+            .top_node(disk)?
+            .ok_or_else(|| unsupported("QEMU has no such device".into()))?;
         let options = follow_to_protocol(&top, known).map_err(&unsupported)?;
         let name = text(options, "node-name").unwrap_or_default();
         let nodes: Vec<NamedNode> = self.query("query-named-block-nodes")?;
-        let node = nodes.into_iter().find(|node| node.node_name.as_deref() == Some(name));
-        let node = node.ok_or_else(|| unsupported(format!("its node {name} is not there any more")))?;
+        let node = nodes
+            .into_iter()
+            .find(|node| node.node_name.as_deref() == Some(name));
+        let node =
+            node.ok_or_else(|| unsupported(format!("its node {name} is not there any more")))?;
         if text(options, "driver") != Some(node.drv.as_str()) {
-            return Err(unsupported(format!("its node {name} is a {} now", node.drv)));
+            return Err(unsupported(format!(
+                "its node {name} is a {} now",
+                node.drv
+            )));
         }
         if node.cache.no_flush {
             return Err(unsupported("it ignores flushes (cache=unsafe)".into()));
         }
-        Ok(ProtocolNode { node_name: name.to_owned(), is_direct: node.cache.direct, options: options.clone() })
+        Ok(ProtocolNode {
+            node_name: name.to_owned(),
+            is_direct: node.cache.direct,
+            options: options.clone(),
+        })
     }
 
     /// Reopens a protocol node with or without O_DIRECT; everything else stays as it is, flushes of
@@ -142,7 +160,8 @@ impl<'a> Qmp<'a> {
     pub fn reopen(&self, node: &ProtocolNode, direct: bool) -> HostResult<()> {
         let mut options = node.options.clone();
         options["cache"] = json!({ "direct": direct, "no-flush": false });
-        self.run("blockdev-reopen", Some(json!({ "options": [options] }))).map(drop)
+        self.run("blockdev-reopen", Some(json!({ "options": [options] })))
+            .map(drop)
     }
 
     /// The latency histogram of a disk.
@@ -150,7 +169,10 @@ impl<'a> Qmp<'a> {
     /// # Errors
     /// `Qmp`, `Disconnected`, `GuestGone`.
     pub fn latency_histogram(&self, disk: &GuestDisk) -> HostResult<LatencyHistogram> {
-        Ok(self.latency_histograms()?.remove(&disk.qom_path()).unwrap_or(LatencyHistogram::Absent))
+        Ok(self
+            .latency_histograms()?
+            .remove(&disk.qom_path())
+            .unwrap_or(LatencyHistogram::Absent))
     }
 
     /// The latency histograms of all disks by QOM path.
@@ -159,7 +181,10 @@ impl<'a> Qmp<'a> {
     /// `Qmp`, `Disconnected`, `GuestGone`.
     pub fn latency_histograms(&self) -> HostResult<BTreeMap<String, LatencyHistogram>> {
         let devices: Vec<BlockStats> = self.query("query-blockstats")?;
-        Ok(devices.into_iter().filter_map(|device| Some((device.qdev?, device.stats.merge()))).collect())
+        Ok(devices
+            .into_iter()
+            .filter_map(|device| Some((device.qdev?, device.stats.merge())))
+            .collect())
     }
 
     /// Starts counting a disk's latencies in our buckets, from zero.
@@ -169,7 +194,8 @@ impl<'a> Qmp<'a> {
     pub fn start_histogram(&self, disk: &GuestDisk) -> HostResult<()> {
         let boundaries: Vec<u64> = boundaries_ns().collect();
         let arguments = json!({ "id": disk.qom_path(), "boundaries": boundaries });
-        self.run("block-latency-histogram-set", Some(arguments)).map(drop)
+        self.run("block-latency-histogram-set", Some(arguments))
+            .map(drop)
     }
 
     /// Removes a disk's latency histogram.
@@ -177,7 +203,11 @@ impl<'a> Qmp<'a> {
     /// # Errors
     /// `Qmp`, `Disconnected`, `GuestGone`.
     pub fn stop_histogram(&self, disk: &GuestDisk) -> HostResult<()> {
-        self.run("block-latency-histogram-set", Some(json!({ "id": disk.qom_path() }))).map(drop)
+        self.run(
+            "block-latency-histogram-set",
+            Some(json!({ "id": disk.qom_path() })),
+        )
+        .map(drop)
     }
 
     /// Requests of a virtio disk that QEMU has taken and not finished.
@@ -189,7 +219,12 @@ impl<'a> Qmp<'a> {
         for queue in 0..MAX_QUEUES {
             let arguments = json!({ "path": disk.qom_path(), "queue": queue });
             match self.run("x-query-virtio-queue-status", Some(arguments)) {
-                Ok(status) => total += status["inuse"].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+                Ok(status) => {
+                    total += status["inuse"]
+                        .as_u64()
+                        .and_then(|n| u32::try_from(n).ok())
+                        .unwrap_or(0)
+                }
                 // Past the last queue.
                 Err(HostError::Qmp { .. }) if queue > 0 => break,
                 Err(error) => return Err(error),
@@ -202,13 +237,18 @@ impl<'a> Qmp<'a> {
         let devices: Vec<BlockDevice> = self.query("query-block")?;
         let path = disk.qom_path();
         let is_disk = |qdev: &str| qdev == path || qdev == disk.alias;
-        let device = devices.into_iter().find(|device| device.qdev.as_deref().is_some_and(is_disk));
-        Ok(device.and_then(|device| device.inserted).and_then(|inserted| inserted.node_name))
+        let device = devices
+            .into_iter()
+            .find(|device| device.qdev.as_deref().is_some_and(is_disk));
+        Ok(device
+            .and_then(|device| device.inserted)
+            .and_then(|inserted| inserted.node_name))
     }
 
     fn query<T: for<'de> Deserialize<'de>>(&self, command: &str) -> HostResult<T> {
         let reply = self.run(command, None)?;
-        T::deserialize(&reply).map_err(|error| HostError::parse(&format!("reply to {command}"), &error.to_string()))
+        T::deserialize(&reply)
+            .map_err(|error| HostError::parse(&format!("reply to {command}"), &error.to_string()))
     }
 
     fn run(&self, command: &str, arguments: Option<Value>) -> HostResult<Value> {
@@ -216,9 +256,11 @@ impl<'a> Qmp<'a> {
         if let Some(arguments) = arguments {
             request["arguments"] = arguments;
         }
-        let reply = self.hypervisor.monitor(&self.guest.uuid, &request.to_string())?;
-        let mut reply: Value =
-            serde_json::from_str(&reply).map_err(|_| HostError::parse(&format!("reply to {command}"), &reply))?;
+        let reply = self
+            .hypervisor
+            .monitor(&self.guest.uuid, &request.to_string())?;
+        let mut reply: Value = serde_json::from_str(&reply)
+            .map_err(|_| HostError::parse(&format!("reply to {command}"), &reply))?;
         if let Some(error) = reply.get("error") {
             return Err(HostError::Qmp {
                 guest: self.guest.name.clone(),
@@ -238,7 +280,9 @@ impl Histograms {
             return LatencyHistogram::Absent;
         }
         for histogram in present.into_iter().flatten() {
-            if !histogram.boundaries.iter().copied().eq(boundaries_ns()) || histogram.bins.len() != LATENCY_BUCKETS {
+            if !histogram.boundaries.iter().copied().eq(boundaries_ns())
+                || histogram.bins.len() != LATENCY_BUCKETS
+            {
                 return LatencyHistogram::Foreign;
             }
             for (count, bin) in counts.iter_mut().zip(&histogram.bins) {
@@ -250,7 +294,9 @@ impl Histograms {
 }
 
 fn boundaries_ns() -> impl Iterator<Item = u64> {
-    LATENCY_BOUNDS_US.iter().map(|us| u64::from(*us) * NS_PER_US)
+    LATENCY_BOUNDS_US
+        .iter()
+        .map(|us| u64::from(*us) * NS_PER_US)
 }
 
 /// Reads the block nodes from QEMU's command line (`/proc/PID/cmdline`, NUL-separated): the only
@@ -258,9 +304,14 @@ fn boundaries_ns() -> impl Iterator<Item = u64> {
 #[must_use]
 pub fn node_options(command_line: &[u8]) -> NodeOptions {
     let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
-    let values = words.windows(2).filter(|pair| pair[0] == b"-blockdev").map(|pair| pair[1]);
+    let values = words
+        .windows(2)
+        .filter(|pair| pair[0] == b"-blockdev")
+        .map(|pair| pair[1]);
     let nodes = values.filter_map(|text| serde_json::from_slice::<Value>(text).ok());
-    nodes.filter_map(|node| Some((text(&node, "node-name")?.to_owned(), node))).collect()
+    nodes
+        .filter_map(|node| Some((text(&node, "node-name")?.to_owned(), node)))
+        .collect()
 }
 
 /// From a disk's top node through filters and formats to the node that opens a file or device.
@@ -274,12 +325,17 @@ fn follow_to_protocol<'a>(top: &str, known: &'a NodeOptions) -> Result<&'a Value
             Some("file" | "host_device") => return Ok(node),
             driver => {
                 name = text(node, "file").ok_or_else(|| {
-                    format!("its node {name} ({}) is neither a file nor a host device", driver.unwrap_or("no driver"))
+                    format!(
+                        "its node {name} ({}) is neither a file nor a host device",
+                        driver.unwrap_or("no driver")
+                    )
                 })?;
             }
         }
     }
-    Err(format!("more than {MAX_LAYERS} block nodes lie on top of each other"))
+    Err(format!(
+        "more than {MAX_LAYERS} block nodes lie on top of each other"
+    ))
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
@@ -297,35 +353,69 @@ mod tests {
         let nodes = node_options(COMMAND_LINE);
         assert_eq!(nodes.len(), 3);
         let node = follow_to_protocol("libvirt-1-format", &nodes).unwrap();
-        assert_eq!((text(node, "node-name"), text(node, "aio")), (Some("libvirt-1-storage"), Some("io_uring")));
+        assert_eq!(
+            (text(node, "node-name"), text(node, "aio")),
+            (Some("libvirt-1-storage"), Some("io_uring"))
+        );
     }
 
     #[test]
     fn unknown_and_network_nodes_are_refused_with_the_reason() {
         let nodes = node_options(COMMAND_LINE);
-        assert!(follow_to_protocol("nbd0", &nodes).unwrap_err().contains("nbd"));
-        assert!(follow_to_protocol("libvirt-9-format", &nodes).unwrap_err().contains("restart the guest"));
+        assert!(
+            follow_to_protocol("nbd0", &nodes)
+                .unwrap_err()
+                .contains("nbd")
+        );
+        assert!(
+            follow_to_protocol("libvirt-9-format", &nodes)
+                .unwrap_err()
+                .contains("restart the guest")
+        );
     }
 
     #[test]
     fn a_circle_of_nodes_ends() {
-        let nodes = node_options(b"-blockdev\0{\"node-name\":\"a\",\"driver\":\"raw\",\"file\":\"a\"}\0");
+        let nodes =
+            node_options(b"-blockdev\0{\"node-name\":\"a\",\"driver\":\"raw\",\"file\":\"a\"}\0");
         assert!(follow_to_protocol("a", &nodes).is_err());
     }
 
     #[test]
     fn histograms_of_others_are_recognised() {
         let boundaries: Vec<u64> = boundaries_ns().collect();
-        let ours = || Some(Histogram { boundaries: boundaries.clone(), bins: vec![2; LATENCY_BUCKETS] });
-        let both = Histograms { rd_latency_histogram: ours(), wr_latency_histogram: ours() };
-        assert_eq!(both.merge(), LatencyHistogram::Ours(Box::new([4; LATENCY_BUCKETS])));
-        let foreign = Some(Histogram { boundaries: vec![10, 20], bins: vec![0; 3] });
+        let ours = || {
+            Some(Histogram {
+                boundaries: boundaries.clone(),
+                bins: vec![2; LATENCY_BUCKETS],
+            })
+        };
+        let both = Histograms {
+            rd_latency_histogram: ours(),
+            wr_latency_histogram: ours(),
+        };
         assert_eq!(
-            Histograms { rd_latency_histogram: ours(), wr_latency_histogram: foreign }.merge(),
+            both.merge(),
+            LatencyHistogram::Ours(Box::new([4; LATENCY_BUCKETS]))
+        );
+        let foreign = Some(Histogram {
+            boundaries: vec![10, 20],
+            bins: vec![0; 3],
+        });
+        assert_eq!(
+            Histograms {
+                rd_latency_histogram: ours(),
+                wr_latency_histogram: foreign
+            }
+            .merge(),
             LatencyHistogram::Foreign
         );
         assert_eq!(
-            Histograms { rd_latency_histogram: None, wr_latency_histogram: None }.merge(),
+            Histograms {
+                rd_latency_histogram: None,
+                wr_latency_histogram: None
+            }
+            .merge(),
             LatencyHistogram::Absent
         );
     }

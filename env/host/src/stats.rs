@@ -76,8 +76,15 @@ impl StatsRecord {
     }
 
     fn counters(&self, disk: u64, direction: &str) -> IoCounters {
-        let number = |field: &str| self.number(&format!("block.{disk}.{direction}.{field}")).unwrap_or_default();
-        IoCounters { requests: number("reqs"), bytes: number("bytes"), time_ns: number("times") }
+        let number = |field: &str| {
+            self.number(&format!("block.{disk}.{direction}.{field}"))
+                .unwrap_or_default()
+        };
+        IoCounters {
+            requests: number("reqs"),
+            bytes: number("bytes"),
+            time_ns: number("times"),
+        }
     }
 
     fn disk(&self, index: u64) -> Option<DiskStats> {
@@ -86,16 +93,27 @@ impl StatsRecord {
             target: self.text(&format!("block.{index}.name"))?.to_owned(),
             reads: self.counters(index, "rd"),
             writes: self.counters(index, "wr"),
-            flushes: self.number(&format!("block.{index}.fl.reqs")).unwrap_or_default(),
-            capacity_bytes: self.number(&format!("block.{index}.capacity")).unwrap_or_default(),
+            flushes: self
+                .number(&format!("block.{index}.fl.reqs"))
+                .unwrap_or_default(),
+            capacity_bytes: self
+                .number(&format!("block.{index}.capacity"))
+                .unwrap_or_default(),
         })
     }
 
     /// `PREFIX.N.SUFFIX` for all N.
     fn numbered(&self, prefix: &str, suffix: &str) -> BTreeMap<u32, u64> {
         let entry = |key: &str| {
-            let (number, rest) = key.strip_prefix(prefix)?.strip_prefix('.')?.split_once('.')?;
-            if rest == suffix { Some((number.parse().ok()?, self.number(key)?)) } else { None }
+            let (number, rest) = key
+                .strip_prefix(prefix)?
+                .strip_prefix('.')?
+                .split_once('.')?;
+            if rest == suffix {
+                Some((number.parse().ok()?, self.number(key)?))
+            } else {
+                None
+            }
         };
         self.values.keys().filter_map(|key| entry(key)).collect()
     }
@@ -103,7 +121,8 @@ impl StatsRecord {
 
 impl From<&StatsRecord> for GuestStats {
     fn from(record: &StatsRecord) -> Self {
-        let disks = (0..record.number("block.count").unwrap_or_default()).filter_map(|index| record.disk(index));
+        let disks = (0..record.number("block.count").unwrap_or_default())
+            .filter_map(|index| record.disk(index));
         Self {
             uuid: record.uuid.clone(),
             name: record.name.clone(),
@@ -121,7 +140,11 @@ mod tests {
 
     #[test]
     fn disks_iothreads_and_vcpus_are_read_from_names() {
-        let mut record = StatsRecord { uuid: "u".into(), name: "n".into(), ..StatsRecord::default() };
+        let mut record = StatsRecord {
+            uuid: "u".into(),
+            name: "n".into(),
+            ..StatsRecord::default()
+        };
         for (key, value) in [
             ("state.state", 1),
             ("block.count", 1),
@@ -138,12 +161,24 @@ mod tests {
         ] {
             record.values.insert(key.into(), StatValue::Number(value));
         }
-        record.values.insert("block.0.name".into(), StatValue::Text("vda".into()));
+        record
+            .values
+            .insert("block.0.name".into(), StatValue::Text("vda".into()));
         let stats = GuestStats::from(&record);
         assert_eq!(stats.disks[0].target, "vda");
-        assert_eq!(stats.disks[0].reads, IoCounters { requests: 7, bytes: 28_672, time_ns: 900 });
+        assert_eq!(
+            stats.disks[0].reads,
+            IoCounters {
+                requests: 7,
+                bytes: 28_672,
+                time_ns: 900
+            }
+        );
         assert_eq!(stats.disks[0].writes, IoCounters::default());
-        assert_eq!((stats.disks[0].flushes, stats.disks[0].capacity_bytes), (2, 1 << 20));
+        assert_eq!(
+            (stats.disks[0].flushes, stats.disks[0].capacity_bytes),
+            (2, 1 << 20)
+        );
         assert_eq!(stats.poll_max_ns, BTreeMap::from([(3, 32_768)]));
         assert_eq!(stats.vcpu_time_ns, BTreeMap::from([(0, 5), (1, 6)]));
     }

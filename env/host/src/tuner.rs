@@ -66,6 +66,8 @@ pub enum Settlement {
 pub enum Scope {
     /// Everything.
     Host,
+    /// Everything but the latency histograms, which change nothing for the guest.
+    Settings,
     /// One guest, by UUID.
     Guest(String),
     /// One knob of one guest.
@@ -92,7 +94,10 @@ impl Tuner {
     /// # Errors
     /// `Journal`.
     pub fn original(&self, life: &GuestLife, knob: &Knob) -> HostResult<Option<String>> {
-        Ok(self.journal.record(life, knob)?.map(|record| record.original))
+        Ok(self
+            .journal
+            .record(life, knob)?
+            .map(|record| record.original))
     }
 
     /// Whether a knob is frozen because somebody else changed it.
@@ -100,7 +105,10 @@ impl Tuner {
     /// # Errors
     /// `Journal`.
     pub fn is_frozen(&self, life: &GuestLife, knob: &Knob) -> HostResult<bool> {
-        Ok(self.journal.record(life, knob)?.is_some_and(|record| record.state == RecordState::Frozen))
+        Ok(self
+            .journal
+            .record(life, knob)?
+            .is_some_and(|record| record.state == RecordState::Frozen))
     }
 
     /// Applies a change. When it fails, the value before is restored.
@@ -108,7 +116,12 @@ impl Tuner {
     /// # Errors
     /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
     /// changed the knob; `ReadBack` when it did not take; whatever the hypervisor says.
-    pub fn apply(&self, hypervisor: &dyn Hypervisor, running: &RunningGuest, change: &Change) -> HostResult<Applied> {
+    pub fn apply(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        running: &RunningGuest,
+        change: &Change,
+    ) -> HostResult<Applied> {
         let (knob, value) = change.knob_and_value();
         let (io, life) = (running.knobs(hypervisor), life_of(running)?);
         // Before anything is read: a guest without opt-in gets no monitor command at all.
@@ -118,11 +131,21 @@ impl Tuner {
         if let Some(record) = &record {
             self.check_untouched(record, &current)?;
         }
-        let applied = Applied { knob, previous: current, value };
+        let applied = Applied {
+            knob,
+            previous: current,
+            value,
+        };
         if applied.previous == applied.value {
             return Ok(applied);
         }
-        self.journal.intend(life, &running.guest.name, &applied.knob, &applied.previous, &applied.value)?;
+        self.journal.intend(
+            life,
+            &running.guest.name,
+            &applied.knob,
+            &applied.previous,
+            &applied.value,
+        )?;
         match write_and_check(&io, &applied.knob, &applied.value) {
             Ok(()) => {
                 self.journal.settle(life, &applied.knob, &applied.value)?;
@@ -153,31 +176,59 @@ impl Tuner {
     ///
     /// # Errors
     /// `Journal`, when the records cannot be read at all.
-    pub fn reconcile(&self, hypervisor: &dyn Hypervisor, inventory: &Inventory) -> HostResult<Vec<Outcome>> {
-        self.for_each(&Scope::Host, |record| self.compare(hypervisor, inventory, record))
+    pub fn reconcile(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        inventory: &Inventory,
+    ) -> HostResult<Vec<Outcome>> {
+        self.for_each(&Scope::Host, |record| {
+            self.compare(hypervisor, inventory, record)
+        })
     }
 
     /// Takes a frozen knob over again: the value found is accepted as it is, the original stays.
     ///
     /// # Errors
     /// `Journal`; whatever the hypervisor says.
-    pub fn unfreeze(&self, hypervisor: &dyn Hypervisor, running: &RunningGuest, knob: &Knob) -> HostResult<()> {
+    pub fn unfreeze(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        running: &RunningGuest,
+        knob: &Knob,
+    ) -> HostResult<()> {
         let current = running.knobs(hypervisor).read(knob)?;
         self.journal.settle(life_of(running)?, knob, &current)
     }
 
-    fn for_each(&self, scope: &Scope, act: impl Fn(&Record) -> HostResult<Settlement>) -> HostResult<Vec<Outcome>> {
+    fn for_each(
+        &self,
+        scope: &Scope,
+        act: impl Fn(&Record) -> HostResult<Settlement>,
+    ) -> HostResult<Vec<Outcome>> {
         let records = self.journal.records()?;
         let outcome = |record: &Record| Outcome {
             guest: record.guest.clone(),
             knob: record.knob.clone(),
-            result: act(record).unwrap_or_else(|error| Settlement::Failed { reason: error.to_string() }),
+            result: act(record).unwrap_or_else(|error| Settlement::Failed {
+                reason: error.to_string(),
+            }),
         };
-        Ok(records.iter().filter(|record| scope.holds(record)).map(outcome).collect())
+        Ok(records
+            .iter()
+            .filter(|record| scope.holds(record))
+            .map(outcome)
+            .collect())
     }
 
-    fn restore(&self, hypervisor: &dyn Hypervisor, inventory: &Inventory, record: &Record) -> HostResult<Settlement> {
-        let Some(running) = self.find(inventory, record)? else { return Ok(Settlement::Moot) };
+    fn restore(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        inventory: &Inventory,
+        record: &Record,
+    ) -> HostResult<Settlement> {
+        let Some(running) = self.find(inventory, record)? else {
+            return Ok(Settlement::Moot);
+        };
         let io = running.knobs(hypervisor);
         let current = io.read(&record.knob)?;
         if self.check_untouched(record, &current).is_err() {
@@ -187,11 +238,20 @@ impl Tuner {
             write_and_check(&io, &record.knob, &record.original)?;
         }
         self.journal.drop_record(&record.life, &record.knob)?;
-        Ok(Settlement::Restored { original: record.original.clone() })
+        Ok(Settlement::Restored {
+            original: record.original.clone(),
+        })
     }
 
-    fn compare(&self, hypervisor: &dyn Hypervisor, inventory: &Inventory, record: &Record) -> HostResult<Settlement> {
-        let Some(running) = self.find(inventory, record)? else { return Ok(Settlement::Moot) };
+    fn compare(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        inventory: &Inventory,
+        record: &Record,
+    ) -> HostResult<Settlement> {
+        let Some(running) = self.find(inventory, record)? else {
+            return Ok(Settlement::Moot);
+        };
         let current = running.knobs(hypervisor).read(&record.knob)?;
         if self.check_untouched(record, &current).is_err() {
             return Ok(Settlement::Frozen { found: current });
@@ -203,11 +263,22 @@ impl Tuner {
     }
 
     /// The guest of a record in the same life; `None`, and the record dropped, when that is over.
-    fn find<'a>(&self, inventory: &'a Inventory, record: &Record) -> HostResult<Option<&'a RunningGuest>> {
+    fn find<'a>(
+        &self,
+        inventory: &'a Inventory,
+        record: &Record,
+    ) -> HostResult<Option<&'a RunningGuest>> {
         let running = inventory.guests.get(&record.life.uuid);
-        if inventory.unreadable.contains_key(&record.life.uuid) || running.is_some_and(|guest| guest.life.is_none()) {
-            let reason = "its QEMU or XML cannot be read, so it cannot be told whether it is the same".into();
-            return Err(HostError::Unsupported { what: format!("guest {}", record.guest), reason });
+        if inventory.unreadable.contains_key(&record.life.uuid)
+            || running.is_some_and(|guest| guest.life.is_none())
+        {
+            let reason =
+                "its QEMU or XML cannot be read, so it cannot be told whether it is the same"
+                    .into();
+            return Err(HostError::Unsupported {
+                what: format!("guest {}", record.guest),
+                reason,
+            });
         }
         let same = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
         if same.is_none() {
@@ -238,8 +309,11 @@ impl Tuner {
     /// After a failed change: back to the value before. What cannot be restored or read stays
     /// journalled as an open intent, for the next reconciliation.
     fn revert(&self, io: &KnobIo<'_>, life: &GuestLife, change: &Applied, is_first: bool) {
-        let Ok(found) = io.read(&change.knob) else { return };
-        if found != change.previous && write_and_check(io, &change.knob, &change.previous).is_err() {
+        let Ok(found) = io.read(&change.knob) else {
+            return;
+        };
+        if found != change.previous && write_and_check(io, &change.knob, &change.previous).is_err()
+        {
             return;
         }
         // The journal has its own error path: an intent that stays open is compared later.
@@ -255,6 +329,7 @@ impl Scope {
     fn holds(&self, record: &Record) -> bool {
         match self {
             Self::Host => true,
+            Self::Settings => !matches!(record.knob, Knob::Histogram { .. }),
             Self::Guest(uuid) => record.life.uuid == *uuid,
             Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
         }
@@ -274,7 +349,12 @@ fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> 
     if found == value {
         return Ok(());
     }
-    Err(HostError::ReadBack { guest: io.guest.name.clone(), knob: knob.to_string(), wanted: value.to_owned(), found })
+    Err(HostError::ReadBack {
+        guest: io.guest.name.clone(),
+        knob: knob.to_string(),
+        wanted: value.to_owned(),
+        found,
+    })
 }
 
 #[cfg(test)]
@@ -294,7 +374,11 @@ mod tests {
         fn new(host: FakeHypervisor) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let tuner = Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap());
-            Self { host, tuner, _dir: dir }
+            Self {
+                host,
+                tuner,
+                _dir: dir,
+            }
         }
 
         fn apply(&self, change: &Change) -> HostResult<Applied> {
@@ -302,17 +386,26 @@ mod tests {
         }
 
         fn rollback(&self, started: u64) -> Vec<Settlement> {
-            let outcomes = self.tuner.rollback(&self.host, &self.host.inventory(started), &Scope::Host).unwrap();
+            let outcomes = self
+                .tuner
+                .rollback(&self.host, &self.host.inventory(started), &Scope::Host)
+                .unwrap();
             outcomes.into_iter().map(|outcome| outcome.result).collect()
         }
     }
 
     fn bind(cpus: &str) -> Change {
-        Change::Channel { iothread: 1, cpus: cpus.parse().unwrap() }
+        Change::Channel {
+            iothread: 1,
+            cpus: cpus.parse().unwrap(),
+        }
     }
 
     fn buffered() -> Change {
-        Change::Cache { target: "vda".into(), cache: Cache::Buffered }
+        Change::Cache {
+            target: "vda".into(),
+            cache: Cache::Buffered,
+        }
     }
 
     #[test]
@@ -321,8 +414,17 @@ mod tests {
         bench.apply(&bind("1")).unwrap();
         bench.apply(&bind("2")).unwrap();
         bench.apply(&buffered()).unwrap();
-        bench.apply(&Change::Polling { iothread: 1, poll_max_ns: 0 }).unwrap();
-        bench.apply(&Change::Histogram { target: "vda".into() }).unwrap();
+        bench
+            .apply(&Change::Polling {
+                iothread: 1,
+                poll_max_ns: 0,
+            })
+            .unwrap();
+        bench
+            .apply(&Change::Histogram {
+                target: "vda".into(),
+            })
+            .unwrap();
         assert_eq!(bench.host.cpus.borrow().to_string(), "2");
         assert!(!bench.host.direct.get() && bench.host.poll_max_ns.get() == 0);
         assert_eq!(bench.rollback(1).len(), 4);
@@ -347,12 +449,26 @@ mod tests {
     fn an_intent_left_by_a_crash_is_settled_with_what_is_found() {
         let bench = Bench::new(FakeHypervisor::default());
         bench.host.fault.set(Fault::AppliedThenLost);
-        assert!(matches!(bench.apply(&bind("1")), Err(HostError::Disconnected { .. })));
-        assert_eq!(bench.tuner.records().unwrap()[0].state, RecordState::Intended);
+        assert!(matches!(
+            bench.apply(&bind("1")),
+            Err(HostError::Disconnected { .. })
+        ));
+        assert_eq!(
+            bench.tuner.records().unwrap()[0].state,
+            RecordState::Intended
+        );
         bench.host.lost.set(false);
-        let outcomes = bench.tuner.reconcile(&bench.host, &bench.host.inventory(1)).unwrap();
+        let outcomes = bench
+            .tuner
+            .reconcile(&bench.host, &bench.host.inventory(1))
+            .unwrap();
         assert_eq!(outcomes[0].result, Settlement::Kept { value: "1".into() });
-        assert_eq!(bench.rollback(1), [Settlement::Restored { original: "0-3".into() }]);
+        assert_eq!(
+            bench.rollback(1),
+            [Settlement::Restored {
+                original: "0-3".into()
+            }]
+        );
     }
 
     #[test]
@@ -360,12 +476,30 @@ mod tests {
         let bench = Bench::new(FakeHypervisor::default());
         bench.apply(&bind("1")).unwrap();
         *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
-        assert!(matches!(bench.apply(&bind("2")), Err(HostError::Frozen { .. })));
-        assert_eq!(bench.rollback(1), [Settlement::Frozen { found: "3".into() }]);
+        assert!(matches!(
+            bench.apply(&bind("2")),
+            Err(HostError::Frozen { .. })
+        ));
+        assert_eq!(
+            bench.rollback(1),
+            [Settlement::Frozen { found: "3".into() }]
+        );
         assert_eq!(bench.host.cpus.borrow().to_string(), "3");
-        bench.tuner.unfreeze(&bench.host, &bench.host.running(1), &Knob::Channel { iothread: 1 }).unwrap();
+        bench
+            .tuner
+            .unfreeze(
+                &bench.host,
+                &bench.host.running(1),
+                &Knob::Channel { iothread: 1 },
+            )
+            .unwrap();
         bench.apply(&bind("2")).unwrap();
-        assert_eq!(bench.rollback(1), [Settlement::Restored { original: "0-3".into() }]);
+        assert_eq!(
+            bench.rollback(1),
+            [Settlement::Restored {
+                original: "0-3".into()
+            }]
+        );
     }
 
     #[test]
@@ -389,8 +523,17 @@ mod tests {
     #[test]
     fn a_guest_without_opt_in_gets_no_command_at_all() {
         let bench = Bench::new(FakeHypervisor::without_opt_in());
-        for change in [bind("1"), buffered(), Change::Histogram { target: "vda".into() }] {
-            assert!(matches!(bench.apply(&change), Err(HostError::NotOptedIn { .. })));
+        for change in [
+            bind("1"),
+            buffered(),
+            Change::Histogram {
+                target: "vda".into(),
+            },
+        ] {
+            assert!(matches!(
+                bench.apply(&change),
+                Err(HostError::NotOptedIn { .. })
+            ));
         }
         assert!(bench.host.monitor_commands.borrow().is_empty());
         assert_eq!(bench.tuner.records().unwrap(), []);
@@ -400,11 +543,20 @@ mod tests {
     fn the_cache_is_not_touched_while_a_job_runs_or_under_native_aio() {
         let bench = Bench::new(FakeHypervisor::default());
         bench.host.job.set(true);
-        assert!(matches!(bench.apply(&buffered()), Err(HostError::Unsupported { .. })));
+        assert!(matches!(
+            bench.apply(&buffered()),
+            Err(HostError::Unsupported { .. })
+        ));
         let mut host = FakeHypervisor::default();
         host.xml = host.xml.replace("io_uring", "native");
         let bench = Bench::new(host);
-        assert!(bench.apply(&buffered()).unwrap_err().to_string().contains("aio=native"));
+        assert!(
+            bench
+                .apply(&buffered())
+                .unwrap_err()
+                .to_string()
+                .contains("aio=native")
+        );
         assert_eq!(bench.tuner.records().unwrap(), []);
     }
 
@@ -421,10 +573,32 @@ mod tests {
         let bench = Bench::new(FakeHypervisor::default());
         bench.apply(&bind("1")).unwrap();
         bench.apply(&buffered()).unwrap();
-        let scope = Scope::Knob(UUID.into(), Knob::Cache { target: "vda".into() });
-        assert_eq!(bench.tuner.rollback(&bench.host, &bench.host.inventory(1), &scope).unwrap().len(), 1);
+        let scope = Scope::Knob(
+            UUID.into(),
+            Knob::Cache {
+                target: "vda".into(),
+            },
+        );
+        assert_eq!(
+            bench
+                .tuner
+                .rollback(&bench.host, &bench.host.inventory(1), &scope)
+                .unwrap()
+                .len(),
+            1
+        );
         assert!(bench.host.direct.get());
         assert_eq!(bench.host.cpus.borrow().to_string(), "1");
-        assert!(bench.tuner.rollback(&bench.host, &bench.host.inventory(1), &Scope::Guest("x".into())).unwrap().is_empty());
+        assert!(
+            bench
+                .tuner
+                .rollback(
+                    &bench.host,
+                    &bench.host.inventory(1),
+                    &Scope::Guest("x".into())
+                )
+                .unwrap()
+                .is_empty()
+        );
     }
 }

@@ -9,8 +9,8 @@ use virt::domain::Domain;
 use virt::error::Error;
 use virt_sys as sys;
 
-use crate::stats::{StatValue, StatsRecord};
 use crate::cpuset::CpuSet;
+use crate::stats::{StatValue, StatsRecord};
 
 /// Keeps libvirt from printing errors on standard error itself; they are returned instead.
 pub(super) fn silence() {
@@ -27,7 +27,8 @@ pub(super) fn all_domain_stats(connect: &Connect) -> Result<Vec<StatsRecord>, Er
         | sys::VIR_DOMAIN_STATS_VCPU
         | sys::VIR_DOMAIN_STATS_BLOCK
         | sys::VIR_DOMAIN_STATS_IOTHREAD;
-    let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+    let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+        | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
     let mut records: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
     // SAFETY: the connection is open while `connect` is borrowed; on success `records` is a list of
     // `count` valid records, which is freed once below and not used after.
@@ -36,7 +37,9 @@ pub(super) fn all_domain_stats(connect: &Connect) -> Result<Vec<StatsRecord>, Er
         if count < 0 {
             return Err(Error::last_error());
         }
-        let parsed = (0..count as usize).map(|index| read_record(&**records.add(index))).collect();
+        let parsed = (0..count as usize)
+            .map(|index| read_record(&**records.add(index)))
+            .collect();
         sys::virDomainStatsRecordListFree(records);
         Ok(parsed)
     }
@@ -51,11 +54,21 @@ unsafe fn read_record(record: &sys::virDomainStatsRecord) -> StatsRecord {
     // which member of the union is set.
     unsafe {
         let known = sys::virDomainGetUUIDString(record.dom, uuid.as_mut_ptr()) == 0;
-        let uuid = if known { text(uuid.as_ptr()) } else { String::new() };
+        let uuid = if known {
+            text(uuid.as_ptr())
+        } else {
+            String::new()
+        };
         let name = sys::virDomainGetName(record.dom);
-        let name = if name.is_null() { String::new() } else { text(name) };
+        let name = if name.is_null() {
+            String::new()
+        } else {
+            text(name)
+        };
         let params = (0..record.nparams as usize).map(|index| &*record.params.add(index));
-        let values = params.filter_map(|param| Some((text(param.field.as_ptr()), read_value(param)?))).collect();
+        let values = params
+            .filter_map(|param| Some((text(param.field.as_ptr()), read_value(param)?)))
+            .collect();
         StatsRecord { uuid, name, values }
     }
 }
@@ -71,7 +84,9 @@ unsafe fn read_value(param: &sys::virTypedParameter) -> Option<StatValue> {
             sys::VIR_TYPED_PARAM_LLONG => u64::try_from(param.value.l).ok().map(StatValue::Number),
             sys::VIR_TYPED_PARAM_ULLONG => Some(StatValue::Number(param.value.ul)),
             sys::VIR_TYPED_PARAM_BOOLEAN => Some(StatValue::Number(u64::from(param.value.b != 0))),
-            sys::VIR_TYPED_PARAM_STRING if !param.value.s.is_null() => Some(StatValue::Text(text(param.value.s))),
+            sys::VIR_TYPED_PARAM_STRING if !param.value.s.is_null() => {
+                Some(StatValue::Text(text(param.value.s)))
+            }
             _ => None,
         }
     }
@@ -81,7 +96,9 @@ unsafe fn read_value(param: &sys::virTypedParameter) -> Option<StatValue> {
 /// `pointer` must be a C string.
 unsafe fn text(pointer: *const std::ffi::c_char) -> String {
     // SAFETY: as above.
-    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(pointer) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Binds an IOThread of a running domain to host CPUs.
@@ -97,7 +114,11 @@ pub(super) fn pin_iothread(domain: &Domain, iothread: u32, cpus: &CpuSet) -> Res
             sys::VIR_DOMAIN_AFFECT_LIVE,
         )
     };
-    if result < 0 { Err(Error::last_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(Error::last_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The IOThreads of a running domain with the host CPUs on which each may run.
@@ -106,7 +127,8 @@ pub(super) fn iothread_affinity(domain: &Domain) -> Result<Vec<(u32, CpuSet)>, E
     // SAFETY: the domain is valid while borrowed; on success `list` holds `count` valid entries,
     // each freed once below, then the list itself, which libvirt allocated with malloc.
     unsafe {
-        let count = sys::virDomainGetIOThreadInfo(domain.as_ptr(), &mut list, sys::VIR_DOMAIN_AFFECT_LIVE);
+        let count =
+            sys::virDomainGetIOThreadInfo(domain.as_ptr(), &mut list, sys::VIR_DOMAIN_AFFECT_LIVE);
         if count < 0 {
             return Err(Error::last_error());
         }
@@ -123,16 +145,27 @@ pub(super) fn iothread_affinity(domain: &Domain) -> Result<Vec<(u32, CpuSet)>, E
 }
 
 /// Sets `poll_max_ns` of an IOThread of a running domain.
-pub(super) fn set_poll_max_ns(domain: &Domain, iothread: u32, poll_max_ns: u64) -> Result<(), Error> {
+pub(super) fn set_poll_max_ns(
+    domain: &Domain,
+    iothread: u32,
+    poll_max_ns: u64,
+) -> Result<(), Error> {
     let mut params: sys::virTypedParameterPtr = ptr::null_mut();
     let (mut count, mut capacity) = (0, 0);
     let name = sys::VIR_DOMAIN_IOTHREAD_POLL_MAX_NS.as_ptr();
     // SAFETY: libvirt allocates `params` in the first call and it is freed once in the last; the
     // name is a C string; the domain is valid while borrowed.
     unsafe {
-        let mut result = sys::virTypedParamsAddULLong(&mut params, &mut count, &mut capacity, name, poll_max_ns);
+        let mut result =
+            sys::virTypedParamsAddULLong(&mut params, &mut count, &mut capacity, name, poll_max_ns);
         if result == 0 {
-            result = sys::virDomainSetIOThreadParams(domain.as_ptr(), iothread, params, count, sys::VIR_DOMAIN_AFFECT_LIVE);
+            result = sys::virDomainSetIOThreadParams(
+                domain.as_ptr(),
+                iothread,
+                params,
+                count,
+                sys::VIR_DOMAIN_AFFECT_LIVE,
+            );
         }
         let error = (result < 0).then(Error::last_error);
         sys::virTypedParamsFree(params, count);

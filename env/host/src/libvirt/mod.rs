@@ -28,7 +28,9 @@ pub struct Libvirt {
 
 impl std::fmt::Debug for Libvirt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Libvirt").field("uri", &self.uri).finish_non_exhaustive()
+        f.debug_struct("Libvirt")
+            .field("uri", &self.uri)
+            .finish_non_exhaustive()
     }
 }
 
@@ -39,11 +41,18 @@ impl Libvirt {
     /// `Disconnected`.
     pub fn connect(uri: &str) -> HostResult<Self> {
         start_event_loop();
-        let disconnected =
-            |error: Error| HostError::Disconnected { uri: uri.to_owned(), message: error.message().to_owned() };
+        let disconnected = |error: Error| HostError::Disconnected {
+            uri: uri.to_owned(),
+            message: error.message().to_owned(),
+        };
         let connect = Connect::open(Some(uri)).map_err(disconnected)?;
-        connect.set_keep_alive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT).map_err(disconnected)?;
-        Ok(Self { uri: uri.to_owned(), connect })
+        connect
+            .set_keep_alive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+            .map_err(disconnected)?;
+        Ok(Self {
+            uri: uri.to_owned(),
+            connect,
+        })
     }
 
     /// The URI it was opened with.
@@ -63,7 +72,9 @@ impl Libvirt {
     /// # Errors
     /// `Disconnected`.
     pub fn qemu_version(&self) -> HostResult<u32> {
-        self.connect.get_hyp_version().map_err(|error| self.error("reading QEMU's version", &error))
+        self.connect
+            .get_hyp_version()
+            .map_err(|error| self.error("reading QEMU's version", &error))
     }
 
     /// Version of libvirtd, as major · 1,000,000 + minor · 1,000 + release.
@@ -71,27 +82,42 @@ impl Libvirt {
     /// # Errors
     /// `Disconnected`.
     pub fn libvirt_version(&self) -> HostResult<u32> {
-        self.connect.get_lib_version().map_err(|error| self.error("reading libvirt's version", &error))
+        self.connect
+            .get_lib_version()
+            .map_err(|error| self.error("reading libvirt's version", &error))
     }
 
     fn domain(&self, uuid: &str) -> HostResult<Domain> {
-        Domain::lookup_by_uuid_string(&self.connect, uuid).map_err(|error| self.guest_error(uuid, "looking it up", &error))
+        Domain::lookup_by_uuid_string(&self.connect, uuid)
+            .map_err(|error| self.guest_error(uuid, "looking it up", &error))
     }
 
     fn error(&self, action: &str, error: &Error) -> HostError {
         let message = error.message().to_owned();
-        let connection = matches!(error.code(), ErrorNumber::Rpc | ErrorNumber::InvalidConn | ErrorNumber::NoConnect);
+        let connection = matches!(
+            error.code(),
+            ErrorNumber::Rpc | ErrorNumber::InvalidConn | ErrorNumber::NoConnect
+        );
         if connection || !self.is_alive() {
-            HostError::Disconnected { uri: self.uri.clone(), message }
+            HostError::Disconnected {
+                uri: self.uri.clone(),
+                message,
+            }
         } else {
-            HostError::Libvirt { action: action.to_owned(), message }
+            HostError::Libvirt {
+                action: action.to_owned(),
+                message,
+            }
         }
     }
 
     fn guest_error(&self, uuid: &str, action: &str, error: &Error) -> HostError {
-        let not_running = error.code() == ErrorNumber::OperationInvalid && error.message().contains("not running");
+        let not_running = error.code() == ErrorNumber::OperationInvalid
+            && error.message().contains("not running");
         if error.code() == ErrorNumber::NoDomain || not_running {
-            return HostError::GuestGone { guest: uuid.to_owned() };
+            return HostError::GuestGone {
+                guest: uuid.to_owned(),
+            };
         }
         self.error(&format!("guest {uuid}: {action}"), error)
     }
@@ -99,21 +125,26 @@ impl Libvirt {
 
 impl Hypervisor for Libvirt {
     fn guest_stats(&self) -> HostResult<Vec<GuestStats>> {
-        let records = ffi::all_domain_stats(&self.connect).map_err(|error| self.error("reading bulk statistics", &error))?;
+        let records = ffi::all_domain_stats(&self.connect)
+            .map_err(|error| self.error("reading bulk statistics", &error))?;
         Ok(records.iter().map(GuestStats::from).collect())
     }
 
     fn guest_xml(&self, uuid: &str) -> HostResult<String> {
-        self.domain(uuid)?.get_xml_desc(0).map_err(|error| self.guest_error(uuid, "reading its XML", &error))
+        self.domain(uuid)?
+            .get_xml_desc(0)
+            .map_err(|error| self.guest_error(uuid, "reading its XML", &error))
     }
 
     fn iothread_cpus(&self, uuid: &str) -> HostResult<Vec<(u32, CpuSet)>> {
-        ffi::iothread_affinity(&self.domain(uuid)?).map_err(|error| self.guest_error(uuid, "reading its IOThreads", &error))
+        ffi::iothread_affinity(&self.domain(uuid)?)
+            .map_err(|error| self.guest_error(uuid, "reading its IOThreads", &error))
     }
 
     fn pin_iothread(&self, uuid: &str, iothread: u32, cpus: &CpuSet) -> HostResult<()> {
         let action = format!("binding IOThread {iothread} to CPUs {cpus}");
-        ffi::pin_iothread(&self.domain(uuid)?, iothread, cpus).map_err(|error| self.guest_error(uuid, &action, &error))
+        ffi::pin_iothread(&self.domain(uuid)?, iothread, cpus)
+            .map_err(|error| self.guest_error(uuid, &action, &error))
     }
 
     fn set_poll_max_ns(&self, uuid: &str, iothread: u32, poll_max_ns: u64) -> HostResult<()> {
@@ -123,18 +154,23 @@ impl Hypervisor for Libvirt {
     }
 
     fn monitor(&self, uuid: &str, command: &str) -> HostResult<String> {
-        let text = CString::new(command).map_err(|_| HostError::parse("monitor command", command))?;
-        ffi::monitor_command(&self.domain(uuid)?, &text).map_err(|error| self.guest_error(uuid, "using its monitor", &error))
+        let text =
+            CString::new(command).map_err(|_| HostError::parse("monitor command", command))?;
+        ffi::monitor_command(&self.domain(uuid)?, &text)
+            .map_err(|error| self.guest_error(uuid, "using its monitor", &error))
     }
 
     fn job_runs(&self, uuid: &str, target: &str) -> HostResult<bool> {
         let domain = self.domain(uuid)?;
-        let job = domain.get_job_info().map_err(|error| self.guest_error(uuid, "reading its job", &error))?;
+        let job = domain
+            .get_job_info()
+            .map_err(|error| self.guest_error(uuid, "reading its job", &error))?;
         if job.r#type != 0 {
             return Ok(true);
         }
         let name = CString::new(target).map_err(|_| HostError::parse("disk target", target))?;
-        ffi::block_job_runs(&domain, &name).map_err(|error| self.guest_error(uuid, "reading its block job", &error))
+        ffi::block_job_runs(&domain, &name)
+            .map_err(|error| self.guest_error(uuid, "reading its block job", &error))
     }
 }
 
@@ -149,6 +185,8 @@ fn start_event_loop() {
         }
         let run = || while event::event_run_default_impl().is_ok() {};
         // Not joined: it serves every connection until the program ends.
-        let _ = thread::Builder::new().name("libvirt-events".into()).spawn(run);
+        let _ = thread::Builder::new()
+            .name("libvirt-events".into())
+            .spawn(run);
     });
 }

@@ -1,0 +1,577 @@
+//! The live host as an environment: what the owner of one host calls, on a thread of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blkpilot_env::Clock;
+use blkpilot_env::decision::{JointAction, check_action};
+use blkpilot_env::environment::{EnvError, Environment, ResetOptions, Step};
+use blkpilot_env::features::{kvm_host_spec, observe};
+use blkpilot_env::observation::Observation;
+use blkpilot_env::reward::{RewardConfig, score};
+use blkpilot_env::sample::{DeviceReference, DiskSettings, HostSample, Polling};
+use blkpilot_env::spec::{EnvSpec, Level};
+
+use crate::channel::{ChannelConfig, Channels};
+use crate::cpuset::CpuSet;
+use crate::error::{HostError, HostResult};
+use crate::guest::OptIn;
+use crate::hypervisor::Hypervisor;
+use crate::inventory::{Inventory, RunningGuest};
+use crate::journal::{Journal, Record};
+use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
+use crate::stats::GuestStats;
+use crate::sysfs::Topology;
+use crate::telemetry::{Sources, Telemetry, disk_id};
+use crate::tuner::{Applied, Outcome, Scope, Tuner};
+
+/// How a live host is opened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LiveHostConfig {
+    /// The file of the journal.
+    pub journal: PathBuf,
+    /// Where the channels come from.
+    pub channels: ChannelConfig,
+    /// CPUs that no disk may be bound to.
+    pub reserved_cpus: CpuSet,
+    /// Opt-ins by guest name, in place of the guests' metadata.
+    pub guests: BTreeMap<String, OptIn>,
+    /// Reference latencies by kernel name of the device, in place of its class's.
+    pub references: BTreeMap<String, DeviceReference>,
+    /// Length of a decision interval.
+    pub interval: Duration,
+    /// Weights of the reward.
+    pub reward: RewardConfig,
+    /// Steps after which an episode is cut; `None` for never.
+    pub episode_steps: Option<u32>,
+    /// `/proc`.
+    pub proc_root: PathBuf,
+    /// `/sys`.
+    pub sys_root: PathBuf,
+}
+
+impl LiveHostConfig {
+    /// The defaults, with the journal in this file.
+    #[must_use]
+    pub fn new(journal: PathBuf) -> Self {
+        Self {
+            journal,
+            channels: ChannelConfig::Cores,
+            reserved_cpus: CpuSet::default(),
+            guests: BTreeMap::new(),
+            references: BTreeMap::new(),
+            interval: Duration::from_secs(2),
+            reward: RewardConfig::default(),
+            episode_steps: None,
+            proc_root: "/proc".into(),
+            sys_root: "/sys".into(),
+        }
+    }
+}
+
+/// Opens a connection to the hypervisor: at the start, and again after it was lost.
+pub type Connector = Box<dyn Fn() -> HostResult<Arc<dyn Hypervisor>> + Send>;
+
+/// A host with its guests. Calls block for as long as libvirt does, so it wants a thread of its own;
+/// no guest that hangs keeps a sample from being taken.
+pub struct LiveHost {
+    config: LiveHostConfig,
+    connector: Connector,
+    hypervisor: Arc<dyn Hypervisor>,
+    clock: Box<dyn Clock>,
+    channels: Channels,
+    topology: Topology,
+    tuner: Tuner,
+    telemetry: Telemetry,
+    inventory: Inventory,
+    spec: EnvSpec,
+    episode: Option<Episode>,
+}
+
+struct Episode {
+    step: u32,
+    sample: HostSample,
+    observation: Observation,
+}
+
+/// What became of an action.
+#[derive(Debug)]
+pub struct Execution {
+    /// The levels in force afterwards, for the rows of the observation it was chosen on.
+    pub executed: JointAction,
+    /// Changes that took effect, with the guest's name.
+    pub applied: Vec<(String, Applied)>,
+    /// Changes that did not, with the ids of the disks they were meant for.
+    pub failed: Vec<(Vec<String>, HostError)>,
+}
+
+impl std::fmt::Debug for LiveHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LiveHost")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LiveHost {
+    /// Connects, opens the journal and reconciles it with what the host says. Returns what came of
+    /// that, for the log.
+    ///
+    /// # Errors
+    /// `Disconnected`, `Journal`, `Unsupported` for channels that do not fit the host, `Io`.
+    pub fn open(
+        config: LiveHostConfig,
+        connector: Connector,
+        clock: Box<dyn Clock>,
+    ) -> HostResult<(Self, Vec<Outcome>)> {
+        let topology = Topology::read(&config.sys_root)?;
+        let channels = Channels::new(&config.channels, &topology, &config.reserved_cpus)?;
+        let tuner = Tuner::new(Journal::open(&config.journal)?);
+        let mut host = Self {
+            telemetry: Telemetry::new(
+                &config.proc_root,
+                &config.sys_root,
+                config.references.clone(),
+            ),
+            hypervisor: connector()?,
+            inventory: Inventory::default(),
+            spec: kvm_host_spec(&[]),
+            episode: None,
+            config,
+            connector,
+            clock,
+            channels,
+            topology,
+            tuner,
+        };
+        host.read_guests()?;
+        let outcomes = host.tuner.reconcile(&*host.hypervisor, &host.inventory)?;
+        Ok((host, outcomes))
+    }
+
+    /// The guests that ran at the last sample, managed or not.
+    #[must_use]
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The channels.
+    #[must_use]
+    pub fn channels(&self) -> &Channels {
+        &self.channels
+    }
+
+    /// The CPUs.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// All journalled changes, those first made last first.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn records(&self) -> HostResult<Vec<Record>> {
+        self.tuner.records()
+    }
+
+    /// A sample now. A lost connection is opened again once. A managed guest that is new gets a
+    /// latency histogram.
+    ///
+    /// # Errors
+    /// `Disconnected`, `Io`.
+    pub fn sample(&mut self) -> HostResult<HostSample> {
+        let stats = self.read_guests()?;
+        let sources = Sources {
+            hypervisor: &self.hypervisor,
+            inventory: &self.inventory,
+            stats: &stats,
+            channels: &self.channels,
+            tuner: &self.tuner,
+            now: self.clock.now(),
+        };
+        self.telemetry.sample(&sources)
+    }
+
+    /// Applies an action that was chosen on `observation`, as far as it can be; what fails keeps
+    /// its value. The caller has checked it against the observation's masks.
+    ///
+    /// # Errors
+    /// `Disconnected`, when nothing of the host can be reached.
+    pub fn apply(
+        &mut self,
+        observation: &Observation,
+        action: &JointAction,
+    ) -> HostResult<Execution> {
+        self.read_guests()?;
+        let mut execution = Execution {
+            executed: observation.current.clone(),
+            applied: vec![],
+            failed: vec![],
+        };
+        for planned in self.plan(observation, action) {
+            let ids = || {
+                planned
+                    .rows
+                    .iter()
+                    .map(|row| observation.disk_ids[*row].clone())
+                    .collect::<Vec<_>>()
+            };
+            let Some(running) = self.inventory.guests.get(&planned.uuid) else {
+                continue;
+            };
+            match self
+                .tuner
+                .apply(&*self.hypervisor, running, &planned.change)
+            {
+                Ok(applied) => {
+                    for row in &planned.rows {
+                        execution.executed.disks[[*row, planned.head]] = planned.level;
+                    }
+                    execution
+                        .applied
+                        .push((running.guest.name.clone(), applied));
+                    let now = self.clock.now();
+                    ids()
+                        .iter()
+                        .for_each(|id| self.telemetry.note_change(id, now));
+                }
+                Err(error) => execution.failed.push((ids(), error)),
+            }
+        }
+        Ok(execution)
+    }
+
+    /// Makes one change to one guest, by UUID.
+    ///
+    /// # Errors
+    /// `GuestGone`, and those of [`Tuner::apply`].
+    pub fn apply_change(&mut self, uuid: &str, change: &Change) -> HostResult<Applied> {
+        self.read_guests()?;
+        let running = self
+            .inventory
+            .guests
+            .get(uuid)
+            .ok_or_else(|| HostError::GuestGone {
+                guest: uuid.to_owned(),
+            })?;
+        let applied = self.tuner.apply(&*self.hypervisor, running, change)?;
+        let now = self.clock.now();
+        for id in disks_of(running, &applied.knob) {
+            self.telemetry.note_change(&id, now);
+        }
+        Ok(applied)
+    }
+
+    /// Restores original values.
+    ///
+    /// # Errors
+    /// `Disconnected`, `Journal`. What cannot be restored alone is in the outcomes.
+    pub fn rollback(&mut self, scope: &Scope) -> HostResult<Vec<Outcome>> {
+        self.read_guests()?;
+        let outcomes = self
+            .tuner
+            .rollback(&*self.hypervisor, &self.inventory, scope)?;
+        let now = self.clock.now();
+        for outcome in &outcomes {
+            if let Some(running) = self.inventory.by_name(&outcome.guest) {
+                let ids = disks_of(running, &outcome.knob);
+                ids.iter()
+                    .for_each(|id| self.telemetry.note_change(id, now));
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Takes a frozen knob of a guest, by UUID, over again.
+    ///
+    /// # Errors
+    /// `GuestGone`, `Disconnected`, `Journal`.
+    pub fn unfreeze(&mut self, uuid: &str, knob: &Knob) -> HostResult<()> {
+        self.read_guests()?;
+        let running = self
+            .inventory
+            .guests
+            .get(uuid)
+            .ok_or_else(|| HostError::GuestGone {
+                guest: uuid.to_owned(),
+            })?;
+        self.tuner.unfreeze(&*self.hypervisor, running, knob)
+    }
+
+    /// Reads which guests run, and everything about them again when that has changed.
+    fn read_guests(&mut self) -> HostResult<Vec<GuestStats>> {
+        let stats = match self.hypervisor.guest_stats() {
+            Err(HostError::Disconnected { .. }) => {
+                self.telemetry.forget_readers();
+                self.hypervisor = (self.connector)()?;
+                self.hypervisor.guest_stats()?
+            }
+            other => other?,
+        };
+        if !self.inventory.is_current(&stats) {
+            self.inventory = Inventory::read(
+                &*self.hypervisor,
+                &self.config.proc_root,
+                &stats,
+                &self.config.guests,
+            )?;
+            self.start_histograms();
+        }
+        Ok(stats)
+    }
+
+    /// Without a histogram a disk's p99 is unknown, which is no reason to fail: QEMU may not know
+    /// the command, or somebody else may have set one.
+    fn start_histograms(&self) {
+        for running in self
+            .inventory
+            .guests
+            .values()
+            .filter(|running| running.guest.allows_monitor())
+        {
+            for disk in &running.guest.disks {
+                let change = Change::Histogram {
+                    target: disk.target.clone(),
+                };
+                let _ = self.tuner.apply(&*self.hypervisor, running, &change);
+            }
+        }
+    }
+
+    /// The changes that an action asks for, one per IOThread for the knobs of an IOThread.
+    fn plan(&self, observation: &Observation, action: &JointAction) -> Vec<Planned> {
+        let mut plan = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (row, id) in observation.disk_ids.iter().enumerate() {
+            let Some((running, target)) = self.find(id) else {
+                continue;
+            };
+            for head in 0..action.disks.ncols() {
+                let level = action.disks[[row, head]];
+                if level == observation.current.disks[[row, head]] {
+                    continue;
+                }
+                let Some(change) = self.change(running, target, head, level) else {
+                    continue;
+                };
+                let (knob, _) = change.knob_and_value();
+                let ids = disks_of(running, &knob);
+                if seen.insert((running.guest.uuid.clone(), knob)) {
+                    let shares = |other: &usize| ids.contains(&observation.disk_ids[*other]);
+                    let rows = (0..observation.disk_ids.len()).filter(shares).collect();
+                    plan.push(Planned {
+                        uuid: running.guest.uuid.clone(),
+                        change,
+                        head,
+                        level,
+                        rows,
+                    });
+                }
+            }
+        }
+        plan
+    }
+
+    fn find<'a>(&self, id: &'a str) -> Option<(&RunningGuest, &'a str)> {
+        // A guest's name may contain a slash, a target never does.
+        let (guest, target) = id.rsplit_once('/')?;
+        Some((self.inventory.by_name(guest)?, target))
+    }
+
+    /// The change that a level of a head stands for; `None` where there is no such knob.
+    fn change(
+        &self,
+        running: &RunningGuest,
+        target: &str,
+        head: usize,
+        level: Level,
+    ) -> Option<Change> {
+        let disk = running.guest.disk(target)?;
+        let mut levels = [0; 3];
+        *levels.get_mut(head)? = level;
+        let wanted = DiskSettings::from_levels(levels)?;
+        let original = |knob: &Knob| {
+            let recorded = self
+                .tuner
+                .original(running.life.as_ref()?, knob)
+                .ok()
+                .flatten();
+            recorded.or_else(|| running.knobs(&*self.hypervisor).read(knob).ok())
+        };
+        match head {
+            0 => {
+                let iothread = disk.iothread?;
+                let original = original(&Knob::Channel { iothread })?.parse().ok()?;
+                Some(Change::Channel {
+                    iothread,
+                    cpus: self.channels.cpus_of(level, &original)?,
+                })
+            }
+            1 => Some(Change::Cache {
+                target: target.to_owned(),
+                cache: wanted.cache,
+            }),
+            _ => {
+                let iothread = disk.iothread?;
+                let original = original(&Knob::Polling { iothread })?.parse().unwrap_or(0);
+                let adaptive = if original == 0 {
+                    ADAPTIVE_POLL_MAX_NS
+                } else {
+                    original
+                };
+                let poll_max_ns = if wanted.polling == Polling::Off {
+                    0
+                } else {
+                    adaptive
+                };
+                Some(Change::Polling {
+                    iothread,
+                    poll_max_ns,
+                })
+            }
+        }
+    }
+
+    fn wait_interval(&self) {
+        self.clock
+            .wait_until(self.clock.now() + self.config.interval);
+    }
+}
+
+struct Planned {
+    uuid: String,
+    change: Change,
+    head: usize,
+    level: Level,
+    /// Rows of the observation that it changes.
+    rows: Vec<usize>,
+}
+
+/// Ids of the disks that a knob is about.
+fn disks_of(running: &RunningGuest, knob: &Knob) -> Vec<String> {
+    let concerns = |disk: &&crate::guest::GuestDisk| match knob {
+        Knob::Channel { iothread } | Knob::Polling { iothread } => disk.iothread == Some(*iothread),
+        Knob::Cache { target } => disk.target == *target,
+        Knob::Histogram { .. } => false,
+    };
+    running
+        .guest
+        .disks
+        .iter()
+        .filter(concerns)
+        .map(|disk| disk_id(running, &disk.target))
+        .collect()
+}
+
+impl Environment for LiveHost {
+    fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    /// Restores the baseline of all managed guests and lets one window pass. There is no randomness
+    /// of ours, so a seed changes nothing.
+    fn reset(
+        &mut self,
+        _seed: Option<u64>,
+        options: &ResetOptions,
+    ) -> Result<Observation, EnvError> {
+        if let Some((name, value)) = options.iter().next() {
+            let problem = "the live host has no options".to_owned();
+            return Err(EnvError::Option {
+                name: name.clone(),
+                value: value.clone(),
+                problem,
+            });
+        }
+        self.rollback(&Scope::Settings)?;
+        self.wait_interval();
+        let before = self.sample()?;
+        self.wait_interval();
+        let sample = self.sample()?;
+        let observation = observe(&self.spec, &before, &sample, self.config.interval);
+        self.episode = Some(Episode {
+            step: 0,
+            sample,
+            observation: observation.clone(),
+        });
+        Ok(observation)
+    }
+
+    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+        let episode = self.episode.take().ok_or(EnvError::StepBeforeReset)?;
+        let result = self.step_from(&episode, action);
+        // A refused action leaves the episode as it was.
+        self.episode = Some(match &result {
+            Ok((_, next)) => Episode {
+                step: episode.step + 1,
+                sample: next.clone(),
+                observation: Observation::default(),
+            },
+            Err(_) => episode,
+        });
+        let (step, _) = result?;
+        if let Some(episode) = &mut self.episode {
+            episode.observation = step.observation.clone();
+        }
+        Ok(step)
+    }
+}
+
+impl LiveHost {
+    fn step_from(
+        &mut self,
+        episode: &Episode,
+        action: &JointAction,
+    ) -> Result<(Step, HostSample), EnvError> {
+        if self
+            .config
+            .episode_steps
+            .is_some_and(|steps| episode.step >= steps)
+        {
+            return Err(EnvError::EpisodeOver);
+        }
+        check_action(&self.spec, &episode.observation, action)?;
+        let execution = self.apply(&episode.observation, action)?;
+        self.wait_interval();
+        let sample = self.sample()?;
+        let step = Step {
+            observation: observe(&self.spec, &episode.sample, &sample, self.config.interval),
+            rewards: score(&episode.sample, &sample, &self.config.reward),
+            executed: execution.executed,
+            terminated: false,
+            truncated: self
+                .config
+                .episode_steps
+                .is_some_and(|steps| episode.step + 1 >= steps),
+            final_observation: None,
+        };
+        Ok((step, sample))
+    }
+}
+
+impl From<HostError> for EnvError {
+    fn from(error: HostError) -> Self {
+        Self::Host {
+            message: error.to_string(),
+            source: Some(Box::new(error)),
+        }
+    }
+}
+
+/// The host's clock: time since its boot, suspended time included.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BootClock;
+
+impl Clock for BootClock {
+    fn now(&self) -> Duration {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+        now.map(Duration::from).unwrap_or_default()
+    }
+
+    fn wait_until(&self, deadline: Duration) {
+        std::thread::sleep(deadline.saturating_sub(self.now()));
+    }
+}

@@ -1,0 +1,139 @@
+//! Reads what only QEMU's monitor tells, without ever waiting for a guest that does not answer:
+//! each guest has a thread, and an answer that comes late is taken in a later window.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::HostResult;
+use crate::guest::Guest;
+use crate::hypervisor::Hypervisor;
+use crate::qmp::{LatencyHistogram, Qmp};
+
+/// What the monitor of one guest told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MonitorReading {
+    /// By the disk's QOM path.
+    pub(crate) histograms: BTreeMap<String, LatencyHistogram>,
+    /// By target, for the disks that were asked for.
+    pub(crate) in_flight: BTreeMap<String, u32>,
+    /// By target: whether a job runs.
+    pub(crate) jobs: BTreeMap<String, bool>,
+}
+
+/// The thread that reads one guest's monitor. It ends when this is dropped and its last call returns.
+#[derive(Debug)]
+pub(crate) struct MonitorReader {
+    requests: SyncSender<Vec<String>>,
+    replies: Receiver<HostResult<MonitorReading>>,
+    is_outstanding: bool,
+}
+
+impl MonitorReader {
+    /// A reader of a guest that has opted in.
+    pub(crate) fn start(hypervisor: Arc<dyn Hypervisor>, guest: Guest) -> Self {
+        let (requests, incoming) = sync_channel::<Vec<String>>(1);
+        let (outgoing, replies) = sync_channel(1);
+        let serve = move || {
+            for idle_targets in incoming {
+                if outgoing
+                    .send(read(&*hypervisor, &guest, &idle_targets))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        };
+        // Without the thread the reader looks like a guest that never answers.
+        let _ = thread::Builder::new()
+            .name("monitor-reader".into())
+            .spawn(serve);
+        Self {
+            requests,
+            replies,
+            is_outstanding: false,
+        }
+    }
+
+    /// Asks for a reading, unless the last one has not been answered yet.
+    /// `idle_targets`: disks whose requests in flight are wanted, since it costs a command each.
+    pub(crate) fn ask(&mut self, idle_targets: Vec<String>) {
+        if !self.is_outstanding {
+            self.is_outstanding = self.requests.try_send(idle_targets).is_ok();
+        }
+    }
+
+    /// The answer, if it comes before `deadline`.
+    pub(crate) fn answer(&mut self, deadline: Instant) -> Option<HostResult<MonitorReading>> {
+        let wait = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_micros(1));
+        match self.replies.recv_timeout(wait) {
+            Ok(reading) => {
+                self.is_outstanding = false;
+                Some(reading)
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        }
+    }
+}
+
+fn read(
+    hypervisor: &dyn Hypervisor,
+    guest: &Guest,
+    idle_targets: &[String],
+) -> HostResult<MonitorReading> {
+    let qmp = Qmp::of(hypervisor, guest)?;
+    let mut reading = MonitorReading {
+        histograms: qmp.latency_histograms()?,
+        ..MonitorReading::default()
+    };
+    for disk in &guest.disks {
+        // A guest that cannot tell its jobs is treated as if one ran.
+        let job = hypervisor
+            .job_runs(&guest.uuid, &disk.target)
+            .unwrap_or(true);
+        reading.jobs.insert(disk.target.clone(), job);
+        if idle_targets.contains(&disk.target) {
+            // Before QEMU 7.2, or on another bus: not known, which is no fault.
+            if let Ok(count) = qmp.requests_in_flight(disk) {
+                reading.in_flight.insert(disk.target.clone(), count);
+            }
+        }
+    }
+    Ok(reading)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeHypervisor;
+
+    #[test]
+    fn a_guest_that_hangs_is_not_waited_for_and_answers_later() {
+        let host = Arc::new(FakeHypervisor::default());
+        let guest = host.running(1).guest;
+        let stuck = host.hang();
+        let mut reader = MonitorReader::start(host.clone(), guest);
+        reader.ask(vec![]);
+        assert!(
+            reader
+                .answer(Instant::now() + Duration::from_millis(5))
+                .is_none()
+        );
+        reader.ask(vec![]); // Not a second request: the first is outstanding.
+        drop(stuck);
+        let reading = reader
+            .answer(Instant::now() + Duration::from_secs(10))
+            .unwrap()
+            .unwrap();
+        assert!(!reading.jobs["vda"]);
+        assert!(
+            reader
+                .answer(Instant::now() + Duration::from_millis(5))
+                .is_none()
+        );
+    }
+}

@@ -1,0 +1,554 @@
+//! From libvirt, QEMU's monitor, procfs and sysfs to one [`HostSample`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blkpilot_env::observation::{MaskReason, Validity};
+use blkpilot_env::sample::{
+    Cache, ChannelSample, DeviceClass, DeviceReference, DeviceSample, DiskMasks, DiskSample,
+    DiskSettings, HostSample, OpCounters, Polling, Reading,
+};
+
+use crate::cachestat::cached_bytes;
+use crate::channel::Channels;
+use crate::cpuset::CpuSet;
+use crate::error::HostResult;
+use crate::guest::{BootCache, BootIo, GuestDisk, KnobKind};
+use crate::hypervisor::Hypervisor;
+use crate::inventory::{Inventory, RunningGuest};
+use crate::journal::GuestLife;
+use crate::knob::{Knob, cache_obstacle, cache_of};
+use crate::monitor_reader::{MonitorReader, MonitorReading};
+use crate::process::{QemuProcess, QemuThreads, ThreadTimes};
+use crate::procfs_host::{CpuTimes, DeviceCounters, cpu_times, device_counters, host_gauges};
+use crate::qmp::LatencyHistogram;
+use crate::stats::{DiskStats, GuestStats, IoCounters};
+use crate::sysfs::BackingDevice;
+use crate::tuner::Tuner;
+
+/// How long one sample waits for the monitors of all guests together.
+const MONITOR_BUDGET: Duration = Duration::from_millis(250);
+
+/// Takes samples. Owns what has to be remembered between them.
+#[derive(Debug)]
+pub(crate) struct Telemetry {
+    proc_root: PathBuf,
+    sys_root: PathBuf,
+    references: BTreeMap<String, DeviceReference>,
+    readers: BTreeMap<GuestLife, MonitorReader>,
+    /// Completed requests per disk at the last sample, by disk id.
+    completed: BTreeMap<String, u64>,
+    /// When we last changed a disk, by disk id.
+    changed_at: BTreeMap<String, Duration>,
+}
+
+/// What one sample is made from.
+pub(crate) struct Sources<'a> {
+    pub(crate) hypervisor: &'a Arc<dyn Hypervisor>,
+    pub(crate) inventory: &'a Inventory,
+    pub(crate) stats: &'a [GuestStats],
+    pub(crate) channels: &'a Channels,
+    pub(crate) tuner: &'a Tuner,
+    pub(crate) now: Duration,
+}
+
+/// The disk's row is being built from these.
+struct DiskSources<'a> {
+    running: &'a RunningGuest,
+    disk: &'a GuestDisk,
+    stats: &'a DiskStats,
+    guest_stats: &'a GuestStats,
+    threads: &'a QemuThreads,
+    monitor: Option<&'a MonitorReading>,
+}
+
+/// The reference latencies that a kind of device has unless the configuration says otherwise: those
+/// of the simulator's presets.
+#[must_use]
+pub fn default_reference(class: DeviceClass) -> DeviceReference {
+    let (read_us, write_us, bytes_per_sec) = match class {
+        DeviceClass::Nvme => (78.0, 18.0, 6.5e9),
+        DeviceClass::SataSsd => (110.0, 45.0, 5.3e8),
+        DeviceClass::Hdd => (8_000.0, 4_000.0, 2.2e8),
+    };
+    DeviceReference {
+        read_us,
+        write_us,
+        bytes_per_sec,
+    }
+}
+
+impl Telemetry {
+    /// `references`: by kernel name of the device, in place of [`default_reference`].
+    pub(crate) fn new(
+        proc_root: &Path,
+        sys_root: &Path,
+        references: BTreeMap<String, DeviceReference>,
+    ) -> Self {
+        Self {
+            proc_root: proc_root.to_owned(),
+            sys_root: sys_root.to_owned(),
+            references,
+            readers: BTreeMap::new(),
+            completed: BTreeMap::new(),
+            changed_at: BTreeMap::new(),
+        }
+    }
+
+    /// Notes that we changed a disk.
+    pub(crate) fn note_change(&mut self, disk_id: &str, now: Duration) {
+        self.changed_at.insert(disk_id.to_owned(), now);
+    }
+
+    /// Forgets the readers: their connection is gone.
+    pub(crate) fn forget_readers(&mut self) {
+        self.readers.clear();
+    }
+
+    /// A sample of the guests that have opted in, and of the host.
+    pub(crate) fn sample(&mut self, sources: &Sources<'_>) -> HostResult<HostSample> {
+        let guests = managed_guests(sources);
+        let monitors = self.read_monitors(sources, &guests);
+        let cpus = cpu_times(&self.proc_root)?;
+        let mut devices = Vec::new();
+        let mut groups = BTreeMap::new();
+        let mut disks = Vec::new();
+        for (running, guest_stats) in &guests {
+            let threads = running
+                .process
+                .as_ref()
+                .and_then(|process| process.threads().ok())
+                .unwrap_or_default();
+            let monitor = running.life.as_ref().and_then(|life| monitors.get(life));
+            for disk in &running.guest.disks {
+                let Some(stats) = guest_stats
+                    .disks
+                    .iter()
+                    .find(|stats| stats.target == disk.target)
+                else {
+                    continue;
+                };
+                let Some(device) = self.device_row(disk, &mut devices) else {
+                    continue;
+                };
+                let from = DiskSources {
+                    running,
+                    disk,
+                    stats,
+                    guest_stats,
+                    threads: &threads,
+                    monitor,
+                };
+                let sample = self.disk(sources, &from, device, &mut groups);
+                disks.push(sample);
+            }
+        }
+        self.completed = disks
+            .iter()
+            .map(|disk| (disk.id.clone(), completed(disk)))
+            .collect();
+        Ok(HostSample {
+            at: sources.now,
+            channels: channel_samples(sources, &cpus, &devices),
+            devices: self.device_samples(&devices)?,
+            host: host_gauges(&self.proc_root, &cpus)?,
+            disks,
+        })
+    }
+
+    fn read_monitors(
+        &mut self,
+        sources: &Sources<'_>,
+        guests: &[(&RunningGuest, &GuestStats)],
+    ) -> BTreeMap<GuestLife, MonitorReading> {
+        let lives: Vec<&GuestLife> = guests
+            .iter()
+            .filter_map(|(running, _)| running.life.as_ref())
+            .collect();
+        self.readers.retain(|life, _| lives.contains(&life));
+        for (running, stats) in guests {
+            let Some(life) = &running.life else { continue };
+            let idle = self.idle_targets(running, stats);
+            let start =
+                || MonitorReader::start(Arc::clone(sources.hypervisor), running.guest.clone());
+            self.readers
+                .entry(life.clone())
+                .or_insert_with(start)
+                .ask(idle);
+        }
+        let deadline = Instant::now() + MONITOR_BUDGET;
+        let answers = self.readers.iter_mut().filter_map(|(life, reader)| {
+            let reading = reader.answer(deadline)?;
+            Some((life.clone(), reading.ok()?))
+        });
+        answers.collect()
+    }
+
+    /// Disks that completed nothing since the last sample: idle or stalled, which only their
+    /// requests in flight can tell.
+    fn idle_targets(&self, running: &RunningGuest, stats: &GuestStats) -> Vec<String> {
+        let is_idle = |disk: &&DiskStats| {
+            let requests = disk.reads.requests + disk.writes.requests;
+            self.completed.get(&disk_id(running, &disk.target)) == Some(&requests)
+        };
+        stats
+            .disks
+            .iter()
+            .filter(is_idle)
+            .map(|disk| disk.target.clone())
+            .collect()
+    }
+
+    /// The row of the device behind a disk, added when it is new. A disk without a local device
+    /// (network storage) is not managed.
+    fn device_row(&self, disk: &GuestDisk, devices: &mut Vec<BackingDevice>) -> Option<usize> {
+        let device = BackingDevice::of_image(&self.sys_root, disk.source.as_ref()?).ok()?;
+        let known = devices.iter().position(|known| known.name == device.name);
+        Some(known.unwrap_or_else(|| {
+            devices.push(device);
+            devices.len() - 1
+        }))
+    }
+
+    fn device_samples(&self, devices: &[BackingDevice]) -> HostResult<Vec<DeviceSample>> {
+        let counters = device_counters(&self.proc_root)?;
+        let sample = |device: &BackingDevice| {
+            let DeviceCounters {
+                reads,
+                writes,
+                busy_ns,
+            } = counters.get(&device.name).copied().unwrap_or_default();
+            DeviceSample {
+                id: device.name.clone(),
+                class: device.class,
+                numa: device.numa,
+                hw_queues: u16::try_from(device.queues.len()).unwrap_or(u16::MAX),
+                reference: self
+                    .references
+                    .get(&device.name)
+                    .copied()
+                    .unwrap_or_else(|| default_reference(device.class)),
+                reads,
+                writes,
+                busy_ns,
+                scheduler: 0,
+                default_scheduler: 0,
+                scheduler_mask: vec![],
+            }
+        };
+        Ok(devices.iter().map(sample).collect())
+    }
+
+    fn disk(
+        &self,
+        sources: &Sources<'_>,
+        from: &DiskSources<'_>,
+        device: usize,
+        groups: &mut BTreeMap<(String, u32), usize>,
+    ) -> DiskSample {
+        let id = disk_id(from.running, &from.disk.target);
+        let next = groups.len();
+        let uuid = from.running.guest.uuid.clone();
+        let group = from
+            .disk
+            .iothread
+            .map(|iothread| *groups.entry((uuid, iothread)).or_insert(next));
+        let times = iothread_times(from);
+        let cache = from.disk.source.as_deref().map(cached_bytes);
+        let cache = cache.and_then(HostResult::ok).ok_or(Validity::Unsupported);
+        let settings = settings(sources.channels, from);
+        DiskSample {
+            device,
+            group,
+            settings,
+            default: defaults(sources, from, settings),
+            masks: masks(sources, from),
+            reads: op_counters(from.stats.reads),
+            writes: op_counters(from.stats.writes),
+            flushes: from.stats.flushes,
+            in_flight: in_flight(from),
+            device_read_bytes: device_read_bytes(from),
+            latency_counts: latency_counts(from),
+            iothread_cpu_ns: times.map(|times| times.cpu_ns),
+            iothread_wait_ns: times.map(|times| times.wait_ns),
+            vcpu_share: vcpu_share(sources.channels, from.running),
+            capacity_bytes: from.stats.capacity_bytes,
+            cached_bytes: cache.map(|cache| cache.cached),
+            dirty_bytes: cache.map(|cache| cache.dirty),
+            since_change: sources
+                .now
+                .saturating_sub(self.changed_at.get(&id).copied().unwrap_or_default()),
+            id,
+        }
+    }
+}
+
+/// `guest/target`.
+pub(crate) fn disk_id(running: &RunningGuest, target: &str) -> String {
+    format!("{}/{target}", running.guest.name)
+}
+
+fn completed(disk: &DiskSample) -> u64 {
+    disk.reads.requests + disk.writes.requests
+}
+
+fn managed_guests<'a>(sources: &Sources<'a>) -> Vec<(&'a RunningGuest, &'a GuestStats)> {
+    let stats_of = |uuid: &str| sources.stats.iter().find(|stats| stats.uuid == uuid);
+    let guests = sources
+        .inventory
+        .guests
+        .values()
+        .filter(|running| running.guest.allows_monitor());
+    let mut guests: Vec<_> = guests
+        .filter_map(|running| Some((running, stats_of(&running.guest.uuid)?)))
+        .collect();
+    guests.sort_by(|(a, _), (b, _)| a.guest.name.cmp(&b.guest.name));
+    guests
+}
+
+fn channel_samples(
+    sources: &Sources<'_>,
+    cpus: &[CpuTimes],
+    devices: &[BackingDevice],
+) -> Vec<ChannelSample> {
+    let hw_queues = sources.channels.hw_queues(devices.iter());
+    // Under QEMU's interpreter vCPUs are ordinary threads to the kernel.
+    let has_interpreted = sources
+        .inventory
+        .guests
+        .values()
+        .any(|running| !running.guest.is_kvm);
+    let channel = |(channel, hw_queues): (&crate::channel::Channel, u16)| {
+        let times = || channel.cpus.iter().filter_map(|cpu| cpus.get(cpu as usize));
+        let vcpu_ns = times().map(|cpu| cpu.guest_ns).sum();
+        ChannelSample {
+            id: channel.id.clone(),
+            cpus: channel.cpus.iter().collect(),
+            numa: channel.numa,
+            hw_queues,
+            busy_ns: times().map(|cpu| cpu.busy_ns).sum(),
+            vcpu_ns: if has_interpreted {
+                Err(Validity::Unsupported)
+            } else {
+                Ok(vcpu_ns)
+            },
+        }
+    };
+    sources
+        .channels
+        .list()
+        .iter()
+        .zip(hw_queues)
+        .map(channel)
+        .collect()
+}
+
+fn op_counters(counters: IoCounters) -> OpCounters {
+    OpCounters {
+        requests: counters.requests,
+        bytes: counters.bytes,
+        time_ns: counters.time_ns,
+    }
+}
+
+/// The thread that serves a disk: its IOThread, or QEMU's main loop.
+fn serving_thread<'a>(from: &DiskSources<'a>) -> Option<(&'a QemuProcess, i32)> {
+    let process = from.running.process.as_ref()?;
+    let tid = match from.disk.iothread {
+        Some(iothread) => *from.threads.iothreads.get(&iothread)?,
+        None => process.pid,
+    };
+    Some((process, tid))
+}
+
+/// Its thread's times, shared evenly among the disks that it serves.
+fn iothread_times(from: &DiskSources<'_>) -> Reading<ThreadTimes> {
+    let (process, tid) = serving_thread(from).ok_or(Validity::Unsupported)?;
+    let times = process
+        .thread_times(tid)
+        .map_err(|_| Validity::Unsupported)?;
+    let sharers = from
+        .running
+        .guest
+        .disks
+        .iter()
+        .filter(|disk| disk.iothread == from.disk.iothread)
+        .count() as u64;
+    Ok(ThreadTimes {
+        cpu_ns: times.cpu_ns / sharers.max(1),
+        wait_ns: times.wait_ns / sharers.max(1),
+    })
+}
+
+/// Bytes of reads that reached the device. The kernel counts them per thread: exact for a guest
+/// with one disk, and for a disk whose own IOThread submits its reads itself.
+fn device_read_bytes(from: &DiskSources<'_>) -> Reading<u64> {
+    let (process, tid) = serving_thread(from).ok_or(Validity::Unsupported)?;
+    let guest = &from.running.guest;
+    let submits_itself = from.disk.boot_io != BootIo::Threads;
+    let read = match from.disk.iothread {
+        _ if guest.disks.len() == 1 => process.read_bytes(),
+        Some(iothread) if submits_itself && guest.disks_on(iothread) == 1 => {
+            process.thread_read_bytes(tid)
+        }
+        _ => return Err(Validity::Unsupported),
+    };
+    read.map_err(|_| Validity::Unsupported)
+}
+
+fn in_flight(from: &DiskSources<'_>) -> Reading<u32> {
+    let known = from
+        .monitor
+        .and_then(|monitor| monitor.in_flight.get(&from.disk.target));
+    known.copied().ok_or(Validity::Unsupported)
+}
+
+fn latency_counts(from: &DiskSources<'_>) -> Reading<[u64; blkpilot_env::sample::LATENCY_BUCKETS]> {
+    let monitor = from.monitor.ok_or(Validity::Stale)?;
+    match monitor.histograms.get(&from.disk.qom_path()) {
+        Some(LatencyHistogram::Ours(counts)) => Ok(**counts),
+        _ => Err(Validity::Unsupported),
+    }
+}
+
+fn settings(channels: &Channels, from: &DiskSources<'_>) -> DiskSettings {
+    let cpus = serving_thread(from).and_then(|(process, tid)| process.affinity(tid).ok());
+    let is_direct = from.running.process.as_ref().zip(from.disk.source.as_ref());
+    let is_direct = is_direct.and_then(|(process, source)| process.is_direct(source));
+    let boot_direct = matches!(
+        from.disk.boot_cache,
+        BootCache::None | BootCache::DirectSync
+    );
+    let poll_max_ns = from
+        .disk
+        .iothread
+        .and_then(|id| from.guest_stats.poll_max_ns.get(&id))
+        .copied();
+    DiskSettings {
+        channel: cpus
+            .filter(|_| from.disk.iothread.is_some())
+            .map_or(0, |cpus| channels.level_of(&cpus)),
+        cache: if is_direct.unwrap_or(boot_direct) {
+            Cache::Direct
+        } else {
+            Cache::Buffered
+        },
+        polling: polling_of(poll_max_ns.unwrap_or(u64::MAX)),
+    }
+}
+
+fn polling_of(poll_max_ns: u64) -> Polling {
+    if poll_max_ns == 0 {
+        Polling::Off
+    } else {
+        Polling::Adaptive
+    }
+}
+
+/// What would be in force without us: the journalled originals, else what is in force.
+fn defaults(sources: &Sources<'_>, from: &DiskSources<'_>, current: DiskSettings) -> DiskSettings {
+    let original = |knob: &Knob| {
+        sources
+            .tuner
+            .original(from.running.life.as_ref()?, knob)
+            .ok()
+            .flatten()
+    };
+    let mut defaults = current;
+    if let Some(iothread) = from.disk.iothread {
+        if let Some(Ok(cpus)) =
+            original(&Knob::Channel { iothread }).map(|text| text.parse::<CpuSet>())
+        {
+            defaults.channel = sources.channels.level_of(&cpus);
+        }
+        if let Some(Ok(poll_max_ns)) =
+            original(&Knob::Polling { iothread }).map(|text| text.parse())
+        {
+            defaults.polling = polling_of(poll_max_ns);
+        }
+    }
+    if let Some(text) = original(&Knob::Cache {
+        target: from.disk.target.clone(),
+    }) {
+        defaults.cache = cache_of(&text);
+    }
+    defaults
+}
+
+fn masks(sources: &Sources<'_>, from: &DiskSources<'_>) -> DiskMasks {
+    let iothread = from.disk.iothread;
+    let thread_mask = |kind, knob: Option<Knob>| match knob {
+        None => MaskReason::NoIoThread,
+        Some(knob) => knob_mask(sources, from, kind, &knob),
+    };
+    let channel = thread_mask(
+        KnobKind::Channel,
+        iothread.map(|iothread| Knob::Channel { iothread }),
+    );
+    let polling = thread_mask(
+        KnobKind::Polling,
+        iothread.map(|iothread| Knob::Polling { iothread }),
+    );
+    let cache = knob_mask(
+        sources,
+        from,
+        KnobKind::Cache,
+        &Knob::Cache {
+            target: from.disk.target.clone(),
+        },
+    );
+    let cache = if cache.is_allowed() {
+        cache_mask(from)
+    } else {
+        [cache; 2]
+    };
+    DiskMasks {
+        channel: vec![channel; sources.channels.list().len() + 1],
+        cache,
+        polling: [polling; 2],
+    }
+}
+
+fn knob_mask(
+    sources: &Sources<'_>,
+    from: &DiskSources<'_>,
+    kind: KnobKind,
+    knob: &Knob,
+) -> MaskReason {
+    let Some(life) = &from.running.life else {
+        return MaskReason::Unsupported;
+    };
+    if !from.running.guest.allows(kind) {
+        MaskReason::NotEnabled
+    } else if sources.tuner.is_frozen(life, knob).unwrap_or(true) {
+        // A journal that cannot be read allows nothing either.
+        MaskReason::Frozen
+    } else {
+        MaskReason::Allowed
+    }
+}
+
+/// Direct, buffered.
+fn cache_mask(from: &DiskSources<'_>) -> [MaskReason; 2] {
+    let job_runs = from
+        .monitor
+        .and_then(|monitor| monitor.jobs.get(&from.disk.target));
+    match (cache_obstacle(from.disk, false), job_runs) {
+        (Some(_), _) => [MaskReason::Unsupported; 2],
+        // A guest whose monitor does not answer now would not take the change either.
+        (None, None | Some(true)) => [MaskReason::JobRunning; 2],
+        (None, Some(false)) if cache_obstacle(from.disk, true).is_some() => {
+            [MaskReason::Allowed, MaskReason::AioNative]
+        }
+        (None, Some(false)) if from.running.nodes.is_empty() => [MaskReason::Unsupported; 2],
+        (None, Some(false)) => [MaskReason::Allowed; 2],
+    }
+}
+
+fn vcpu_share(channels: &Channels, running: &RunningGuest) -> Vec<f32> {
+    let guest = &running.guest;
+    let vcpus = (0..guest.vcpus).map(|vcpu| guest.vcpu_pins.get(&vcpu).or(guest.cpuset.as_ref()));
+    channels.vcpu_share(&vcpus.collect::<Vec<_>>())
+}
