@@ -1,0 +1,134 @@
+//! The files of a log.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::error::{LogError, failed};
+use crate::line::{Header, HeaderLine, Piece, check, encode, next_piece};
+
+/// Version of the lines' content.
+pub(crate) const FORMAT: u32 = 1;
+
+/// Path of segment `number` in `dir`.
+pub(crate) fn path_of(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:012}.log"))
+}
+
+/// The segments in `dir` by number; other files are not ours to look at.
+pub(crate) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
+        let path = entry.map_err(failed("list", dir))?.path();
+        let number = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|s| s.parse().ok());
+        if let Some(number) = number.filter(|number| path == path_of(dir, *number)) {
+            segments.push((number, path));
+        }
+    }
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// Makes a segment with its header; it is on the disk when this returns.
+pub(crate) fn create(dir: &Path, number: u64) -> Result<(File, u64), LogError> {
+    let path = path_of(dir, number);
+    let file = File::options().append(true).create_new(true).open(&path);
+    let mut file = file.map_err(failed("create", &path))?;
+    let length = write_header(&mut file, &path, number)?;
+    sync_dir(dir)?;
+    Ok((file, length))
+}
+
+/// Writes the header to an empty segment.
+pub(crate) fn write_header(file: &mut File, path: &Path, number: u64) -> Result<u64, LogError> {
+    let line = header(number);
+    file.write_all(&line).map_err(failed("write", path))?;
+    file.sync_all().map_err(failed("sync", path))?;
+    Ok(line.len() as u64)
+}
+
+/// Length of a segment without events.
+pub(crate) fn header_bytes(number: u64) -> u64 {
+    header(number).len() as u64
+}
+
+fn header(number: u64) -> Vec<u8> {
+    let mut line = Vec::new();
+    encode(
+        &HeaderLine::Segment(Header {
+            format: FORMAT,
+            number,
+        }),
+        &mut line,
+    );
+    line
+}
+
+/// Checks the first line of a segment.
+pub(crate) fn check_header(path: &Path, line: &[u8]) -> Result<(), LogError> {
+    let damaged = |problem: String| LogError::Damaged {
+        file: path.to_owned(),
+        offset: 0,
+        problem,
+    };
+    let json = check(line).map_err(|problem| damaged(problem.to_owned()))?;
+    let header = serde_json::from_slice(json);
+    let HeaderLine::Segment(header) =
+        header.map_err(|e| damaged(format!("no segment header: {e}")))?;
+    if header.format == FORMAT {
+        return Ok(());
+    }
+    Err(LogError::Format {
+        file: path.to_owned(),
+        found: header.format,
+        known: FORMAT,
+    })
+}
+
+/// What a segment holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Scan {
+    /// End of the last line whose checksum fits; what follows was never acknowledged.
+    pub(crate) good_end: u64,
+    /// Length of the file.
+    pub(crate) length: u64,
+    /// Lines before `good_end` whose checksum does not fit.
+    pub(crate) damaged: u64,
+}
+
+/// Reads a segment through.
+pub(crate) fn scan(path: &Path) -> Result<Scan, LogError> {
+    let mut input = BufReader::new(File::open(path).map_err(failed("open", path))?);
+    let (mut scan, mut bad, mut line) = (Scan::default(), 0, Vec::new());
+    loop {
+        let (piece, bytes) = next_piece(&mut input, &mut line).map_err(failed("read", path))?;
+        let is_first = scan.length == 0;
+        scan.length += bytes;
+        match piece {
+            Piece::End => return Ok(scan),
+            Piece::Line if check(&line).is_ok() => {
+                if is_first {
+                    check_header(path, &line)?;
+                }
+                scan.good_end = scan.length;
+                scan.damaged += std::mem::take(&mut bad);
+            }
+            Piece::Line | Piece::TooLong => bad += 1,
+            Piece::Tail => {}
+        }
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), LogError> {
+    let opened = File::open(dir).map_err(failed("open", dir))?;
+    opened.sync_all().map_err(failed("sync", dir))
+}
+
+/// Whether an error says that the file is not there (any more).
+pub(crate) fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
