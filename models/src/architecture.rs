@@ -1,7 +1,7 @@
 //! Names and shapes of the tensors of the actor-critic `pointer_v1`.
 //!
 //! Tensors are row-major [out, in], PyTorch's `Linear` convention: y = W·x + b. Below, `A(n → m)`
-//! is a linear layer with `A.weight` [m, n] and `A.bias` [m]; F, C, P, E, H are the numbers of disk,
+//! is a linear layer with `A.weight` `[m, n]` and `A.bias` `[m]`; F, C, P, E, H are the numbers of disk,
 //! channel, pair, device and host features, `hidden` and `lane` the two widths.
 //!
 //! A disk's turn. u = [disk | device | host], each normalised; a disk without a device sees zeros.

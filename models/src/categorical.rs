@@ -7,7 +7,7 @@
 use blkpilot_env::{MaskReason, Rng};
 use rand::RngExt as _;
 
-/// Probabilities [levels] of the allowed levels, written to `out`; all 0 if none is allowed.
+/// Probabilities `[levels]` of the allowed levels, written to `out`; all 0 if none is allowed.
 /// `scores`, `mask` and `out` have one entry per level.
 pub fn softmax_into(scores: &[f32], mask: &[MaskReason], out: &mut [f64]) {
     let Some(best) = greedy(scores, mask) else {
@@ -27,7 +27,7 @@ pub fn softmax_into(scores: &[f32], mask: &[MaskReason], out: &mut [f64]) {
     out.iter_mut().for_each(|p| *p /= sum);
 }
 
-/// Probabilities [levels] of the allowed levels; all 0 if none is allowed.
+/// Probabilities `[levels]` of the allowed levels; all 0 if none is allowed.
 #[must_use]
 pub fn softmax(scores: &[f32], mask: &[MaskReason]) -> Vec<f64> {
     let mut out = vec![0.0; scores.len()];

@@ -84,13 +84,13 @@ pub struct HeadRow {
 /// The rows of the observation as they stood in the turn.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Seen {
-    /// The disk's features, [F]; empty in a device's turn.
+    /// The disk's features, `[F]`; empty in a device's turn.
     #[serde(deserialize_with = "nullable_f32s")]
     pub disk: Vec<f32>,
-    /// The (backing) device's features, [E]; empty where there is none.
+    /// The (backing) device's features, `[E]`; empty where there is none.
     #[serde(deserialize_with = "nullable_f32s")]
     pub device: Vec<f32>,
-    /// The host's features, [H].
+    /// The host's features, `[H]`.
     #[serde(deserialize_with = "nullable_f32s")]
     pub host: Vec<f32>,
     /// Number of channels (K).
