@@ -7,16 +7,19 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blkpilot_env::conformance::{self, Demands};
+use blkpilot_env::observation::Validity;
 use blkpilot_env::sample::{Cache, DiskSample, DiskWindow, HostSample};
 use blkpilot_host::{
-    BootClock, Change, Hypervisor, Knob, Libvirt, LiveHost, LiveHostConfig, Outcome, Scope,
-    Settlement,
+    BootClock, Change, HostError, Hypervisor, Knob, Libvirt, LiveHost, LiveHostConfig, Outcome,
+    Scope, Settlement,
 };
 use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, preset};
 use blkpilot_tests::live;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const WINDOW: Duration = Duration::from_secs(2);
 const CAP_IOPS: u32 = 1_000;
@@ -319,6 +322,71 @@ fn changes_by_others_freeze_a_knob_and_a_restarted_guest_starts_afresh() {
         host.sample().unwrap().disks.is_empty(),
         "a guest that is gone is no longer shown"
     );
+}
+
+fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+}
+
+#[test]
+fn a_guest_that_hangs_delays_nobody_and_comes_back() {
+    let stuck = GuestSpec::new("stuck")
+        .with_disk(DiskSpec::direct("rw=randread,bs=4k,rate_iops=200,size=16m"));
+    let Some(fixture) = live::fixture("live_host_hang", vec![tunable(), stuck]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (mut host, _) = open(&fixture, dir.path());
+    let (uuid, pid) = (
+        fixture.guest("stuck").uuid.clone(),
+        fixture.guest("stuck").pid,
+    );
+    let polling = |poll_max_ns| Change::Polling {
+        iothread: 1,
+        poll_max_ns,
+    };
+    host.apply_change(&uuid, &polling(0)).unwrap();
+    host.sample().unwrap();
+
+    signal(pid, Signal::SIGSTOP);
+    let mut reads = 0;
+    for _ in 0..4 {
+        let start = Instant::now();
+        let sample = host.sample().unwrap();
+        let took = start.elapsed();
+        assert!(
+            took < Duration::from_secs(3),
+            "a sample took {took:?} beside a guest that hangs"
+        );
+        assert_eq!(
+            disk(&sample, "stuck/vda").latency_counts,
+            Err(Validity::Stale)
+        );
+        let now = disk(&sample, "tunable/vda").reads.requests;
+        assert!(now > reads, "the other guest is still seen to work");
+        reads = now;
+        sleep(Duration::from_millis(200));
+    }
+    let refused = host.apply_change(&uuid, &polling(4096)).unwrap_err();
+    assert!(matches!(refused, HostError::Late { .. }), "{refused}");
+
+    signal(pid, Signal::SIGCONT);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while disk(&host.sample().unwrap(), "stuck/vda")
+        .latency_counts
+        .is_err()
+    {
+        assert!(Instant::now() < deadline, "the guest did not come back");
+        sleep(Duration::from_millis(200));
+    }
+    let outcomes = host.rollback(&Scope::Guest(uuid)).unwrap();
+    assert!(
+        outcomes
+            .iter()
+            .all(|o| matches!(o.result, Settlement::Restored { .. })),
+        "{outcomes:?}"
+    );
+    assert_eq!(poll_max_ns(&fixture, "stuck"), "32768");
 }
 
 #[test]

@@ -83,7 +83,7 @@ mod tests {
             Ok(counts) => assert!(counts.cached >= 1 << 16, "{counts:?}"),
             // A kernel before 6.5.
             Err(HostError::Io { source, .. }) => {
-                assert_eq!(source.raw_os_error(), Some(libc::ENOSYS))
+                assert_eq!(source.raw_os_error(), Some(libc::ENOSYS));
             }
             Err(error) => panic!("{error}"),
         }

@@ -27,7 +27,7 @@ impl Element {
         loop {
             match reader.read_event().map_err(|_| error())? {
                 Event::Start(start) if open.len() <= MAX_DEPTH => {
-                    open.push(Self::from_start(&start)?)
+                    open.push(Self::from_start(&start)?);
                 }
                 Event::Start(_) => return Err(error()),
                 Event::Empty(start) => {

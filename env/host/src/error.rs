@@ -22,6 +22,14 @@ pub enum HostError {
         /// Name or UUID of the guest.
         guest: String,
     },
+    /// Guests hang, and their calls with them.
+    #[error(
+        "{what}: no answer in time, because guests hang; look for a QEMU that is stopped or stuck on its storage"
+    )]
+    Late {
+        /// What was asked for.
+        what: String,
+    },
     /// A libvirt call failed for another reason.
     #[error("{action}: libvirt refused: {message}")]
     Libvirt {

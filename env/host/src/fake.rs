@@ -12,7 +12,7 @@ use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::GuestLife;
 use crate::qmp::node_options;
-use crate::stats::{DiskStats, GuestStats};
+use crate::stats::{DiskCounters, DiskStats, GuestStats};
 
 pub(crate) const UUID: &str = "ee81b14e-982c-47f4-ac22-70486068cb15";
 
@@ -78,6 +78,8 @@ pub(crate) struct FakeHypervisor {
     pub(crate) job: Slot<bool>,
     pub(crate) lost: Slot<bool>,
     pub(crate) monitor_commands: Slot<Vec<String>>,
+    /// Whoever holds it keeps the statistics from answering.
+    stats: Mutex<()>,
     /// Whoever holds it keeps the monitor from answering.
     monitor: Mutex<()>,
 }
@@ -94,6 +96,7 @@ impl Default for FakeHypervisor {
             job: Slot::new(false),
             lost: Slot::new(false),
             monitor_commands: Slot::default(),
+            stats: Mutex::default(),
             monitor: Mutex::default(),
         }
     }
@@ -117,6 +120,7 @@ impl FakeHypervisor {
         RunningGuest {
             guest: Guest::from_xml(&self.xml).expect("the XML above is valid"),
             process: None,
+            hangs: false,
             life: Some(life),
             nodes: node_options(
                 b"-blockdev\0{\"driver\":\"file\",\"node-name\":\"p\",\"filename\":\"/i.img\",\"aio\":\"io_uring\"}\0-blockdev\0{\"driver\":\"qcow2\",\"node-name\":\"f\",\"file\":\"p\"}\0",
@@ -131,6 +135,11 @@ impl FakeHypervisor {
             guests,
             ..Inventory::default()
         }
+    }
+
+    /// Keeps the statistics from answering until the result is dropped.
+    pub(crate) fn hang_stats(&self) -> MutexGuard<'_, ()> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps the monitor from answering until the result is dropped.
@@ -211,6 +220,7 @@ impl FakeHypervisor {
 
 impl Hypervisor for FakeHypervisor {
     fn guest_stats(&self) -> HostResult<Vec<GuestStats>> {
+        let _answering = self.hang_stats();
         self.check()?;
         Ok(vec![GuestStats {
             uuid: UUID.into(),
@@ -218,7 +228,7 @@ impl Hypervisor for FakeHypervisor {
             state: 1,
             disks: vec![DiskStats {
                 target: "vda".into(),
-                ..DiskStats::default()
+                counters: Some(DiskCounters::default()),
             }],
             poll_max_ns: BTreeMap::from([(1, self.poll_max_ns.get())]),
             vcpu_time_ns: BTreeMap::new(),
@@ -237,6 +247,11 @@ impl Hypervisor for FakeHypervisor {
 
     fn pin_iothread(&self, _uuid: &str, _iothread: u32, cpus: &CpuSet) -> HostResult<()> {
         self.write(|| *self.cpus.borrow_mut() = cpus.clone())
+    }
+
+    fn poll_max_ns(&self, _uuid: &str, iothread: u32) -> HostResult<Option<u64>> {
+        self.check()?;
+        Ok((iothread == 1).then(|| self.poll_max_ns.get()))
     }
 
     fn set_poll_max_ns(&self, _uuid: &str, _iothread: u32, poll_max_ns: u64) -> HostResult<()> {

@@ -32,6 +32,12 @@ pub trait Hypervisor: Send + Sync {
     /// See the trait; `Libvirt` for CPUs that do not exist.
     fn pin_iothread(&self, uuid: &str, iothread: u32, cpus: &CpuSet) -> HostResult<()>;
 
+    /// How long an IOThread of a running guest polls at most; `None` when there is no such IOThread.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn poll_max_ns(&self, uuid: &str, iothread: u32) -> HostResult<Option<u64>>;
+
     /// Sets how long an IOThread polls at most, on the running guest only; 0 switches polling off.
     ///
     /// # Errors

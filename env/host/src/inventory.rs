@@ -24,6 +24,9 @@ pub struct RunningGuest {
     pub life: Option<GuestLife>,
     /// Its block nodes as QEMU was started with.
     pub nodes: NodeOptions,
+    /// Whether its monitor does not answer now: then nothing of it is changed, since the call might
+    /// never return.
+    pub hangs: bool,
 }
 
 /// All running guests by UUID.
@@ -94,6 +97,7 @@ impl Inventory {
                 process: process.cloned(),
                 life,
                 nodes,
+                hangs: false,
             },
         );
     }

@@ -155,12 +155,9 @@ impl KnobIo<'_> {
                     .ok_or_else(|| self.no_iothread(*iothread))
             }
             Knob::Polling { iothread } => {
-                let all = self.hypervisor.guest_stats()?;
-                let stats = all.iter().find(|stats| stats.uuid == self.guest.uuid);
-                let poll_max_ns = stats.and_then(|stats| stats.poll_max_ns.get(iothread));
-                poll_max_ns
-                    .map(u64::to_string)
-                    .ok_or_else(|| self.no_iothread(*iothread))
+                let poll_max_ns = self.hypervisor.poll_max_ns(&self.guest.uuid, *iothread)?;
+                let poll_max_ns = poll_max_ns.ok_or_else(|| self.no_iothread(*iothread))?;
+                Ok(poll_max_ns.to_string())
             }
             Knob::Cache { target } => {
                 let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
@@ -256,7 +253,7 @@ impl KnobIo<'_> {
     fn no_iothread(&self, iothread: u32) -> HostError {
         HostError::Unsupported {
             what: format!("guest {}, IOThread {iothread}", self.guest.name),
-            reason: "there is no such IOThread, or the guest was too busy to tell".into(),
+            reason: "there is no such IOThread".into(),
         }
     }
 }

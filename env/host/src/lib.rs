@@ -20,6 +20,7 @@ pub mod process;
 pub mod procfs_host;
 pub mod qmp;
 pub mod stats;
+mod stats_reader;
 pub mod sysfs;
 mod telemetry;
 pub mod tuner;

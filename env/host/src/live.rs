@@ -20,12 +20,16 @@ use crate::error::{HostError, HostResult};
 use crate::guest::OptIn;
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
-use crate::journal::{Journal, Record};
+use crate::journal::{GuestLife, Journal, Record};
 use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
 use crate::stats::GuestStats;
+use crate::stats_reader::StatsReader;
 use crate::sysfs::Topology;
 use crate::telemetry::{Sources, Telemetry, disk_id};
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
+
+/// The XML of running guests is read again after this time: an opt-in may have come or gone.
+const INVENTORY_MAX_AGE: Duration = Duration::from_secs(10);
 
 /// How a live host is opened.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +89,11 @@ pub struct LiveHost {
     topology: Topology,
     tuner: Tuner,
     telemetry: Telemetry,
+    stats_reader: StatsReader,
     inventory: Inventory,
+    inventory_read_at: Duration,
+    is_connected: bool,
+    histograms_tried: BTreeSet<(GuestLife, String)>,
     spec: EnvSpec,
     episode: Option<Episode>,
 }
@@ -136,7 +144,11 @@ impl LiveHost {
                 config.references.clone(),
             ),
             hypervisor: connector()?,
+            stats_reader: StatsReader::default(),
             inventory: Inventory::default(),
+            inventory_read_at: Duration::ZERO,
+            is_connected: true,
+            histograms_tried: BTreeSet::new(),
             spec: kvm_host_spec(&[]),
             episode: None,
             config,
@@ -148,6 +160,8 @@ impl LiveHost {
         };
         host.read_guests()?;
         let outcomes = host.tuner.reconcile(&*host.hypervisor, &host.inventory)?;
+        // Starts the latency histograms, so that the first window has a p99.
+        host.sample()?;
         Ok((host, outcomes))
     }
 
@@ -181,7 +195,7 @@ impl LiveHost {
     /// latency histogram.
     ///
     /// # Errors
-    /// `Disconnected`, `Io`.
+    /// `Disconnected`, `Late` when too many guests hang, `Io`.
     pub fn sample(&mut self) -> HostResult<HostSample> {
         let stats = self.read_guests()?;
         let sources = Sources {
@@ -192,7 +206,9 @@ impl LiveHost {
             tuner: &self.tuner,
             now: self.clock.now(),
         };
-        self.telemetry.sample(&sources)
+        let sample = self.telemetry.sample(&sources)?;
+        self.start_histograms();
+        Ok(sample)
     }
 
     /// Applies an action that was chosen on `observation`, as far as it can be; what fails keeps
@@ -303,42 +319,57 @@ impl LiveHost {
 
     /// Reads which guests run, and everything about them again when that has changed.
     fn read_guests(&mut self) -> HostResult<Vec<GuestStats>> {
-        let stats = match self.hypervisor.guest_stats() {
-            Err(HostError::Disconnected { .. }) => {
-                self.telemetry.forget_readers();
-                self.hypervisor = (self.connector)()?;
-                self.hypervisor.guest_stats()?
-            }
+        let stats = match self.read_stats() {
+            // Once more, on a new connection: libvirtd may just have been restarted.
+            Err(HostError::Disconnected { .. }) => self.read_stats()?,
             other => other?,
         };
-        if !self.inventory.is_current(&stats) {
+        let now = self.clock.now();
+        let is_old = now.saturating_sub(self.inventory_read_at) > INVENTORY_MAX_AGE;
+        if is_old || !self.inventory.is_current(&stats) {
             self.inventory = Inventory::read(
                 &*self.hypervisor,
                 &self.config.proc_root,
                 &stats,
                 &self.config.guests,
             )?;
-            self.start_histograms();
+            self.inventory_read_at = now;
+        }
+        for running in self.inventory.guests.values_mut() {
+            running.hangs = self.telemetry.hangs(running);
         }
         Ok(stats)
     }
 
+    fn read_stats(&mut self) -> HostResult<Vec<GuestStats>> {
+        if !self.is_connected {
+            self.telemetry.forget_readers();
+            self.hypervisor = (self.connector)()?;
+            self.is_connected = true;
+        }
+        let stats = self.stats_reader.read(&self.connector);
+        self.is_connected = !matches!(stats, Err(HostError::Disconnected { .. }));
+        stats
+    }
+
     /// Without a histogram a disk's p99 is unknown, which is no reason to fail: QEMU may not know
-    /// the command, or somebody else may have set one.
-    fn start_histograms(&self) {
-        for running in self
-            .inventory
-            .guests
-            .values()
-            .filter(|running| running.guest.allows_monitor())
-        {
-            for disk in &running.guest.disks {
-                let change = Change::Histogram {
-                    target: disk.target.clone(),
-                };
+    /// the command.
+    fn start_histograms(&mut self) {
+        for (life, target) in self.telemetry.take_without_histogram() {
+            let is_new = self.histograms_tried.insert((life.clone(), target.clone()));
+            if let Some(running) = self.inventory.guests.get(&life.uuid).filter(|_| is_new) {
+                let change = Change::Histogram { target };
                 let _ = self.tuner.apply(&*self.hypervisor, running, &change);
             }
         }
+        let lives: BTreeSet<_> = self
+            .inventory
+            .guests
+            .values()
+            .filter_map(|running| running.life.clone())
+            .collect();
+        self.histograms_tried
+            .retain(|(life, _)| lives.contains(life));
     }
 
     /// The changes that an action asks for, one per IOThread for the knobs of an IOThread.

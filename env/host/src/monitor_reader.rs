@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ pub(crate) struct MonitorReader {
     requests: SyncSender<Vec<String>>,
     replies: Receiver<HostResult<MonitorReading>>,
     is_outstanding: bool,
+    /// Asked since the last look for an answer: only then is one waited for.
+    is_fresh: bool,
 }
 
 impl MonitorReader {
@@ -54,6 +56,7 @@ impl MonitorReader {
             requests,
             replies,
             is_outstanding: false,
+            is_fresh: false,
         }
     }
 
@@ -62,21 +65,26 @@ impl MonitorReader {
     pub(crate) fn ask(&mut self, idle_targets: Vec<String>) {
         if !self.is_outstanding {
             self.is_outstanding = self.requests.try_send(idle_targets).is_ok();
+            self.is_fresh = self.is_outstanding;
         }
     }
 
-    /// The answer, if it comes before `deadline`.
+    /// The answer, if it comes before `deadline`; for a question of an earlier sample, if it has come.
     pub(crate) fn answer(&mut self, deadline: Instant) -> Option<HostResult<MonitorReading>> {
-        let wait = deadline
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_micros(1));
-        match self.replies.recv_timeout(wait) {
-            Ok(reading) => {
-                self.is_outstanding = false;
-                Some(reading)
-            }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let wait = if std::mem::take(&mut self.is_fresh) {
+            wait
+        } else {
+            Duration::ZERO
+        };
+        let reading = self.replies.recv_timeout(wait).ok()?;
+        self.is_outstanding = false;
+        Some(reading)
+    }
+
+    /// Whether a question has not been answered yet.
+    pub(crate) fn is_outstanding(&self) -> bool {
+        self.is_outstanding
     }
 }
 
@@ -123,17 +131,15 @@ mod tests {
                 .answer(Instant::now() + Duration::from_millis(5))
                 .is_none()
         );
-        reader.ask(vec![]); // Not a second request: the first is outstanding.
+        reader.ask(vec![]); // Not a second question: the first is outstanding.
+        assert!(reader.is_outstanding());
         drop(stuck);
-        let reading = reader
-            .answer(Instant::now() + Duration::from_secs(10))
-            .unwrap()
-            .unwrap();
-        assert!(!reading.jobs["vda"]);
-        assert!(
-            reader
-                .answer(Instant::now() + Duration::from_millis(5))
-                .is_none()
-        );
+        let mut reading = None;
+        while reading.is_none() {
+            reading = reader.answer(Instant::now());
+            thread::yield_now();
+        }
+        assert!(!reading.unwrap().unwrap().jobs["vda"]);
+        assert!(!reader.is_outstanding());
     }
 }

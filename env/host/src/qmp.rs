@@ -223,7 +223,7 @@ impl<'a> Qmp<'a> {
                     total += status["inuse"]
                         .as_u64()
                         .and_then(|n| u32::try_from(n).ok())
-                        .unwrap_or(0)
+                        .unwrap_or(0);
                 }
                 // Past the last queue.
                 Err(HostError::Qmp { .. }) if queue > 0 => break,

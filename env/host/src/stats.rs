@@ -39,9 +39,16 @@ pub struct GuestStats {
 pub struct DiskStats {
     /// Target name, such as `vda`.
     pub target: String,
-    /// Reads completed, their bytes, and their summed latency in nanoseconds.
+    /// What it did; `None` when the guest was busy or hung, and so could not be asked.
+    pub counters: Option<DiskCounters>,
+}
+
+/// What a disk did since its QEMU started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskCounters {
+    /// Reads.
     pub reads: IoCounters,
-    /// The same for writes.
+    /// Writes.
     pub writes: IoCounters,
     /// Flushes completed.
     pub flushes: u64,
@@ -89,17 +96,19 @@ impl StatsRecord {
 
     fn disk(&self, index: u64) -> Option<DiskStats> {
         // Backing layers are reported only on demand, with a backing index > 0.
-        Some(DiskStats {
-            target: self.text(&format!("block.{index}.name"))?.to_owned(),
+        let target = self.text(&format!("block.{index}.name"))?.to_owned();
+        let is_known = self.number(&format!("block.{index}.rd.reqs")).is_some();
+        let number = |field: &str| {
+            self.number(&format!("block.{index}.{field}"))
+                .unwrap_or_default()
+        };
+        let counters = is_known.then(|| DiskCounters {
             reads: self.counters(index, "rd"),
             writes: self.counters(index, "wr"),
-            flushes: self
-                .number(&format!("block.{index}.fl.reqs"))
-                .unwrap_or_default(),
-            capacity_bytes: self
-                .number(&format!("block.{index}.capacity"))
-                .unwrap_or_default(),
-        })
+            flushes: number("fl.reqs"),
+            capacity_bytes: number("capacity"),
+        });
+        Some(DiskStats { target, counters })
     }
 
     /// `PREFIX.N.SUFFIX` for all N.
@@ -165,21 +174,43 @@ mod tests {
             .values
             .insert("block.0.name".into(), StatValue::Text("vda".into()));
         let stats = GuestStats::from(&record);
-        assert_eq!(stats.disks[0].target, "vda");
-        assert_eq!(
-            stats.disks[0].reads,
-            IoCounters {
+        let expected = DiskCounters {
+            reads: IoCounters {
                 requests: 7,
                 bytes: 28_672,
-                time_ns: 900
-            }
-        );
-        assert_eq!(stats.disks[0].writes, IoCounters::default());
+                time_ns: 900,
+            },
+            flushes: 2,
+            capacity_bytes: 1 << 20,
+            ..DiskCounters::default()
+        };
         assert_eq!(
-            (stats.disks[0].flushes, stats.disks[0].capacity_bytes),
-            (2, 1 << 20)
+            stats.disks[0],
+            DiskStats {
+                target: "vda".into(),
+                counters: Some(expected)
+            }
         );
         assert_eq!(stats.poll_max_ns, BTreeMap::from([(3, 32_768)]));
         assert_eq!(stats.vcpu_time_ns, BTreeMap::from([(0, 5), (1, 6)]));
+    }
+
+    #[test]
+    fn a_guest_that_hangs_has_names_but_no_counters() {
+        let mut record = StatsRecord::default();
+        record
+            .values
+            .insert("block.count".into(), StatValue::Number(1));
+        record
+            .values
+            .insert("block.0.name".into(), StatValue::Text("vda".into()));
+        let stats = GuestStats::from(&record);
+        assert_eq!(
+            stats.disks,
+            [DiskStats {
+                target: "vda".into(),
+                counters: None
+            }]
+        );
     }
 }

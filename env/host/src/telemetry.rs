@@ -24,7 +24,7 @@ use crate::monitor_reader::{MonitorReader, MonitorReading};
 use crate::process::{QemuProcess, QemuThreads, ThreadTimes};
 use crate::procfs_host::{CpuTimes, DeviceCounters, cpu_times, device_counters, host_gauges};
 use crate::qmp::LatencyHistogram;
-use crate::stats::{DiskStats, GuestStats, IoCounters};
+use crate::stats::{DiskCounters, GuestStats, IoCounters};
 use crate::sysfs::BackingDevice;
 use crate::tuner::Tuner;
 
@@ -38,8 +38,10 @@ pub(crate) struct Telemetry {
     sys_root: PathBuf,
     references: BTreeMap<String, DeviceReference>,
     readers: BTreeMap<GuestLife, MonitorReader>,
-    /// Completed requests per disk at the last sample, by disk id.
-    completed: BTreeMap<String, u64>,
+    /// What each disk had done at the last sample, by disk id.
+    last: BTreeMap<String, DiskCounters>,
+    /// Disks without a latency histogram, by their guest's life and target, as last seen.
+    without_histogram: Vec<(GuestLife, String)>,
     /// When we last changed a disk, by disk id.
     changed_at: BTreeMap<String, Duration>,
 }
@@ -58,7 +60,7 @@ pub(crate) struct Sources<'a> {
 struct DiskSources<'a> {
     running: &'a RunningGuest,
     disk: &'a GuestDisk,
-    stats: &'a DiskStats,
+    counters: DiskCounters,
     guest_stats: &'a GuestStats,
     threads: &'a QemuThreads,
     monitor: Option<&'a MonitorReading>,
@@ -92,7 +94,8 @@ impl Telemetry {
             sys_root: sys_root.to_owned(),
             references,
             readers: BTreeMap::new(),
-            completed: BTreeMap::new(),
+            last: BTreeMap::new(),
+            without_histogram: Vec::new(),
             changed_at: BTreeMap::new(),
         }
     }
@@ -115,6 +118,7 @@ impl Telemetry {
         let mut devices = Vec::new();
         let mut groups = BTreeMap::new();
         let mut disks = Vec::new();
+        let mut last = BTreeMap::new();
         for (running, guest_stats) in &guests {
             let threads = running
                 .process
@@ -123,11 +127,7 @@ impl Telemetry {
                 .unwrap_or_default();
             let monitor = running.life.as_ref().and_then(|life| monitors.get(life));
             for disk in &running.guest.disks {
-                let Some(stats) = guest_stats
-                    .disks
-                    .iter()
-                    .find(|stats| stats.target == disk.target)
-                else {
+                let Some(counters) = self.counters(running, &disk.target, guest_stats) else {
                     continue;
                 };
                 let Some(device) = self.device_row(disk, &mut devices) else {
@@ -136,19 +136,17 @@ impl Telemetry {
                 let from = DiskSources {
                     running,
                     disk,
-                    stats,
+                    counters,
                     guest_stats,
                     threads: &threads,
                     monitor,
                 };
                 let sample = self.disk(sources, &from, device, &mut groups);
+                last.insert(sample.id.clone(), counters);
                 disks.push(sample);
             }
         }
-        self.completed = disks
-            .iter()
-            .map(|disk| (disk.id.clone(), completed(disk)))
-            .collect();
+        self.last = last;
         Ok(HostSample {
             at: sources.now,
             channels: channel_samples(sources, &cpus, &devices),
@@ -183,22 +181,46 @@ impl Telemetry {
             let reading = reader.answer(deadline)?;
             Some((life.clone(), reading.ok()?))
         });
-        answers.collect()
+        let answers = answers.collect();
+        self.without_histogram = without_histogram(guests, &answers);
+        answers
     }
 
     /// Disks that completed nothing since the last sample: idle or stalled, which only their
     /// requests in flight can tell.
     fn idle_targets(&self, running: &RunningGuest, stats: &GuestStats) -> Vec<String> {
-        let is_idle = |disk: &&DiskStats| {
-            let requests = disk.reads.requests + disk.writes.requests;
-            self.completed.get(&disk_id(running, &disk.target)) == Some(&requests)
-        };
-        stats
-            .disks
-            .iter()
-            .filter(is_idle)
-            .map(|disk| disk.target.clone())
-            .collect()
+        let disks = stats.disks.iter().filter(|disk| {
+            let last = self.last.get(&disk_id(running, &disk.target));
+            last.zip(disk.counters)
+                .is_some_and(|(last, now)| completed(last) == completed(&now))
+        });
+        disks.map(|disk| disk.target.clone()).collect()
+    }
+
+    /// What a disk has done; of a guest that hangs, what it had done when it was last seen.
+    fn counters(
+        &self,
+        running: &RunningGuest,
+        target: &str,
+        stats: &GuestStats,
+    ) -> Option<DiskCounters> {
+        let disk = stats.disks.iter().find(|disk| disk.target == target);
+        let last = || self.last.get(&disk_id(running, target)).copied();
+        disk.and_then(|disk| disk.counters).or_else(last)
+    }
+
+    /// Disks of guests that answer but have no latency histogram.
+    pub(crate) fn take_without_histogram(&mut self) -> Vec<(GuestLife, String)> {
+        std::mem::take(&mut self.without_histogram)
+    }
+
+    /// Whether a guest's monitor has left a question of an earlier sample unanswered.
+    pub(crate) fn hangs(&self, running: &RunningGuest) -> bool {
+        let reader = running
+            .life
+            .as_ref()
+            .and_then(|life| self.readers.get(life));
+        reader.is_some_and(MonitorReader::is_outstanding)
     }
 
     /// The row of the device behind a disk, added when it is new. A disk without a local device
@@ -265,16 +287,16 @@ impl Telemetry {
             settings,
             default: defaults(sources, from, settings),
             masks: masks(sources, from),
-            reads: op_counters(from.stats.reads),
-            writes: op_counters(from.stats.writes),
-            flushes: from.stats.flushes,
+            reads: op_counters(from.counters.reads),
+            writes: op_counters(from.counters.writes),
+            flushes: from.counters.flushes,
             in_flight: in_flight(from),
             device_read_bytes: device_read_bytes(from),
             latency_counts: latency_counts(from),
             iothread_cpu_ns: times.map(|times| times.cpu_ns),
             iothread_wait_ns: times.map(|times| times.wait_ns),
             vcpu_share: vcpu_share(sources.channels, from.running),
-            capacity_bytes: from.stats.capacity_bytes,
+            capacity_bytes: from.counters.capacity_bytes,
             cached_bytes: cache.map(|cache| cache.cached),
             dirty_bytes: cache.map(|cache| cache.dirty),
             since_change: sources
@@ -290,8 +312,30 @@ pub(crate) fn disk_id(running: &RunningGuest, target: &str) -> String {
     format!("{}/{target}", running.guest.name)
 }
 
-fn completed(disk: &DiskSample) -> u64 {
-    disk.reads.requests + disk.writes.requests
+fn completed(counters: &DiskCounters) -> u64 {
+    counters.reads.requests + counters.writes.requests
+}
+
+fn without_histogram(
+    guests: &[(&RunningGuest, &GuestStats)],
+    answers: &BTreeMap<GuestLife, MonitorReading>,
+) -> Vec<(GuestLife, String)> {
+    let mut missing = Vec::new();
+    for (running, _) in guests {
+        let answer = running
+            .life
+            .as_ref()
+            .and_then(|life| Some((life, answers.get(life)?)));
+        let Some((life, answer)) = answer else {
+            continue;
+        };
+        for disk in &running.guest.disks {
+            if answer.histograms.get(&disk.qom_path()) == Some(&LatencyHistogram::Absent) {
+                missing.push((life.clone(), disk.target.clone()));
+            }
+        }
+    }
+    missing
 }
 
 fn managed_guests<'a>(sources: &Sources<'a>) -> Vec<(&'a RunningGuest, &'a GuestStats)> {

@@ -124,6 +124,7 @@ impl Tuner {
     ) -> HostResult<Applied> {
         let (knob, value) = change.knob_and_value();
         let (io, life) = (running.knobs(hypervisor), life_of(running)?);
+        check_answering(running)?;
         // Before anything is read: a guest without opt-in gets no monitor command at all.
         io.check_allowed(&knob)?;
         let current = io.read(&knob)?;
@@ -281,6 +282,9 @@ impl Tuner {
             });
         }
         let same = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
+        if let Some(running) = same {
+            check_answering(running)?;
+        }
         if same.is_none() {
             self.journal.drop_record(&record.life, &record.knob)?;
         }
@@ -341,6 +345,14 @@ fn life_of(running: &RunningGuest) -> HostResult<&GuestLife> {
         what: format!("guest {}: changing it", running.guest.name),
         reason: "its QEMU process was not found, so its changes could not be journalled".into(),
     })
+}
+
+fn check_answering(running: &RunningGuest) -> HostResult<()> {
+    if running.hangs {
+        let what = format!("guest {}: its monitor", running.guest.name);
+        return Err(HostError::Late { what });
+    }
+    Ok(())
 }
 
 fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> {

@@ -29,15 +29,44 @@ pub(super) fn all_domain_stats(connect: &Connect) -> Result<Vec<StatsRecord>, Er
         | sys::VIR_DOMAIN_STATS_IOTHREAD;
     let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
         | sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
-    let mut records: *mut sys::virDomainStatsRecordPtr = ptr::null_mut();
-    // SAFETY: the connection is open while `connect` is borrowed; on success `records` is a list of
-    // `count` valid records, which is freed once below and not used after.
+    let mut records = ptr::null_mut();
+    // SAFETY: the connection is open while `connect` is borrowed; libvirt fills `records` in.
     unsafe {
-        let count = sys::virConnectGetAllDomainStats(connect.as_ptr(), groups, &mut records, flags);
-        if count < 0 {
-            return Err(Error::last_error());
-        }
-        let parsed = (0..count as usize)
+        let count =
+            sys::virConnectGetAllDomainStats(connect.as_ptr(), groups, &raw mut records, flags);
+        take_records(records, count)
+    }
+}
+
+/// Statistics of the IOThreads of one running domain. Waits while it is busy.
+pub(super) fn iothread_stats(domain: &Domain) -> Result<Vec<StatsRecord>, Error> {
+    let mut domains = [domain.as_ptr(), ptr::null_mut()];
+    let mut records = ptr::null_mut();
+    // SAFETY: `domains` is a list that ends with null, of a domain that is valid while borrowed;
+    // libvirt fills `records` in.
+    unsafe {
+        let count = sys::virDomainListGetStats(
+            domains.as_mut_ptr(),
+            sys::VIR_DOMAIN_STATS_IOTHREAD,
+            &raw mut records,
+            0,
+        );
+        take_records(records, count)
+    }
+}
+
+/// # Safety
+/// `records` and `count` must be what a statistics call of libvirt gave.
+unsafe fn take_records(
+    records: *mut sys::virDomainStatsRecordPtr,
+    count: i32,
+) -> Result<Vec<StatsRecord>, Error> {
+    let Ok(count) = usize::try_from(count) else {
+        return Err(Error::last_error());
+    };
+    // SAFETY: there are `count` valid records, freed once below and not used after.
+    unsafe {
+        let parsed = (0..count)
             .map(|index| read_record(&**records.add(index)))
             .collect();
         sys::virDomainStatsRecordListFree(records);

@@ -147,6 +147,13 @@ impl Hypervisor for Libvirt {
             .map_err(|error| self.guest_error(uuid, &action, &error))
     }
 
+    fn poll_max_ns(&self, uuid: &str, iothread: u32) -> HostResult<Option<u64>> {
+        let records = ffi::iothread_stats(&self.domain(uuid)?)
+            .map_err(|error| self.guest_error(uuid, "reading its IOThreads", &error))?;
+        let stats = records.first().map(GuestStats::from);
+        Ok(stats.and_then(|stats| stats.poll_max_ns.get(&iothread).copied()))
+    }
+
     fn set_poll_max_ns(&self, uuid: &str, iothread: u32, poll_max_ns: u64) -> HostResult<()> {
         let action = format!("setting poll_max_ns of IOThread {iothread} to {poll_max_ns}");
         ffi::set_poll_max_ns(&self.domain(uuid)?, iothread, poll_max_ns)
