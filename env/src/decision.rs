@@ -18,9 +18,9 @@ use crate::spec::{EnvSpec, Head, HeadScope, Level, Projection};
 /// One level per disk and head, and per device and head.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct JointAction {
-    /// [N, disk heads].
+    /// `[N, disk heads]`.
     pub disks: Array2<Level>,
-    /// [D, device heads].
+    /// `[D, device heads]`.
     pub devices: Array2<Level>,
 }
 
@@ -230,15 +230,15 @@ pub struct TurnView<'a> {
     pub turn: Turn,
     /// Heads to decide.
     pub heads: &'a [Head],
-    /// The disk's features [F]; `None` in a device's turn.
+    /// The disk's features `[F]`; `None` in a device's turn.
     pub disk: Option<ArrayView1<'a, f32>>,
-    /// The (backing) device's features [E]; `None` where there are no devices.
+    /// The (backing) device's features `[E]`; `None` where there are no devices.
     pub device: Option<ArrayView1<'a, f32>>,
-    /// The host's features [H].
+    /// The host's features `[H]`.
     pub host: ArrayView1<'a, f32>,
-    /// The channels' features [K, C].
+    /// The channels' features `[K, C]`.
     pub channels: ArrayView2<'a, f32>,
-    /// The disk's relation to each channel [K, P]; `None` in a device's turn.
+    /// The disk's relation to each channel `[K, P]`; `None` in a device's turn.
     pub pairs: Option<ArrayView2<'a, f32>>,
     /// The levels in force, one per head.
     pub current: ArrayView1<'a, Level>,
@@ -304,7 +304,7 @@ impl<'a> JointDecision<'a> {
             done: 0,
             channels: obs.channels.values.clone(),
             devices: obs.devices.values.clone(),
-            masks: obs.masks.disks.clone(),
+            masks: group_masks(spec, obs),
             action: obs.current.clone(),
         };
         decision.withdraw_next();
@@ -413,9 +413,12 @@ impl<'a> JointDecision<'a> {
             heads: view.heads,
         };
         for (head, &level) in levels.iter().enumerate() {
-            // Where nothing is allowed, the level in force is the only one.
-            if view.forced(head) != Some(level) {
-                rows.check_level(row, head, level, view.head_mask(head))?;
+            // As in `check_action`, the level in force may always stay, unless the IOThread has
+            // already been given another one.
+            let mask = view.head_mask(head);
+            let is_tied = mask.contains(&MaskReason::TiedToIoThread);
+            if is_tied || view.current[head] != level {
+                rows.check_level(row, head, level, mask)?;
             }
         }
         Ok(())
@@ -512,6 +515,35 @@ impl<'a> JointDecision<'a> {
 pub fn channel_of(spec: &EnvSpec, action: &JointAction, disk: usize) -> Option<usize> {
     let head = spec.disk_heads.iter().position(Head::is_pointer)?;
     usize::from(action.disks[[disk, head]]).checked_sub(1)
+}
+
+/// The disks' masks, where a level of a head that an IOThread shares is allowed only if all of its
+/// disks allow it.
+fn group_masks(spec: &EnvSpec, obs: &Observation) -> Array2<MaskReason> {
+    let mut masks = obs.masks.disks.clone();
+    let mut start = 0;
+    for head in &spec.disk_heads {
+        let levels = start..start + head.len(obs.channel_count());
+        start = levels.end;
+        if head.scope != HeadScope::IoThread {
+            continue;
+        }
+        for disk in 0..obs.disk_count() {
+            let Some(group) = obs.disk_group[disk] else {
+                continue;
+            };
+            let mates = (0..obs.disk_count()).filter(|d| obs.disk_group[*d] == Some(group));
+            for mate in mates {
+                for level in levels.clone() {
+                    let reason = obs.masks.disks[[mate, level]];
+                    if masks[[disk, level]].is_allowed() && !reason.is_allowed() {
+                        masks[[disk, level]] = reason;
+                    }
+                }
+            }
+        }
+    }
+    masks
 }
 
 fn check_order(spec: &EnvSpec, obs: &Observation, order: &[Turn]) -> Result<(), ActionError> {
@@ -679,6 +711,37 @@ mod tests {
         assert!(
             matches!(error, ActionError::NoSuchLevel { last: 4, .. }),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn the_level_in_force_may_stay_although_it_is_masked() {
+        let (spec, mut obs) = identical();
+        obs.masks.disks[[0, 0]] = MaskReason::Dwell;
+        let order = (0..4).map(Turn::Disk).collect();
+        let mut decision = JointDecision::new(&spec, &obs, order).unwrap();
+        let stay = obs.current.disks.row(0).to_vec();
+        decision.commit(&stay).unwrap();
+        check_action(&spec, &obs, &decision.finish().0).unwrap();
+    }
+
+    #[test]
+    fn a_level_that_one_disk_of_an_iothread_forbids_is_open_to_none() {
+        let (spec, mut obs) = identical();
+        obs.disk_group = vec![Some(0), Some(0), Some(1), Some(2)];
+        obs.masks.disks[[1, 2]] = MaskReason::Frozen;
+        let order = (0..4).map(Turn::Disk).collect();
+        let mut decision = JointDecision::new(&spec, &obs, order).unwrap();
+        let refused = decision.commit(&[2, 0, 0]).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                ActionError::Masked {
+                    reason: MaskReason::Frozen,
+                    ..
+                }
+            ),
+            "{refused}"
         );
     }
 

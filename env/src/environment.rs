@@ -15,13 +15,13 @@ pub type ResetOptions = BTreeMap<String, String>;
 /// The reward of one step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rewards {
-    /// Training reward per disk: (1 − β)·own + β·mean of own over the host; [N].
+    /// Training reward per disk: (1 − β)·own + β·mean of own over the host; `[N]`.
     pub total: Array1<f32>,
-    /// Own part per disk: the sum of its terms; [N].
+    /// Own part per disk: the sum of its terms; `[N]`.
     pub own: Array1<f32>,
-    /// Named terms per disk, in the order of `EnvSpec::reward_terms`; [N, terms].
+    /// Named terms per disk, in the order of `EnvSpec::reward_terms`; `[N, terms]`.
     pub terms: Array2<f32>,
-    /// Whether the disk counts in this step; an idle disk does not, and has reward 0; [N].
+    /// Whether the disk counts in this step; an idle disk does not, and has reward 0; `[N]`.
     pub counted: Vec<bool>,
 }
 

@@ -138,9 +138,9 @@ impl MaskReason {
 /// after another.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Masks {
-    /// [N, sum of the disk heads' levels].
+    /// `[N, sum of the disk heads' levels]`.
     pub disks: Array2<MaskReason>,
-    /// [D, sum of the device heads' levels].
+    /// `[D, sum of the device heads' levels]`.
     pub devices: Array2<MaskReason>,
 }
 
@@ -179,15 +179,15 @@ pub struct Observation {
     pub device_ids: Vec<String>,
     /// Names of the channels; K of them.
     pub channel_ids: Vec<String>,
-    /// [N, F].
+    /// `[N, F]`.
     pub disks: Table,
-    /// [K, C].
+    /// `[K, C]`.
     pub channels: Table,
-    /// [N, K, P]: what relates one disk to one channel.
+    /// `[N, K, P]`: what relates one disk to one channel.
     pub pairs: Array3<f32>,
-    /// [D, E].
+    /// `[D, E]`.
     pub devices: Table,
-    /// [1, H].
+    /// `[1, H]`.
     pub host: Table,
     /// Row of the device table that backs each disk; N entries.
     pub disk_device: Vec<usize>,

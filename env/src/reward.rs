@@ -400,7 +400,7 @@ mod tests {
         }];
         let direct = mean_reward(scenario.clone(), |_| ());
         let piled = mean_reward(scenario, |action| {
-            action.disks[[0, 1]] = Cache::Buffered as u16
+            action.disks[[0, 1]] = Cache::Buffered as u16;
         });
         assert!(piled < direct, "buffered {piled}, direct {direct}");
     }

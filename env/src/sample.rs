@@ -84,7 +84,7 @@ impl DiskSettings {
 /// What may be chosen for a disk now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskMasks {
-    /// [K + 1].
+    /// `[K + 1]`.
     pub channel: Vec<MaskReason>,
     /// Direct, buffered.
     pub cache: [MaskReason; 2],
@@ -146,7 +146,7 @@ pub struct DiskSample {
     pub iothread_cpu_ns: Reading<u64>,
     /// Time its IOThread was runnable but not running (shared evenly), nanoseconds.
     pub iothread_wait_ns: Reading<u64>,
-    /// For each channel, the share of the guest's vCPUs that may run there; [K].
+    /// For each channel, the share of the guest's vCPUs that may run there; `[K]`.
     pub vcpu_share: Vec<f32>,
     /// Size of the image as the guest sees it, bytes.
     pub capacity_bytes: u64,

@@ -198,15 +198,15 @@ pub enum Projection {
 pub struct EnvSpec {
     /// Name of the environment's kind, such as `kvm_host`.
     pub name: String,
-    /// Columns of the disk table [N, F].
+    /// Columns of the disk table `[N, F]`.
     pub disk_features: Vec<Feature>,
-    /// Columns of the channel table [K, C].
+    /// Columns of the channel table `[K, C]`.
     pub channel_features: Vec<Feature>,
-    /// Columns of the disk × channel table [N, K, P].
+    /// Columns of the disk × channel table `[N, K, P]`.
     pub pair_features: Vec<Feature>,
-    /// Columns of the device table [D, E].
+    /// Columns of the device table `[D, E]`.
     pub device_features: Vec<Feature>,
-    /// Columns of the host table [1, H].
+    /// Columns of the host table `[1, H]`.
     pub host_features: Vec<Feature>,
     /// Heads each disk decides, in order.
     pub disk_heads: Vec<Head>,

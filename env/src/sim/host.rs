@@ -563,13 +563,9 @@ impl Episode {
                 .since_change
                 .saturating_add(Duration::from_secs_f64(dt));
             let device = &mut self.sample.devices[class.device];
-            for direction in 0..2 {
+            let counters = [&mut device.reads, &mut device.writes];
+            for (direction, counters) in counters.into_iter().enumerate() {
                 let requests = served.requests * class.visits[direction];
-                let counters = if direction == 0 {
-                    &mut device.reads
-                } else {
-                    &mut device.writes
-                };
                 counters.requests += requests.round() as u64;
                 counters.bytes += (requests * served.request_bytes) as u64;
                 counters.time_ns += (requests * served.device_s[direction] * 1e9) as u64;
@@ -1013,7 +1009,7 @@ mod tests {
     fn buffering_a_set_that_fits_rescues_a_capped_device() {
         let direct = outcome(presets::capped_device(), |_| ());
         let buffered = outcome(presets::capped_device(), |a| {
-            a.disks.column_mut(CACHE_HEAD).fill(1)
+            a.disks.column_mut(CACHE_HEAD).fill(1);
         });
         assert!(
             buffered.iops / direct.iops > 5.0,
@@ -1038,7 +1034,7 @@ mod tests {
     fn polling_off_saves_cpu_at_about_the_same_iops() {
         let on = outcome(presets::identical_disks(1, 4), |_| ());
         let off = outcome(presets::identical_disks(1, 4), |a| {
-            a.disks.column_mut(POLLING_HEAD).fill(0)
+            a.disks.column_mut(POLLING_HEAD).fill(0);
         });
         assert!(
             (off.iops / on.iops - 1.0).abs() < 0.05,

@@ -44,10 +44,6 @@ impl Popularity {
 
     /// Pages in all.
     #[must_use]
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "a working set has at least one page"
-    )]
     pub fn len(&self) -> f64 {
         self.pages.iter().sum()
     }
@@ -120,9 +116,9 @@ pub fn characteristic_time(users: &[CacheUser<'_>], capacity: f64, guess: f64) -
     for _ in 0..BISECTIONS {
         let middle = libm::sqrt(low * high);
         if occupied(middle) > 0.0 {
-            high = middle
+            high = middle;
         } else {
-            low = middle
+            low = middle;
         }
         if high / low < 1.0 + 1e-3 {
             break;
