@@ -1,14 +1,18 @@
 //! The simulated host: an approximate mean-value analysis of the I/O path.
 //!
 //! [`scenario`] says what a host is made of, [`network`] solves the closed queueing network of one
-//! interval, [`page_cache`] gives hit rates, [`host`] runs intervals and keeps the counters.
+//! interval, [`page_cache`] gives hit rates, [`host`] is the environment that runs intervals and keeps
+//! the counters.
 
+mod boot;
+mod episode;
 pub mod generator;
 pub mod host;
 pub mod network;
 pub mod page_cache;
 pub mod presets;
 pub mod scenario;
+mod served;
 
 pub use generator::Generator;
 pub use host::SimHost;
