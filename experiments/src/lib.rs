@@ -1,1 +1,109 @@
-//! Training and comparison of policies from experiment configs.
+//! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
+//!
+//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
+//! [`compare`], then what they write: [`tensorboard`], [`curve`].
+
+pub mod cli;
+pub mod compare;
+pub mod config;
+pub mod curve;
+pub mod environments;
+mod progress;
+pub mod sanity;
+pub mod seeds;
+pub mod tensorboard;
+pub mod train;
+
+use std::path::{Path, PathBuf};
+
+use blkpilot_env::EnvError;
+use blkpilot_env::sim::ScenarioErrors;
+use blkpilot_learn::LearnError;
+use blkpilot_models::{CheckpointError, PolicyError};
+use thiserror::Error;
+
+pub use config::{Config, ConfigError};
+
+/// Why the lab could not do what it was asked.
+#[derive(Debug, Error)]
+pub enum LabError {
+    /// A config that cannot be run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A scenario that does not hold together.
+    #[error(transparent)]
+    Scenario(#[from] ScenarioErrors),
+    /// The directory of the run is in use.
+    #[error("{}: there is something already: choose another --out, or give --overwrite", dir.display())]
+    OutExists {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A policy that cannot be loaded or does not fit.
+    #[error(transparent)]
+    Policy(#[from] CheckpointError),
+    /// A checkpoint that cannot be saved.
+    #[error("the policy cannot be saved")]
+    Save {
+        /// The cause.
+        #[source]
+        source: CheckpointError,
+    },
+    /// A file or directory that cannot be written.
+    #[error("{}: cannot write it", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Learning failed.
+    #[error("training failed")]
+    Learn(#[from] LearnError),
+    /// A policy failed to decide.
+    #[error("a policy failed")]
+    Decide(#[from] PolicyError),
+    /// An environment failed.
+    #[error("the environment failed")]
+    Environment(#[from] EnvError),
+    /// An evaluation episode does not end.
+    #[error("evaluation seed {seed}: the episode has not ended after {steps} steps")]
+    Endless {
+        /// Its seed.
+        seed: u64,
+        /// Steps played.
+        steps: usize,
+    },
+    /// Somebody pressed Ctrl-C.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl LabError {
+    /// The exit code that stands for it: 2 for what the caller can put right in what was asked, 130
+    /// for Ctrl-C, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Scenario(_) | Self::OutExists { .. } | Self::Policy(_) => 2,
+            Self::Interrupted => 130,
+            _ => 1,
+        }
+    }
+}
+
+/// Writes a file whole; its directory exists.
+pub(crate) fn write_file(path: &Path, contents: impl AsRef<[u8]>) -> Result<(), LabError> {
+    std::fs::write(path, contents).map_err(|source| LabError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// As JSON for people and scripts, with a newline at the end.
+pub(crate) fn json_text(value: &impl serde::Serialize) -> String {
+    let text = serde_json::to_string_pretty(value)
+        .expect("reports hold strings, numbers and maps of them");
+    text + "\n"
+}

@@ -1,0 +1,274 @@
+//! What `blkpilot-lab` can be told to do.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blkpilot_models::Checkpoint;
+use clap::{Args, Parser, Subcommand};
+
+use crate::compare::compare;
+use crate::config::{Config, ConfigError};
+use crate::progress::Progress;
+use crate::sanity::{self, Sanity};
+use crate::train::{Existing, Run, Summary, train};
+use crate::{LabError, json_text, write_file};
+
+/// Trains policies for KVM hosts in simulation, and compares them.
+#[derive(Debug, Parser)]
+#[command(name = "blkpilot-lab", version, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+First steps:
+  blkpilot-lab train experiments/configs/quickstart.toml     train for about a minute
+  tensorboard --logdir out                                   watch it
+  blkpilot-lab compare experiments/configs/quickstart.toml out/quickstart/seed-1/policy
+
+Exit codes: 0 done, 1 failed, 2 the config or the command line is wrong, 130 interrupted.";
+
+const TRAIN_HELP: &str = "\
+The directory then holds
+  policy/                 the checkpoint, for `blkpilot serve` and `blkpilot-lab compare`
+  summary.json            steps, seconds, and the comparison with policies that are not trained
+  curve.svg               return while learning
+  events.out.tfevents.*   the same and the losses, for TensorBoard
+
+Ctrl-C ends the training early; policy/ and summary.json are written all the same.
+
+Training and evaluation never share a seed: training seeds have their highest bit clear, evaluation
+seeds have it set, and evaluation seed i is the same in every run.";
+
+const COMPARE_HELP: &str = "\
+Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals
+are 95 % bootstrap intervals over episodes; differences are paired by seed.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a policy as a config says, then compare it with those that are not trained
+    #[command(after_help = TRAIN_HELP)]
+    Train(TrainArgs),
+    /// Compare a trained policy with keep_default, random, round_robin and least_loaded
+    #[command(after_help = COMPARE_HELP)]
+    Compare(CompareArgs),
+    /// Check that the learner solves CartPole: 100,000 steps on each of five seeds
+    Sanity(SanityArgs),
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// The experiment, such as experiments/configs/quickstart.toml
+    config: PathBuf,
+    /// Directory to write to [default: out/<config>/seed-<seed>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Seed of everything random [default: the config's]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Replace the run that stands in the directory
+    #[arg(long)]
+    overwrite: bool,
+    /// Print the summary as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// The experiment whose environment and evaluation episodes to use
+    config: PathBuf,
+    /// Directory of the policy: `policy` in the directory of a training run
+    policy: PathBuf,
+    /// Episodes per policy [default: the config's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    episodes: Option<u32>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Also write the JSON to a file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct SanityArgs {
+    /// Seeds to train, from 1
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    seeds: u64,
+    /// Directory to write to
+    #[arg(long, value_name = "DIR", default_value = "out/cartpole")]
+    out: PathBuf,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+impl Cli {
+    /// Does what was asked, and prints it.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    pub fn run(self) -> Result<ExitCode, LabError> {
+        match self.command {
+            Command::Train(args) => run_train(&args),
+            Command::Compare(args) => run_compare(&args),
+            Command::Sanity(args) => run_sanity(&args),
+        }
+    }
+}
+
+fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
+    let config = Config::load(&args.config)?;
+    let seed = args.seed.unwrap_or(config.seed);
+    let default_out = || {
+        PathBuf::from("out")
+            .join(&config.name)
+            .join(format!("seed-{seed}"))
+    };
+    let out = args.out.clone().unwrap_or_else(default_out);
+    let existing = if args.overwrite {
+        Existing::Overwrite
+    } else {
+        Existing::Refuse
+    };
+    let mut progress = Progress::over(config.training.env_steps);
+    let run = Run {
+        config: &config,
+        seed,
+        out: &out,
+        existing,
+    };
+    let summary = train(&run, &stop_flag(), &mut |event| progress.show(&event))?;
+    progress.end();
+    print(&if args.json {
+        json_text(&summary)
+    } else {
+        train_text(&summary, &run)
+    });
+    Ok(if summary.interrupted {
+        ExitCode::from(LabError::Interrupted.exit_code())
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn train_text(summary: &Summary, run: &Run<'_>) -> String {
+    let Summary {
+        env_steps,
+        wall_s,
+        steps_per_s,
+        ..
+    } = summary;
+    let figures = format!("{env_steps} steps in {wall_s:.1} s ({steps_per_s:.0} steps/s)");
+    let out = run.out.display();
+    if summary.interrupted {
+        return format!("interrupted after {figures}; the policy as it stood is in {out}/policy\n");
+    }
+    format!(
+        "{}\n{figures}; written to {out}\n",
+        summary.comparison.table()
+    )
+}
+
+fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
+    let mut config = Config::load(&args.config)?;
+    config.evaluation.episodes = args
+        .episodes
+        .map_or(config.evaluation.episodes, |n| n as usize);
+    let checkpoint = Checkpoint::load(&args.policy)?;
+    let mut progress = Progress::over(0);
+    progress.show(&crate::train::Event::Comparing {
+        episodes: crate::compare::episode_count(&config),
+    });
+    let comparison = compare(&config, &checkpoint, || {
+        progress.show(&crate::train::Event::Compared);
+        true
+    })?;
+    progress.end();
+    if let Some(file) = &args.out {
+        write_file(file, json_text(&comparison))?;
+    }
+    print(&if args.json {
+        json_text(&comparison)
+    } else {
+        comparison.table() + "\n"
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_sanity(args: &SanityArgs) -> Result<ExitCode, LabError> {
+    let config = sanity::config()?;
+    let mut progress = Progress::over(config.training.env_steps);
+    let result = sanity::sanity(
+        &config,
+        args.seeds,
+        &args.out,
+        &stop_flag(),
+        &mut |_, event| {
+            progress.show(&event);
+        },
+    )?;
+    progress.end();
+    print(&if args.json {
+        json_text(&result)
+    } else {
+        sanity_text(&result)
+    });
+    Ok(if result.passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn sanity_text(result: &Sanity) -> String {
+    let mut text = String::new();
+    for run in &result.runs {
+        text += &format!(
+            "seed {}: return {:.1} (random {:.1}) after {} steps, {:.1} s\n",
+            run.seed, run.trained, run.random, run.env_steps, run.wall_s
+        );
+    }
+    let verdict = if result.passed { "passed" } else { "FAILED" };
+    text + &format!(
+        "{verdict}: {} of {} seeds must reach {}\n",
+        result.needed,
+        result.runs.len(),
+        result.threshold
+    )
+}
+
+/// Set when somebody presses Ctrl-C or the process is told to end.
+fn stop_flag() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    // Without a handler the default one ends the process, which loses no checkpoint.
+    let _ = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
+    stop
+}
+
+/// Prints to standard output; a reader that has gone away is no failure of ours.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// An error with its causes, for standard error.
+#[must_use]
+pub fn error_text(error: &LabError) -> String {
+    let mut text = match error {
+        // Each line of these names the file already.
+        LabError::Config(ConfigError::Invalid { .. }) => error.to_string(),
+        _ => format!("blkpilot-lab: {error}"),
+    };
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        text += &format!("\n  caused by: {source}");
+        cause = source.source();
+    }
+    text
+}

@@ -1,0 +1,352 @@
+//! A trained policy beside those that are not trained, on episodes that training never saw.
+//!
+//! Every policy plays the same evaluation seeds, so differences are paired. What is resampled for
+//! the intervals are episodes; disks and intervals within one are not independent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use blkpilot_env::reward::{RewardTerm, mean_loss};
+use blkpilot_env::{EnvSpec, Environment, ResetOptions, Rng};
+use blkpilot_models::baseline::{KeepDefault, LeastLoaded, RandomPolicy, RoundRobin};
+use blkpilot_models::policy::Policy;
+use blkpilot_models::{Checkpoint, NetworkPolicy, Selection, decide};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{CellAlignment, Table};
+use rand::{RngExt as _, SeedableRng as _};
+use serde::Serialize;
+
+use crate::config::{Config, EnvironmentConfig};
+use crate::{LabError, environments, seeds};
+
+/// Name of the trained policy in reports.
+pub const TRAINED: &str = "trained";
+/// The others, in the order of reports; those that choose channels are left out where there are none.
+pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
+/// Resamples behind each interval.
+pub const RESAMPLES: usize = 10_000;
+/// Steps after which an episode counts as endless.
+const MOST_STEPS: usize = 1_000_000;
+
+/// What stands for an episode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Mean over its intervals of the host mean of the own rewards.
+    RewardPerInterval,
+    /// Sum of its rewards.
+    Return,
+}
+
+impl Measure {
+    fn of(config: &Config) -> Self {
+        match config.environment {
+            EnvironmentConfig::CartPole => Self::Return,
+            EnvironmentConfig::SimHost { .. } => Self::RewardPerInterval,
+        }
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RewardPerInterval => "host mean reward per interval",
+            Self::Return => "return per episode",
+        })
+    }
+}
+
+/// Figures of all policies.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// What stands for an episode.
+    pub measure: Measure,
+    /// Episodes per policy.
+    pub episodes: usize,
+    /// What the intervals come from.
+    pub resampled: &'static str,
+    /// Resamples behind each interval.
+    pub resamples: usize,
+    /// Figures by policy.
+    pub policies: BTreeMap<String, Figures>,
+    /// Trained minus baseline, by baseline.
+    pub differences: BTreeMap<String, Difference>,
+}
+
+/// Figures of one policy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figures {
+    /// Mean over the episodes.
+    pub reward_mean: f64,
+    /// Its 95 % interval.
+    pub reward_ci95: [f64; 2],
+    /// Relative performance loss, mean over disks that count, intervals and episodes; `None` where
+    /// the environment has no such terms.
+    pub loss_mean: Option<f64>,
+}
+
+/// Trained minus baseline, paired by seed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Mean over the episodes.
+    pub mean: f64,
+    /// Its 95 % interval.
+    pub ci95: [f64; 2],
+}
+
+/// Plays the evaluation episodes of a config with a checkpoint's policy, greedy, and with each
+/// baseline. `each_episode` is called after every episode and says whether to go on.
+///
+/// # Errors
+/// `Interrupted` if not; `Checkpoint` if the policy does not fit the environment; `Policy` or `Environment` if one fails.
+pub fn compare(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    mut each_episode: impl FnMut() -> bool,
+) -> Result<Comparison, LabError> {
+    let mut env = environments::make(&config.environment)?;
+    let spec = env.spec().clone();
+    checkpoint.check_fits(&spec)?;
+    let measure = Measure::of(config);
+    let mut played = BTreeMap::new();
+    for mut policy in policies(&spec, checkpoint)? {
+        let mut episodes = Vec::with_capacity(config.evaluation.episodes);
+        for episode in 0..config.evaluation.episodes {
+            episodes.push(play(
+                &mut env,
+                policy.as_mut(),
+                seeds::evaluation(episode),
+                measure,
+            )?);
+            if !each_episode() {
+                return Err(LabError::Interrupted);
+            }
+        }
+        played.insert(policy.name().to_owned(), episodes);
+    }
+    Ok(figures(measure, config.evaluation.episodes, &played))
+}
+
+/// Number of episodes that [`compare`] plays.
+#[must_use]
+pub fn episode_count(config: &Config) -> usize {
+    let policies = match config.environment {
+        EnvironmentConfig::CartPole => 3,
+        EnvironmentConfig::SimHost { .. } => 1 + BASELINES.len(),
+    };
+    policies * config.evaluation.episodes
+}
+
+fn policies(spec: &EnvSpec, checkpoint: &Checkpoint) -> Result<Vec<Box<dyn Policy>>, LabError> {
+    let trained = NetworkPolicy::new(TRAINED, checkpoint, Selection::Greedy)?;
+    let mut policies: Vec<Box<dyn Policy>> = vec![
+        Box::new(trained),
+        Box::new(KeepDefault),
+        Box::new(RandomPolicy),
+    ];
+    if spec.disk_heads.iter().any(|head| head.is_pointer()) {
+        policies.push(Box::new(RoundRobin::new(spec)?));
+        policies.push(Box::new(LeastLoaded::new(spec)?));
+    }
+    Ok(policies)
+}
+
+/// What one episode came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Episode {
+    reward: f64,
+    loss: Option<f64>,
+}
+
+fn play(
+    env: &mut impl Environment,
+    policy: &mut dyn Policy,
+    seed: u64,
+    measure: Measure,
+) -> Result<Episode, LabError> {
+    let spec = env.spec().clone();
+    let has_loss = RewardTerm::ALL
+        .iter()
+        .map(|term| term.name())
+        .eq(spec.reward_terms.iter());
+    // Of its own, so that what a policy draws does not shift the workload.
+    let mut rng = Rng::seed_from_u64(seed);
+    policy.reset();
+    let mut obs = env.reset(Some(seed), &ResetOptions::new())?;
+    let (mut rewards, mut losses) = (Vec::new(), Vec::new());
+    for _ in 0..MOST_STEPS {
+        let decision = decide(policy, &spec, &obs, &mut rng)?;
+        let step = env.step(&decision.action)?;
+        rewards.extend(step.rewards.host_mean().map(f64::from));
+        if has_loss {
+            losses.extend(mean_loss(&step.rewards).map(f64::from));
+        }
+        if step.is_last() {
+            let sum: f64 = rewards.iter().sum();
+            let reward = match measure {
+                Measure::Return => sum,
+                Measure::RewardPerInterval => sum / rewards.len().max(1) as f64,
+            };
+            return Ok(Episode {
+                reward,
+                loss: (!losses.is_empty()).then(|| mean(&losses)),
+            });
+        }
+        obs = step.observation;
+    }
+    Err(LabError::Endless {
+        seed,
+        steps: MOST_STEPS,
+    })
+}
+
+fn figures(
+    measure: Measure,
+    episodes: usize,
+    played: &BTreeMap<String, Vec<Episode>>,
+) -> Comparison {
+    let rewards = |name: &str| -> Vec<f64> { played[name].iter().map(|e| e.reward).collect() };
+    let of = |name: &String| {
+        let losses: Vec<f64> = played[name].iter().filter_map(|e| e.loss).collect();
+        let rewards = rewards(name);
+        let figures = Figures {
+            reward_mean: mean(&rewards),
+            reward_ci95: ci95(&rewards),
+            loss_mean: (!losses.is_empty()).then(|| mean(&losses)),
+        };
+        (name.clone(), figures)
+    };
+    let against = |name: &String| {
+        let paired: Vec<f64> = rewards(TRAINED)
+            .iter()
+            .zip(rewards(name))
+            .map(|(own, other)| own - other)
+            .collect();
+        (
+            name.clone(),
+            Difference {
+                mean: mean(&paired),
+                ci95: ci95(&paired),
+            },
+        )
+    };
+    Comparison {
+        measure,
+        episodes,
+        resampled: "episodes: one per evaluation seed, the same seeds for all policies",
+        resamples: RESAMPLES,
+        policies: played.keys().map(of).collect(),
+        differences: played
+            .keys()
+            .filter(|name| *name != TRAINED)
+            .map(against)
+            .collect(),
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// 95 % percentile interval of the mean, by the bootstrap. The same resamples for every list of one
+/// length.
+///
+/// Source: Efron and Tibshirani 1993, section 13.3.
+fn ci95(values: &[f64]) -> [f64; 2] {
+    let mut rng = Rng::seed_from_u64(0);
+    let resample = |_| {
+        let drawn = (0..values.len()).map(|_| values[rng.random_range(0..values.len())]);
+        drawn.sum::<f64>() / values.len() as f64
+    };
+    let mut means: Vec<f64> = (0..RESAMPLES).map(resample).collect();
+    means.sort_by(f64::total_cmp);
+    [means[RESAMPLES / 40], means[RESAMPLES - 1 - RESAMPLES / 40]]
+}
+
+impl Comparison {
+    /// The one of a run that was not compared: without policies.
+    #[must_use]
+    pub fn none(config: &Config) -> Self {
+        figures(Measure::of(config), 0, &BTreeMap::new())
+    }
+
+    /// As a table for people.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_preset(UTF8_FULL_CONDENSED);
+        table.set_header([
+            "policy",
+            "reward",
+            "95 % interval",
+            "loss",
+            "trained − it",
+            "95 % interval",
+        ]);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let interval = |[low, high]: [f64; 2]| format!("{low:.4} to {high:.4}");
+        for name in [TRAINED].into_iter().chain(BASELINES) {
+            let Some(own) = self.policies.get(name) else {
+                continue;
+            };
+            let difference = self.differences.get(name);
+            table.add_row([
+                name.to_owned(),
+                format!("{:.4}", own.reward_mean),
+                interval(own.reward_ci95),
+                own.loss_mean
+                    .map_or_else(|| "–".to_owned(), |loss| format!("{loss:.4}")),
+                difference.map_or_else(String::new, |d| format!("{:+.4}", d.mean)),
+                difference.map_or_else(String::new, |d| interval(d.ci95)),
+            ]);
+        }
+        format!(
+            "{table}\nreward: {}, mean over {} episodes; intervals resample {} ({} times)",
+            self.measure, self.episodes, self.resampled, self.resamples
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn episodes(rewards: &[f64]) -> Vec<Episode> {
+        rewards
+            .iter()
+            .map(|reward| Episode {
+                reward: *reward,
+                loss: Some(-reward),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn differences_are_paired_by_seed() {
+        let played = BTreeMap::from([
+            (TRAINED.to_owned(), episodes(&[1.0, 11.0, 101.0])),
+            ("random".to_owned(), episodes(&[0.0, 10.0, 100.0])),
+        ]);
+        let comparison = figures(Measure::Return, 3, &played);
+        let difference = &comparison.differences["random"];
+        assert_eq!((difference.mean, difference.ci95), (1.0, [1.0, 1.0]));
+        assert_eq!(comparison.differences.len(), 1);
+        let [low, high] = comparison.policies["random"].reward_ci95;
+        assert!(low < 5.0 && high > 60.0, "{low} {high}");
+    }
+
+    /// Means of 100 draws of ±1 have deviation 0.1: the interval is ±0.196 within sampling error.
+    #[test]
+    fn the_interval_has_the_width_of_a_known_case() {
+        let values: Vec<f64> = (0..100)
+            .map(|i| if i % 2 == 0 { 1.0 } else { -1.0 })
+            .collect();
+        let [low, high] = ci95(&values);
+        assert!(
+            (low + 0.196).abs() < 0.03 && (high - 0.196).abs() < 0.03,
+            "{low} {high}"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! Environments as a config names them.
+
+use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::sim::{ScenarioErrors, SimHost};
+use blkpilot_env::{EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Step};
+
+use crate::config::{EnvironmentConfig, HostSource};
+
+/// An environment of one of the kinds that a config can name.
+#[derive(Debug)]
+pub enum AnyEnvironment {
+    /// CartPole-v1.
+    CartPole(Box<CartPole>),
+    /// A simulated host.
+    SimHost(Box<SimHost>),
+}
+
+/// Makes an environment; autoreset is disabled.
+///
+/// # Errors
+/// If the scenario or the generator does not hold together.
+pub fn make(config: &EnvironmentConfig) -> Result<AnyEnvironment, ScenarioErrors> {
+    Ok(match config {
+        EnvironmentConfig::CartPole => AnyEnvironment::CartPole(Box::new(CartPole::new(0))),
+        EnvironmentConfig::SimHost { source, reward } => {
+            let host = match source {
+                HostSource::Scenario(scenario) => SimHost::fixed((**scenario).clone())?,
+                HostSource::Generated(generator) => SimHost::generated(generator.clone())?,
+            };
+            AnyEnvironment::SimHost(Box::new(host.with_reward(*reward)))
+        }
+    })
+}
+
+impl Environment for AnyEnvironment {
+    fn spec(&self) -> &EnvSpec {
+        match self {
+            Self::CartPole(cart) => cart.spec(),
+            Self::SimHost(host) => host.spec(),
+        }
+    }
+
+    fn reset(
+        &mut self,
+        seed: Option<u64>,
+        options: &ResetOptions,
+    ) -> Result<Observation, EnvError> {
+        match self {
+            Self::CartPole(cart) => cart.reset(seed, options),
+            Self::SimHost(host) => host.reset(seed, options),
+        }
+    }
+
+    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+        match self {
+            Self::CartPole(cart) => cart.step(action),
+            Self::SimHost(host) => host.step(action),
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! One training run: plays, learns, writes what it learnt, and compares it at the end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use blkpilot_env::vector::AutoresetEnv;
+use blkpilot_env::{Autoreset, Rng};
+use blkpilot_learn::{Collector, EpisodeEnd, Ppo, Rollout, UpdateReport};
+use blkpilot_models::Checkpoint;
+use rand::SeedableRng as _;
+use serde::Serialize;
+
+use crate::compare::{Comparison, compare, episode_count};
+use crate::config::Config;
+use crate::curve::{self, Point};
+use crate::environments::{self, AnyEnvironment};
+use crate::tensorboard::EventWriter;
+use crate::{LabError, json_text, seeds, write_file};
+
+/// Directory of the policy within that of the run.
+pub const POLICY_DIR: &str = "policy";
+/// File of the summary.
+pub const SUMMARY_FILE: &str = "summary.json";
+/// File of the learning curve.
+pub const CURVE_FILE: &str = "curve.svg";
+
+/// Episodes over which the reported return is averaged.
+const RECENT: usize = 100;
+/// Time between two writes of the event file.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// What to train, and where.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The experiment.
+    pub config: &'a Config,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Directory to write to.
+    pub out: &'a Path,
+    /// What to do with a run that stands there.
+    pub existing: Existing,
+}
+
+/// What to do with a run that stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse to start.
+    Refuse,
+    /// Remove what an earlier run wrote.
+    Overwrite,
+}
+
+/// What is happening, for whoever watches.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// An update was made.
+    Update {
+        /// Host-steps played.
+        env_steps: u64,
+        /// Mean return of recent episodes; `None` before the first has ended.
+        episodic_return: Option<f64>,
+        /// Host-steps per second since the start.
+        steps_per_s: f64,
+        /// What the update did.
+        report: &'a UpdateReport,
+    },
+    /// The comparison plays this many episodes.
+    Comparing {
+        /// Episodes of all policies together.
+        episodes: usize,
+    },
+    /// One of them has ended.
+    Compared,
+}
+
+/// What a run came to; `summary.json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Name of the config.
+    pub config: String,
+    /// Name of the learner.
+    pub algorithm: &'static str,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Whether it was ended before its time; it is not compared then.
+    pub interrupted: bool,
+    /// Host-steps played.
+    pub env_steps: u64,
+    /// Host-steps the config asks for.
+    pub env_steps_planned: u64,
+    /// Updates made.
+    pub updates: u64,
+    /// Seconds spent on training, without the comparison.
+    pub wall_s: f64,
+    /// Host-steps per second of training.
+    pub steps_per_s: f64,
+    /// Seconds spent on the comparison.
+    pub comparison_s: f64,
+    /// Mean return of the last episodes of training; `None` if none has ended.
+    pub episodic_return: Option<f64>,
+    /// Hash of the spec that the policy was made for.
+    pub spec_hash: String,
+    /// SHA-256 of the policy's tensors.
+    pub policy_sha256: String,
+    /// The trained policy beside those that are not.
+    #[serde(flatten)]
+    pub comparison: Comparison,
+}
+
+/// Trains until the config's budget is spent or `stop` is set, then compares. `watch` is told what
+/// happens. The directory holds a usable checkpoint from the first periodic one on, and in any case
+/// at the end.
+///
+/// # Errors
+/// `OutExists`, or whatever failed; checkpoints written before stay.
+pub fn train(
+    run: &Run<'_>,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Summary, LabError> {
+    let config = run.config;
+    let mut collector = collector(config, run.seed)?;
+    let mut ppo = Ppo::new(
+        collector.spec(),
+        config.architecture,
+        config.training.ppo.clone(),
+        run.seed,
+    )?;
+    let mut files = Files::create(run)?;
+    let started = Instant::now();
+    let mut record = Record::default();
+    ppo.warm_up(&play(&ppo, &mut collector, &mut record)?);
+    let mut is_stopped = stop.load(Ordering::Relaxed);
+    while ppo.env_steps() < config.training.env_steps && !is_stopped {
+        let progress = ppo.env_steps() as f64 / config.training.env_steps as f64;
+        let rollout = play(&ppo, &mut collector, &mut record)?;
+        let report = ppo.update(&rollout, progress)?;
+        let steps_per_s = ppo.env_steps() as f64 / started.elapsed().as_secs_f64();
+        record.point(ppo.env_steps(), &rollout.episodes);
+        files.log(ppo.env_steps(), &rollout.episodes, &report, steps_per_s)?;
+        let episodic_return = record.episodic_return();
+        watch(Event::Update {
+            env_steps: ppo.env_steps(),
+            episodic_return,
+            steps_per_s,
+            report: &report,
+        });
+        if ppo.env_steps() >= files.next_checkpoint {
+            files.save(&ppo, config)?;
+            files.next_checkpoint = ppo.env_steps() + config.training.checkpoint_every;
+        }
+        is_stopped = stop.load(Ordering::Relaxed);
+    }
+    let wall_s = started.elapsed().as_secs_f64();
+    let checkpoint = files.save(&ppo, config)?;
+    files.draw(&title(run), &record.points)?;
+    let comparing = Instant::now();
+    let comparison = if is_stopped {
+        None
+    } else {
+        compare_unless_stopped(config, &checkpoint, stop, watch)?
+    };
+    let summary = Summary {
+        config: config.name.clone(),
+        algorithm: "ppo",
+        seed: run.seed,
+        interrupted: comparison.is_none(),
+        env_steps: ppo.env_steps(),
+        env_steps_planned: config.training.env_steps,
+        updates: ppo.updates(),
+        wall_s,
+        steps_per_s: ppo.env_steps() as f64 / wall_s,
+        comparison_s: comparing.elapsed().as_secs_f64(),
+        episodic_return: record.episodic_return(),
+        spec_hash: checkpoint.manifest.spec_hash.clone(),
+        policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+        comparison: comparison.unwrap_or_else(|| Comparison::none(config)),
+    };
+    write_file(&run.out.join(SUMMARY_FILE), json_text(&summary))?;
+    Ok(summary)
+}
+
+fn collector(
+    config: &Config,
+    seed: u64,
+) -> Result<Collector<AutoresetEnv<AnyEnvironment>>, LabError> {
+    let mut envs = Vec::new();
+    for index in 0..config.training.envs {
+        let env = AutoresetEnv::new(
+            environments::make(&config.environment)?,
+            Autoreset::SameStep,
+        );
+        envs.push((env, seeds::training(seed, index)));
+    }
+    // Its own stream of the run's seed: the learner has the first.
+    let mut rng = Rng::seed_from_u64(seed);
+    rng.set_stream(1);
+    Ok(Collector::new(envs, rng)?)
+}
+
+fn play(
+    ppo: &Ppo,
+    collector: &mut Collector<AutoresetEnv<AnyEnvironment>>,
+    record: &mut Record,
+) -> Result<Rollout, LabError> {
+    let rollout = ppo.play(collector)?;
+    record.returns.extend(
+        rollout
+            .episodes
+            .iter()
+            .map(|episode| episode.episodic_return),
+    );
+    Ok(rollout)
+}
+
+fn compare_unless_stopped(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<Comparison>, LabError> {
+    watch(Event::Comparing {
+        episodes: episode_count(config),
+    });
+    let each_episode = || {
+        watch(Event::Compared);
+        !stop.load(Ordering::Relaxed)
+    };
+    match compare(config, checkpoint, each_episode) {
+        Ok(comparison) => Ok(Some(comparison)),
+        Err(LabError::Interrupted) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn title(run: &Run<'_>) -> String {
+    format!(
+        "{}, seed {}: return while learning",
+        run.config.name, run.seed
+    )
+}
+
+/// What is remembered of a run's episodes.
+#[derive(Debug, Default)]
+struct Record {
+    returns: Vec<f64>,
+    points: Vec<Point>,
+}
+
+impl Record {
+    fn point(&mut self, env_steps: u64, episodes: &[EpisodeEnd]) {
+        self.points
+            .extend(mean_return(episodes).map(|mean| (env_steps, mean)));
+    }
+
+    fn episodic_return(&self) -> Option<f64> {
+        let recent = &self.returns[self.returns.len().saturating_sub(RECENT)..];
+        (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64)
+    }
+}
+
+fn mean_return(episodes: &[EpisodeEnd]) -> Option<f64> {
+    let sum: f64 = episodes.iter().map(|episode| episode.episodic_return).sum();
+    (!episodes.is_empty()).then(|| sum / episodes.len() as f64)
+}
+
+/// What a run writes.
+struct Files {
+    out: PathBuf,
+    events: EventWriter,
+    flushed: Instant,
+    next_checkpoint: u64,
+}
+
+impl Files {
+    fn create(run: &Run<'_>) -> Result<Self, LabError> {
+        let out = run.out;
+        match run.existing {
+            Existing::Refuse if is_used(out) => {
+                return Err(LabError::OutExists {
+                    dir: out.to_owned(),
+                });
+            }
+            Existing::Refuse => {}
+            Existing::Overwrite => remove_run(out)?,
+        }
+        let failed = |source| LabError::Write {
+            path: out.to_owned(),
+            source,
+        };
+        fs::create_dir_all(out).map_err(failed)?;
+        Ok(Self {
+            out: out.to_owned(),
+            events: EventWriter::create(out).map_err(failed)?,
+            flushed: Instant::now(),
+            next_checkpoint: run.config.training.checkpoint_every,
+        })
+    }
+
+    fn log(
+        &mut self,
+        env_steps: u64,
+        episodes: &[EpisodeEnd],
+        report: &UpdateReport,
+        steps_per_s: f64,
+    ) -> Result<(), LabError> {
+        let names: Vec<String> = report
+            .head_entropy
+            .iter()
+            .map(|(head, _)| format!("losses/entropy_{head}"))
+            .collect();
+        let mut scalars = vec![
+            ("charts/SPS", steps_per_s),
+            ("charts/learning_rate", report.learning_rate),
+            ("losses/approx_kl", report.approx_kl),
+            ("losses/policy_loss", report.policy_loss),
+            ("losses/value_loss", report.value_loss),
+            ("losses/entropy", report.entropy),
+            ("losses/clipfrac", report.clip_fraction),
+            ("losses/explained_variance", report.explained_variance),
+            ("losses/grad_norm", report.grad_norm),
+        ];
+        scalars.extend(
+            names
+                .iter()
+                .zip(&report.head_entropy)
+                .map(|(name, (_, value))| (name.as_str(), *value)),
+        );
+        scalars.extend(mean_return(episodes).map(|mean| ("charts/episodic_return", mean)));
+        let path = || self.out.clone();
+        self.events
+            .scalars(env_steps, &scalars)
+            .map_err(|source| LabError::Write {
+                path: path(),
+                source,
+            })?;
+        if self.flushed.elapsed() >= FLUSH {
+            self.flushed = Instant::now();
+            self.events.flush().map_err(|source| LabError::Write {
+                path: path(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Saves the policy over the one before it.
+    fn save(&mut self, ppo: &Ppo, config: &Config) -> Result<Checkpoint, LabError> {
+        let mut checkpoint = ppo.checkpoint(config.document.clone())?;
+        checkpoint
+            .replace(&self.out.join(POLICY_DIR))
+            .map_err(|source| LabError::Save { source })?;
+        Ok(checkpoint)
+    }
+
+    fn draw(&mut self, title: &str, points: &[Point]) -> Result<(), LabError> {
+        let path = self.out.join(CURVE_FILE);
+        self.events.flush().map_err(|source| LabError::Write {
+            path: self.out.clone(),
+            source,
+        })?;
+        curve::write(&path, title, points).map_err(|error| LabError::Write {
+            path,
+            source: std::io::Error::other(error),
+        })
+    }
+}
+
+fn is_used(dir: &Path) -> bool {
+    dir.is_file() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Removes what a run writes, and nothing else.
+fn remove_run(dir: &Path) -> Result<(), LabError> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let (name, path) = (
+            entry.file_name().to_string_lossy().into_owned(),
+            entry.path(),
+        );
+        let removed = match name.as_str() {
+            SUMMARY_FILE | CURVE_FILE => fs::remove_file(&path),
+            POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
+            _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
+            _ => Ok(()),
+        };
+        removed.map_err(|source| LabError::Write { path, source })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! Runs of the lab from end to end, small.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blkpilot_lab::compare::{BASELINES, TRAINED, compare};
+use blkpilot_lab::train::{Event, Existing, Run, Summary, train};
+use blkpilot_lab::{Config, LabError};
+use blkpilot_models::Checkpoint;
+
+const TINY: &str = r#"
+    version = 1
+    [environment]
+    kind = "sim_host"
+    [environment.generator]
+    disks = [1, 3]
+    channels = [1, 3]
+    steps = 6
+    schedulers = true
+    [network]
+    hidden = 8
+    channel_hidden = 4
+    [training]
+    env_steps = 96
+    envs = 4
+    steps = 6
+    epochs = 1
+    minibatch = 32
+    gamma = 0.8
+    gae_lambda = 0.9
+    learning_rate = 1e-3
+    clip = 0.2
+    [evaluation]
+    episodes = 3
+"#;
+
+fn tiny() -> Config {
+    Config::parse(Path::new("tiny.toml"), TINY).unwrap()
+}
+
+fn run(out: &Path, seed: u64) -> Summary {
+    let config = tiny();
+    let run = Run {
+        config: &config,
+        seed,
+        out,
+        existing: Existing::Refuse,
+    };
+    train(&run, &AtomicBool::new(false), &mut |_| ()).unwrap()
+}
+
+fn lab(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn write_tiny(dir: &Path) -> PathBuf {
+    let file = dir.join("tiny.toml");
+    std::fs::write(&file, TINY).unwrap();
+    file
+}
+
+#[test]
+fn a_run_leaves_a_policy_a_summary_a_curve_and_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let summary = run(&out, 1);
+    assert_eq!(
+        (summary.env_steps, summary.updates, summary.interrupted),
+        (96, 3, false)
+    );
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("summary.json")).unwrap()).unwrap();
+    for key in [
+        "env_steps",
+        "wall_s",
+        "steps_per_s",
+        "policies",
+        "differences",
+    ] {
+        assert!(!json[key].is_null(), "{key}");
+    }
+    for name in BASELINES {
+        assert!(
+            json["policies"][name]["reward_mean"].is_f64()
+                && json["differences"][name]["ci95"][1].is_f64()
+        );
+    }
+    assert!(json["policies"][TRAINED]["loss_mean"].is_f64());
+    assert!(
+        std::fs::read_to_string(out.join("curve.svg"))
+            .unwrap()
+            .contains("tiny, seed 1")
+    );
+    let is_events = |name: String| name.starts_with("events.out.tfevents.");
+    let names = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| is_events(name.clone())).count(), 1);
+
+    let checkpoint = Checkpoint::load(&out.join("policy")).unwrap();
+    assert_eq!(checkpoint.manifest.tensors_sha256, summary.policy_sha256);
+    assert_eq!(checkpoint.manifest.config["training"]["epochs"], 1);
+    let again = compare(&tiny(), &checkpoint, || true).unwrap();
+    assert_eq!(
+        again, summary.comparison,
+        "a checkpoint plays as the network it was saved from"
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_policy_and_another_seed_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let hash = |name: &str, seed| run(&dir.path().join(name), seed).policy_sha256;
+    let first = hash("a", 5);
+    assert_eq!(first, hash("b", 5));
+    assert_ne!(first, hash("c", 6));
+}
+
+#[test]
+fn an_interrupted_run_says_so_and_leaves_a_policy_that_can_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("run");
+    let config = tiny();
+    let stop = AtomicBool::new(false);
+    let run = Run {
+        config: &config,
+        seed: 1,
+        out: &out,
+        existing: Existing::Refuse,
+    };
+    let mut watch = |event: Event<'_>| {
+        assert!(
+            matches!(event, Event::Update { .. }),
+            "an interrupted run is not compared"
+        );
+        stop.store(true, Ordering::Relaxed);
+    };
+    let summary = train(&run, &stop, &mut watch).unwrap();
+    assert!(summary.interrupted && summary.env_steps < summary.env_steps_planned);
+    let text = std::fs::read_to_string(out.join("summary.json")).unwrap();
+    assert!(text.contains("\"interrupted\": true"));
+    let checkpoint = Checkpoint::load(&out.join("policy")).unwrap();
+    compare(&config, &checkpoint, || true).unwrap();
+}
+
+#[test]
+fn a_run_is_not_overwritten_unless_asked_and_then_only_what_runs_write() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), 1);
+    std::fs::write(dir.path().join("notes.txt"), "mine").unwrap();
+    let config = tiny();
+    let again = |existing| {
+        let run = Run {
+            config: &config,
+            seed: 1,
+            out: dir.path(),
+            existing,
+        };
+        train(&run, &AtomicBool::new(false), &mut |_| ())
+    };
+    assert!(matches!(
+        again(Existing::Refuse),
+        Err(LabError::OutExists { .. })
+    ));
+    again(Existing::Overwrite).unwrap();
+    assert!(dir.path().join("notes.txt").exists());
+}
+
+#[test]
+fn the_command_line_trains_and_compares_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, out) = (write_tiny(dir.path()), dir.path().join("run"));
+    let (config, out) = (config.to_str().unwrap(), out.to_str().unwrap());
+    let trained = lab(&["train", config, "--out", out, "--seed", "3", "--json"]);
+    assert!(trained.status.success(), "{trained:?}");
+    let summary: serde_json::Value = serde_json::from_slice(&trained.stdout).unwrap();
+    assert_eq!(summary["seed"], 3);
+    let policy = format!("{out}/policy");
+    let compared = lab(&["compare", config, &policy, "--json"]);
+    let comparison: serde_json::Value = serde_json::from_slice(&compared.stdout).unwrap();
+    assert_eq!(comparison["policies"], summary["policies"]);
+    let table = lab(&["compare", config, &policy, "--episodes", "2"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.contains("least_loaded") && table.contains("mean over 2 episodes"),
+        "{table}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_the_request_is_exit_code_two() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = write_tiny(dir.path());
+    let bad = dir.path().join("bad.toml");
+    std::fs::write(
+        &bad,
+        TINY.replace("clip = 0.2", "clip = -0.2")
+            .replace("envs = 4\n", ""),
+    )
+    .unwrap();
+    let output = lab(&["train", bad.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("training.clip = -0.2 must be > 0")
+            && text.contains("training.envs is missing"),
+        "{text}"
+    );
+
+    let missing = lab(&[
+        "compare",
+        good.to_str().unwrap(),
+        dir.path().to_str().unwrap(),
+    ]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert_eq!(lab(&["train"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_policy_for_another_environment_is_refused_with_the_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), 1);
+    let other = dir.path().join("other.toml");
+    std::fs::write(&other, TINY.replace("schedulers = true", "")).unwrap();
+    let policy = dir.path().join("policy");
+    let output = lab(&["compare", other.to_str().unwrap(), policy.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .contains("scheduler")
+    );
+}
+
+#[test]
+fn help_teaches() {
+    let help = |args: &[&str]| String::from_utf8(lab(args).stdout).unwrap();
+    insta::assert_snapshot!("help", help(&["--help"]));
+    insta::assert_snapshot!("help_train", help(&["train", "--help"]));
+    insta::assert_snapshot!("help_compare", help(&["compare", "--help"]));
+}
+
+#[test]
+fn every_config_that_comes_with_blkpilot_is_valid() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    for entry in std::fs::read_dir(configs).unwrap() {
+        let file = entry.unwrap().path();
+        Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
