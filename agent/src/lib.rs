@@ -1,1 +1,24 @@
 //! The blkpilot service: serves a policy over gRPC and retunes running guests.
+pub mod admission;
+pub mod backend;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod decision;
+pub mod environment_service;
+pub mod environments;
+pub mod handle;
+pub mod history;
+pub mod listen;
+pub mod mode;
+pub mod names;
+pub mod owner;
+pub mod paging;
+pub mod policy;
+pub mod remote;
+pub mod server;
+pub mod status;
+mod toml_reader;
+pub mod tuner_service;
+mod tuner_wire;
+mod wire;

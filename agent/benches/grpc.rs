@@ -1,0 +1,2 @@
+//! The binary `blkpilot`.
+fn main() {}

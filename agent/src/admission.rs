@@ -1,0 +1,276 @@
+//! What may be changed, by whom and when: pure, no locks, no host.
+//!
+//! The backend's masks say what the host can do; here modes are laid over them, and what a caller
+//! asks for is turned into a joint action that is checked whole before anything is touched.
+
+use std::collections::BTreeMap;
+
+use blkpilot_env::decision::check_action;
+use blkpilot_env::{EnvSpec, Head, HeadScope, JointAction, Level, MaskReason, Observation};
+use tonic::Code;
+
+use crate::backend::GuestStatus;
+use crate::config::GuestConfig;
+use crate::mode::Mode;
+use crate::names::{Row, guest_name, guest_of};
+use crate::status::Failure;
+
+/// The modes of a host and its guests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Modes {
+    /// Mode of guests that have none of their own.
+    pub default: Mode,
+    /// What the configuration says of single guests.
+    pub guests: BTreeMap<String, GuestConfig>,
+}
+
+impl Modes {
+    /// The mode of a guest: the configuration's, else its own, else the host's.
+    #[must_use]
+    pub fn of(&self, guest: &GuestStatus) -> Mode {
+        let configured = self.guests.get(&guest.name).and_then(|g| g.mode);
+        configured.or(guest.mode).unwrap_or(self.default)
+    }
+}
+
+/// For whom masks are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Somebody will look at the choice and may ask for it.
+    Advice,
+    /// The choice is applied without anybody looking at it.
+    Auto,
+}
+
+impl Purpose {
+    fn admits(self, mode: Mode) -> bool {
+        match self {
+            Self::Advice => mode.allows_changes(),
+            Self::Auto => mode == Mode::Auto,
+        }
+    }
+}
+
+/// The observation with everything closed that modes forbid for this purpose.
+#[must_use]
+pub fn restrict(
+    observation: &Observation,
+    guests: &[GuestStatus],
+    modes: &Modes,
+    purpose: Purpose,
+) -> Observation {
+    let mut restricted = observation.clone();
+    let is_open = |name: &str| {
+        let guest = guests.iter().find(|g| g.name == name);
+        guest.is_some_and(|g| purpose.admits(modes.of(g)))
+    };
+    for (row, id) in observation.disk_ids.iter().enumerate() {
+        if !is_open(guest_of(id)) {
+            restricted.masks.disks.row_mut(row).map_inplace(close);
+        }
+    }
+    if !purpose.admits(modes.default) {
+        restricted.masks.devices.map_inplace(close);
+    }
+    restricted
+}
+
+/// Keeps the reason of a level that was closed already.
+fn close(reason: &mut MaskReason) {
+    if reason.is_allowed() {
+        *reason = MaskReason::NotEnabled;
+    }
+}
+
+/// One level that a caller asks for, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The disk or device.
+    pub row: Row,
+    /// Name of the head.
+    pub head: String,
+    /// Name of the level.
+    pub level: String,
+}
+
+/// What explicit levels are checked against.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// Name of the host.
+    pub host: &'a str,
+    /// What can be done there.
+    pub spec: &'a EnvSpec,
+    /// What is in force and may be chosen, restricted for [`Purpose::Advice`].
+    pub observation: &'a Observation,
+    /// Its guests.
+    pub guests: &'a [GuestStatus],
+    /// Their modes.
+    pub modes: &'a Modes,
+}
+
+/// The joint action that explicit levels stand for; whatever is not named keeps what it has. A level
+/// of a head that an IOThread's disks share holds for all of them.
+///
+/// # Errors
+/// The first thing that is wrong, with the path of the field: nothing is half-accepted.
+pub fn explicit(at: Situation<'_>, choices: &[Choice]) -> Result<JointAction, Failure> {
+    if choices.is_empty() {
+        return Err(Failure::field(
+            "levels.choices",
+            "is empty: name at least one level",
+        ));
+    }
+    let mut action = at.observation.current.clone();
+    let mut taken: BTreeMap<(bool, usize, usize), usize> = BTreeMap::new();
+    for (i, choice) in choices.iter().enumerate() {
+        let field = format!("levels.choices[{i}]");
+        let cell = at.locate(&field, choice)?;
+        let key = (cell.is_disk, cell.row, cell.head);
+        if let Some(first) = taken.insert(key, i) {
+            return Err(Failure::field(
+                field,
+                format!("names the same head as levels.choices[{first}]"),
+            ));
+        }
+        if cell.is_disk {
+            action.disks[[cell.row, cell.head]] = cell.level;
+        } else {
+            action.devices[[cell.row, cell.head]] = cell.level;
+        }
+    }
+    tie(at, &mut action, &taken);
+    check_action(at.spec, at.observation, &action)?;
+    Ok(action)
+}
+
+/// Lets the disks that were not named follow the one on their IOThread that was.
+fn tie(at: Situation<'_>, action: &mut JointAction, taken: &BTreeMap<(bool, usize, usize), usize>) {
+    for &(is_disk, row, head) in taken.keys() {
+        if !is_disk || at.spec.disk_heads[head].scope != HeadScope::IoThread {
+            continue;
+        }
+        let Some(group) = at.observation.disk_group[row] else {
+            continue;
+        };
+        for other in 0..at.observation.disk_count() {
+            let follows = at.observation.disk_group[other] == Some(group);
+            if follows && !taken.contains_key(&(true, other, head)) {
+                action.disks[[other, head]] = action.disks[[row, head]];
+            }
+        }
+    }
+}
+
+struct Cell {
+    is_disk: bool,
+    row: usize,
+    head: usize,
+    level: Level,
+}
+
+impl Situation<'_> {
+    fn locate(&self, field: &str, choice: &Choice) -> Result<Cell, Failure> {
+        let (is_disk, row, heads) = match &choice.row {
+            Row::Disk { guest, target } => {
+                self.admit(guest)?;
+                let id = format!("{guest}/{target}");
+                let row = self.observation.disk_ids.iter().position(|d| *d == id);
+                (true, row, &self.spec.disk_heads)
+            }
+            Row::Device(device) => {
+                let row = self.observation.device_ids.iter().position(|d| d == device);
+                (false, row, &self.spec.device_heads)
+            }
+        };
+        let row = row.ok_or_else(|| {
+            Failure::not_found(
+                &choice.row.name(self.host),
+                "ListGuests names what there is",
+            )
+        })?;
+        let head = heads
+            .iter()
+            .position(|head| head.name == choice.head)
+            .ok_or_else(|| unknown_head(field, &choice.head, heads))?;
+        let level = self.level(field, &heads[head], &choice.level)?;
+        Ok(Cell {
+            is_disk,
+            row,
+            head,
+            level,
+        })
+    }
+
+    fn level(&self, field: &str, head: &Head, name: &str) -> Result<Level, Failure> {
+        let count = head.len(self.observation.channel_count());
+        let names = || (0..count).map(|level| head.level_name(level as Level));
+        let found = names().position(|known| known == name);
+        found.map(|level| level as Level).ok_or_else(|| {
+            let known: Vec<String> = names().collect();
+            let problem = format!(
+                "{} has no level \"{name}\": use one of {}",
+                head.name,
+                known.join(", ")
+            );
+            Failure::new(
+                Code::InvalidArgument,
+                "ACTION_NO_SUCH_LEVEL",
+                problem.clone(),
+            )
+            .with("head", &head.name)
+            .with("level", name)
+            .violating(format!("{field}.level"), problem)
+        })
+    }
+
+    /// Whether a guest may be changed because somebody asks for it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `GUEST_NOT_OPTED_IN` or `MODE_FORBIDS`, which name it.
+    pub fn admit(&self, guest: &str) -> Result<(), Failure> {
+        let name = guest_name(self.host, guest);
+        let Some(status) = self.guests.iter().find(|g| g.name == guest) else {
+            return Err(Failure::not_found(
+                &name,
+                "it is not running; ListGuests names those that are",
+            ));
+        };
+        let refuse = |reason, problem: String| {
+            Err(Failure::new(
+                Code::FailedPrecondition,
+                reason,
+                format!("{name} {problem}"),
+            )
+            .with("guest", guest))
+        };
+        if !status.opted_in {
+            return refuse(
+                "GUEST_NOT_OPTED_IN",
+                "has not opted in: add the blkpilot element to its metadata, or opt_in = true to its [[guest]] in the configuration".to_owned(),
+            );
+        }
+        let mode = self.modes.of(status);
+        if !mode.allows_changes() {
+            return refuse(
+                "MODE_FORBIDS",
+                format!(
+                    "is in mode {mode}, which forbids changes: set mode = \"advise\" or \"auto\" for it"
+                ),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn unknown_head(field: &str, name: &str, heads: &[Head]) -> Failure {
+    let known: Vec<&str> = heads.iter().map(|head| head.name.as_str()).collect();
+    let problem = if known.is_empty() {
+        format!("there is no head \"{name}\": devices have none here")
+    } else {
+        format!(
+            "there is no head \"{name}\": use one of {}",
+            known.join(", ")
+        )
+    };
+    Failure::field(format!("{field}.head"), problem)
+}

@@ -1,0 +1,107 @@
+//! What the owner of a host needs from it, live or simulated.
+
+pub mod live;
+pub mod simulated;
+
+use std::time::Duration;
+
+use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
+use thiserror::Error;
+
+use crate::mode::Mode;
+
+/// A host with its guests. Calls may block, but never on one guest, and are made by one thread.
+pub trait HostBackend: Send {
+    /// What stands behind it.
+    fn kind(&self) -> BackendKind;
+
+    /// What can be seen and done here.
+    fn spec(&self) -> &EnvSpec;
+
+    /// How long to wait after it was opened before the first window is looked at.
+    fn first_window(&self) -> Duration;
+
+    /// The window that ends now. Called once per interval.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn observe(&mut self) -> Result<Window, BackendError>;
+
+    /// The guests that ran at the end of the last window, by name.
+    fn guests(&self) -> Vec<GuestStatus>;
+
+    /// Applies an action that was checked against the masks of `observation`, as far as it can be:
+    /// what fails keeps its value and is named.
+    ///
+    /// # Errors
+    /// `Unavailable`; nothing has been changed then.
+    fn apply(
+        &mut self,
+        observation: &Observation,
+        action: &JointAction,
+    ) -> Result<Execution, BackendError>;
+
+    /// Puts a guest, by name, or with `None` all of them, back to what it had without us, as far as
+    /// it can be: what somebody else has changed since stays and is named.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn rollback(
+        &mut self,
+        observation: &Observation,
+        guest: Option<&str>,
+    ) -> Result<Execution, BackendError>;
+}
+
+/// What stands behind a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendKind {
+    /// Simulated in this process.
+    Simulated,
+    /// Live, through libvirt.
+    Libvirt,
+}
+
+/// One interval, seen from its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// What is seen. Its masks do not know modes.
+    pub observation: Observation,
+    /// What the disks of the observation before earned; `None` where there was none before.
+    pub rewards: Option<Rewards>,
+}
+
+/// A guest as the backend sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it has agreed to be changed.
+    pub opted_in: bool,
+    /// What it says itself may happen to it, if anything.
+    pub mode: Option<Mode>,
+    /// Targets of its disks, observed or not.
+    pub targets: Vec<String>,
+    /// Why it is not observed although it runs; `None` if it is.
+    pub problem: Option<String>,
+}
+
+/// What became of an action.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Execution {
+    /// The levels in force now, for the rows of the observation it was chosen on.
+    pub executed: JointAction,
+    /// What did not take effect: whose, and why.
+    pub failures: Vec<String>,
+}
+
+/// Why a host did nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BackendError {
+    /// It cannot be reached, or not be worked with, now; try again later.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Makes a backend, at the start and again after it was lost.
+pub type Connect = Box<dyn FnMut() -> Result<Box<dyn HostBackend>, BackendError> + Send>;

@@ -1,0 +1,307 @@
+//! A live host behind the service.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, observe};
+use blkpilot_env::reward::{RewardConfig, score};
+use blkpilot_env::sample::HostSample;
+use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
+use blkpilot_host::guest::Guest;
+use blkpilot_host::inventory::RunningGuest;
+use blkpilot_host::knob::Knob as HostKnob;
+use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
+use blkpilot_host::tuner::{Outcome, Scope, Settlement};
+use blkpilot_host::{HostError, KnobKind, OptIn, TuningMode};
+
+use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
+use crate::config::{GuestConfig, LibvirtConfig};
+use crate::mode::{Knob, Mode};
+
+/// A live host reached through libvirt.
+#[derive(Debug)]
+pub struct LibvirtHost {
+    host: LiveHost,
+    interval: Duration,
+    reward: RewardConfig,
+    before: HostSample,
+}
+
+impl LibvirtHost {
+    /// Connects, reconciles the journal in `data_dir` with the host, and takes the first sample.
+    ///
+    /// # Errors
+    /// `Unavailable`, with what failed and the way out.
+    pub fn open(
+        config: &LibvirtConfig,
+        guests: &BTreeMap<String, GuestConfig>,
+        data_dir: &Path,
+    ) -> Result<Self, BackendError> {
+        let settings = LiveHostConfig {
+            channels: config.channels.clone(),
+            reserved_cpus: config.reserved_cpus.clone(),
+            guests: opt_ins(guests),
+            interval: config.interval,
+            ..LiveHostConfig::new(data_dir.join("journal.db"))
+        };
+        let reward = settings.reward;
+        let (mut host, outcomes) =
+            LiveHost::open(settings, connector(&config.uri), Box::new(BootClock))
+                .map_err(|e| unavailable(&e))?;
+        for outcome in outcomes {
+            tracing::info!(guest = outcome.guest, knob = ?outcome.knob, result = ?outcome.result, "reconciled");
+        }
+        let before = host.sample().map_err(|e| unavailable(&e))?;
+        Ok(Self {
+            host,
+            interval: config.interval,
+            reward,
+            before,
+        })
+    }
+
+    /// Puts back everything, the latency histograms that were started included. For those who only
+    /// look; the daemon leaves the histograms, which change nothing for a guest.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn leave_no_trace(&mut self) -> Result<(), BackendError> {
+        let outcomes = self
+            .host
+            .rollback(&Scope::Host)
+            .map_err(|e| unavailable(&e))?;
+        for failure in self.failures(&outcomes) {
+            tracing::warn!(failure, "left behind");
+        }
+        Ok(())
+    }
+
+    fn failures(&self, outcomes: &[Outcome]) -> Vec<String> {
+        let failure = |outcome: &Outcome| {
+            let problem = match &outcome.result {
+                Settlement::Frozen { found } => {
+                    format!("somebody else set it to {found}, so it is left alone")
+                }
+                Settlement::Failed { reason } => reason.clone(),
+                Settlement::Restored { .. } | Settlement::Moot | Settlement::Kept { .. } => {
+                    return None;
+                }
+            };
+            Some(format!(
+                "guest {}: {:?}: {problem}",
+                outcome.guest, outcome.knob
+            ))
+        };
+        outcomes.iter().filter_map(failure).collect()
+    }
+
+    /// Notes the default as in force where an original value was restored.
+    fn note_restored(
+        &self,
+        observation: &Observation,
+        outcome: &Outcome,
+        executed: &mut JointAction,
+    ) {
+        let (Settlement::Restored { .. }, Some(running)) = (
+            &outcome.result,
+            self.host.inventory().by_name(&outcome.guest),
+        ) else {
+            return;
+        };
+        let Some((head, targets)) = head_and_targets(&running.guest, &outcome.knob) else {
+            return;
+        };
+        for target in targets {
+            let id = format!("{}/{target}", outcome.guest);
+            if let Some(row) = observation.disk_ids.iter().position(|known| *known == id) {
+                executed.disks[[row, head]] = observation.default.disks[[row, head]];
+            }
+        }
+    }
+}
+
+fn connector(uri: &str) -> Connector {
+    let uri = uri.to_owned();
+    Box::new(move || {
+        let libvirt = blkpilot_host::Libvirt::connect(&uri)?;
+        Ok(std::sync::Arc::new(libvirt))
+    })
+}
+
+fn unavailable(error: &HostError) -> BackendError {
+    BackendError::Unavailable(error.to_string())
+}
+
+/// What the configuration says in place of the guests' metadata.
+fn opt_ins(guests: &BTreeMap<String, GuestConfig>) -> BTreeMap<String, OptIn> {
+    let opt_in = |guest: &GuestConfig| {
+        let knobs = guest
+            .knobs
+            .as_deref()
+            .unwrap_or(&[Knob::Channel, Knob::Cache, Knob::Polling]);
+        match guest.opt_in? {
+            true => Some(OptIn {
+                mode: tuning_mode(guest.mode.unwrap_or(Mode::Advise)),
+                knobs: knobs.iter().map(|k| knob_kind(*k)).collect(),
+            }),
+            false => Some(OptIn {
+                mode: TuningMode::Off,
+                knobs: std::collections::BTreeSet::new(),
+            }),
+        }
+    };
+    let named = guests
+        .iter()
+        .filter_map(|(name, guest)| Some((name.clone(), opt_in(guest)?)));
+    named.collect()
+}
+
+fn knob_kind(knob: Knob) -> KnobKind {
+    match knob {
+        Knob::Channel => KnobKind::Channel,
+        Knob::Cache => KnobKind::Cache,
+        Knob::Polling => KnobKind::Polling,
+    }
+}
+
+fn tuning_mode(mode: Mode) -> TuningMode {
+    match mode {
+        Mode::Off => TuningMode::Off,
+        Mode::Observe => TuningMode::Observe,
+        Mode::Advise => TuningMode::Advise,
+        Mode::Auto => TuningMode::Auto,
+    }
+}
+
+/// The guest's own mode. Shadow and canary need a candidate, which this daemon does not hold: they
+/// stand for advice.
+fn mode(opt_in: &OptIn) -> Mode {
+    match opt_in.mode {
+        TuningMode::Off => Mode::Off,
+        TuningMode::Observe => Mode::Observe,
+        TuningMode::Advise | TuningMode::Shadow | TuningMode::Canary => Mode::Advise,
+        TuningMode::Auto => Mode::Auto,
+    }
+}
+
+/// The head that a knob belongs to, and the disks it concerns. `None` for what is no tuning knob.
+fn head_and_targets<'a>(guest: &'a Guest, knob: &HostKnob) -> Option<(usize, Vec<&'a str>)> {
+    let (head, iothread) = match knob {
+        HostKnob::Channel { iothread } => (CHANNEL_HEAD, Some(*iothread)),
+        HostKnob::Polling { iothread } => (POLLING_HEAD, Some(*iothread)),
+        HostKnob::Cache { .. } => (CACHE_HEAD, None),
+        HostKnob::Histogram { .. } => return None,
+    };
+    let concerns = |target: &str, of: Option<u32>| match knob {
+        HostKnob::Cache { target: wanted } => target == wanted,
+        _ => of == iothread,
+    };
+    let disks = guest
+        .disks
+        .iter()
+        .filter(|disk| concerns(&disk.target, disk.iothread));
+    Some((head, disks.map(|disk| disk.target.as_str()).collect()))
+}
+
+impl HostBackend for LibvirtHost {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Libvirt
+    }
+
+    fn spec(&self) -> &EnvSpec {
+        self.host.spec()
+    }
+
+    fn first_window(&self) -> Duration {
+        self.interval.min(Duration::from_secs(1))
+    }
+
+    fn observe(&mut self) -> Result<Window, BackendError> {
+        let after = self.host.sample().map_err(|e| unavailable(&e))?;
+        let observation = observe(self.host.spec(), &self.before, &after, self.interval);
+        let rewards = score(&self.before, &after, &self.reward);
+        self.before = after;
+        Ok(Window {
+            observation,
+            rewards: Some(rewards),
+        })
+    }
+
+    fn guests(&self) -> Vec<GuestStatus> {
+        let inventory = self.host.inventory();
+        let mut guests: Vec<GuestStatus> = inventory.guests.values().map(status).collect();
+        let unreadable = inventory
+            .unreadable
+            .iter()
+            .map(|(uuid, problem)| GuestStatus {
+                name: uuid.clone(),
+                opted_in: false,
+                mode: None,
+                targets: vec![],
+                problem: Some(problem.clone()),
+            });
+        guests.extend(unreadable);
+        guests.sort_by(|a, b| a.name.cmp(&b.name));
+        guests
+    }
+
+    fn apply(
+        &mut self,
+        observation: &Observation,
+        action: &JointAction,
+    ) -> Result<Execution, BackendError> {
+        let execution = self
+            .host
+            .apply(observation, action)
+            .map_err(|e| unavailable(&e))?;
+        let failures = execution.failed.iter();
+        Ok(Execution {
+            executed: execution.executed,
+            failures: failures
+                .map(|(ids, error)| format!("{}: {error}", ids.join(", ")))
+                .collect(),
+        })
+    }
+
+    fn rollback(
+        &mut self,
+        observation: &Observation,
+        guest: Option<&str>,
+    ) -> Result<Execution, BackendError> {
+        let scope = match guest {
+            None => Scope::Settings,
+            Some(name) => match self.host.inventory().by_name(name) {
+                Some(running) => Scope::Guest(running.guest.uuid.clone()),
+                // It has gone, and its settings with it.
+                None => return Ok(unchanged(observation)),
+            },
+        };
+        let outcomes = self.host.rollback(&scope).map_err(|e| unavailable(&e))?;
+        let mut execution = unchanged(observation);
+        for outcome in &outcomes {
+            self.note_restored(observation, outcome, &mut execution.executed);
+        }
+        execution.failures = self.failures(&outcomes);
+        Ok(execution)
+    }
+}
+
+fn unchanged(observation: &Observation) -> Execution {
+    Execution {
+        executed: observation.current.clone(),
+        failures: vec![],
+    }
+}
+
+fn status(running: &RunningGuest) -> GuestStatus {
+    let guest = &running.guest;
+    let stranger = "no QEMU process with its UUID is seen here, so nothing of it is changed";
+    GuestStatus {
+        name: guest.name.clone(),
+        opted_in: guest.allows_monitor(),
+        mode: guest.opt_in.as_ref().map(mode),
+        targets: guest.disks.iter().map(|disk| disk.target.clone()).collect(),
+        problem: running.life.is_none().then(|| stranger.to_owned()),
+    }
+}

@@ -1,0 +1,258 @@
+//! The command line of `blkpilot`.
+
+mod commands;
+mod json;
+mod observe;
+mod serve;
+mod tables;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use blkpilot_env::sim::presets;
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use tonic::{Code, Status};
+
+use crate::client::ConnectError;
+use crate::config::{ConfigError, DEFAULT_SOCKET};
+use crate::server::ServeError;
+use crate::status::Failure;
+
+const EXIT_CODES: &str = "\
+Exit status:
+  0  done
+  1  refused or failed: the message names what, and the way out
+  2  the command line or the configuration is wrong
+  3  the service, or the host behind it, cannot be reached now";
+
+/// Serves a policy that retunes running KVM guests, and talks to such a service.
+#[derive(Debug, Parser)]
+#[command(name = "blkpilot", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    ///
+    /// Looks after one host, simulated or live, as the configuration says, and answers gRPC on a
+    /// Unix socket or loopback address until it gets SIGINT or SIGTERM.
+    Serve(ServeArgs),
+    /// Show the state of each virtual disk, without a service
+    Observe(ObserveArgs),
+    /// List running guests with their disks, modes and levels in force
+    Guests(ClientArgs),
+    /// Ask the policy for a joint decision; nothing is changed
+    Propose(ClientArgs),
+    /// Apply a proposal, or levels given by name
+    Apply(ApplyArgs),
+    /// List recorded decisions, newest first
+    Decisions(DecisionsArgs),
+    /// Print decisions as they are recorded, until interrupted
+    Watch(WatchArgs),
+    /// Put a guest, or all of them, back to what it had without blkpilot
+    Rollback(RollbackArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// The configuration; see agent/configs for examples
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and the policy, then stop
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, Args)]
+struct ObserveArgs {
+    #[command(flatten)]
+    source: ObserveSource,
+    /// Length of a window in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    interval: Duration,
+    /// End after this many windows; without it, when interrupted
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Print one JSON object per window
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct ObserveSource {
+    /// The host of this libvirt connection, such as qemu:///system. Nothing is changed; on guests
+    /// that have opted in QEMU counts latencies while this runs
+    #[arg(long, value_name = "URI")]
+    libvirt: Option<String>,
+    /// A simulated host
+    #[arg(long, value_name = "SCENARIO", value_parser = PossibleValuesParser::new(presets::NAMES))]
+    simulated: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ClientArgs {
+    /// The service: unix:PATH or http://ADDRESS
+    #[arg(long, value_name = "SERVER", env = "BLKPILOT_SERVER", default_value_t = format!("unix:{DEFAULT_SOCKET}"))]
+    server: String,
+    /// Name of the host; not needed if the service has one
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ApplyArgs {
+    #[command(flatten)]
+    what: ApplyWhat,
+    /// Check everything, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct ApplyWhat {
+    /// A proposal, as `propose` printed it: decisions/UUID
+    #[arg(value_name = "DECISION")]
+    decision: Option<String>,
+    /// A level to set: GUEST/DISK:HEAD=LEVEL, such as db/vda:channel=channel-2; repeatable
+    #[arg(long = "set", value_name = "LEVEL")]
+    levels: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct DecisionsArgs {
+    /// Print at most this many
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: usize,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+struct WatchArgs {
+    /// End after this many decisions
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+struct RollbackArgs {
+    #[command(flatten)]
+    what: RollbackWhat,
+    /// Check everything, change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct RollbackWhat {
+    /// The guest
+    guest: Option<String>,
+    /// All guests
+    #[arg(long)]
+    all: bool,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok();
+    seconds
+        .filter(|s| (0.01..=3600.0).contains(s))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "must be a number of seconds in [0.01, 3600]".to_owned())
+}
+
+/// What ends a command before it is done.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Refused or failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The command line or the configuration is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// The service or the host cannot be reached.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl CliError {
+    /// The status the process ends with.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Unavailable(_) => 3,
+        })
+    }
+}
+
+impl From<Status> for CliError {
+    fn from(status: Status) -> Self {
+        let text = match status.message() {
+            "" => status.code().to_string(),
+            message => message.to_owned(),
+        };
+        match status.code() {
+            Code::Unavailable => Self::Unavailable(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+impl From<ConnectError> for CliError {
+    fn from(error: ConnectError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<ConfigError> for CliError {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
+}
+
+impl From<ServeError> for CliError {
+    fn from(error: ServeError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<Failure> for CliError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure.message().to_owned())
+    }
+}
+
+/// Runs a command; what it prints goes to standard output, the log to standard error.
+///
+/// # Errors
+/// What ends it before it is done.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    match cli.command {
+        Command::Serve(args) => serve::run(&args).await,
+        Command::Observe(args) => observe::run(args).await,
+        Command::Guests(args) => commands::guests(&args).await,
+        Command::Propose(args) => commands::propose(&args).await,
+        Command::Apply(args) => commands::apply(&args).await,
+        Command::Decisions(args) => commands::decisions(&args).await,
+        Command::Watch(args) => commands::watch(&args).await,
+        Command::Rollback(args) => commands::rollback(&args).await,
+    }
+}

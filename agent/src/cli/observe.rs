@@ -1,0 +1,136 @@
+//! `blkpilot observe`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Instant, SystemTime};
+
+use blkpilot_env::{EnvSpec, Observation};
+use blkpilot_host::CpuSet;
+use blkpilot_host::channel::ChannelConfig;
+use blkpilot_proto::v1;
+use serde_json::json;
+
+use super::json::Json;
+use super::serve::interrupted;
+use super::{CliError, ObserveArgs, tables};
+use crate::backend::live::LibvirtHost;
+use crate::backend::simulated::SimulatedHost;
+use crate::backend::{BackendError, HostBackend};
+use crate::config::{LibvirtConfig, OnExit};
+use crate::tuner_wire::disk_state;
+
+const SEED: u64 = 0;
+
+impl From<BackendError> for CliError {
+    fn from(error: BackendError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// The host is watched on a thread that may block, until the other end of the channel has gone.
+pub(super) async fn run(args: ObserveArgs) -> Result<(), CliError> {
+    let (running, stop) = channel::<()>();
+    let interrupted = interrupted()?;
+    let watching = tokio::task::spawn_blocking(move || observe(&args, &stop));
+    tokio::pin!(watching);
+    let done = tokio::select! {
+        done = &mut watching => done,
+        () = interrupted => {
+            drop(running);
+            watching.await
+        }
+    };
+    done.unwrap_or_else(|e| Err(CliError::Failed(format!("observing panicked: {e}"))))
+}
+
+fn observe(args: &ObserveArgs, stop: &Receiver<()>) -> Result<(), CliError> {
+    if let Some(scenario) = &args.source.simulated {
+        let mut host = SimulatedHost::open(scenario, SEED, BTreeMap::new())?;
+        return windows(args, &mut host, stop);
+    }
+    let uri = args
+        .source
+        .libvirt
+        .clone()
+        .expect("clap asks for one of the two");
+    // The journal of the histograms we start, which are stopped when we end.
+    let journal = TemporaryDir::new()?;
+    let config = LibvirtConfig {
+        uri,
+        interval: args.interval,
+        on_exit: OnExit::Revert,
+        channels: ChannelConfig::Cores,
+        reserved_cpus: CpuSet::default(),
+    };
+    let mut host = LibvirtHost::open(&config, &BTreeMap::new(), journal.path())?;
+    let seen = windows(args, &mut host, stop);
+    host.leave_no_trace()?;
+    seen
+}
+
+fn windows(
+    args: &ObserveArgs,
+    host: &mut dyn HostBackend,
+    stop: &Receiver<()>,
+) -> Result<(), CliError> {
+    let json = args.json.then(Json::new);
+    let mut left = args.count;
+    let mut due = Instant::now();
+    while left != Some(0) {
+        due += args.interval;
+        let pause = due.saturating_duration_since(Instant::now());
+        if stop.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            return Ok(());
+        }
+        let window = host.observe()?;
+        show(json.as_ref(), host.spec(), &window.observation);
+        left = left.map(|left| left - 1);
+    }
+    Ok(())
+}
+
+fn show(json: Option<&Json>, spec: &EnvSpec, obs: &Observation) {
+    let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let rows = obs.disk_ids.iter().enumerate();
+    let states: Vec<(&str, v1::DiskState)> = rows
+        .map(|(row, id)| (id.as_str(), disk_state(spec, &obs.disks, row)))
+        .collect();
+    match json {
+        Some(json) => {
+            let disk = |(id, state): &(&str, v1::DiskState)| json!({ "disk": id, "state": json.value("DiskState", state) });
+            let disks: Vec<_> = states.iter().map(disk).collect();
+            println!("{}", json!({ "time": time, "disks": disks }));
+        }
+        None if states.is_empty() => {
+            println!("{time}\nno managed disks: no running guest has opted in");
+        }
+        None => println!(
+            "{time}\n{}",
+            tables::disks(states.iter().map(|(id, state)| (*id, state)))
+        ),
+    }
+}
+
+/// A directory that goes when this is dropped.
+struct TemporaryDir(std::path::PathBuf);
+
+impl TemporaryDir {
+    fn new() -> Result<Self, CliError> {
+        let path = std::env::temp_dir().join(format!("blkpilot-observe-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&path)
+            .map_err(|e| CliError::Failed(format!("{}: {e}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        // It holds nothing that matters any more.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

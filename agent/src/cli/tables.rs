@@ -1,0 +1,244 @@
+//! Tables for people.
+
+use std::time::SystemTime;
+
+use blkpilot_proto::v1;
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+const ABSENT: &str = "–";
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    table
+}
+
+fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
+    for column in columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// One row per disk, with what was measured.
+pub(super) fn disks<'a>(disks: impl IntoIterator<Item = (&'a str, &'a v1::DiskState)>) -> String {
+    let mut table = table(&["DISK", "QUEUE", "CPU", "HITS", "IOPS", "MEAN µs", "P99 µs"]);
+    for (id, state) in disks {
+        let mut row = vec![id.to_owned()];
+        row.extend(measurements(state));
+        table.add_row(row);
+    }
+    align_right(&mut table, 1..7);
+    table.trim_fmt()
+}
+
+fn measurements(state: &v1::DiskState) -> [String; 6] {
+    let number = |m: &Option<v1::Measurement>, digits| measured(m, |v| format!("{v:.digits$}"));
+    let share = |m: &Option<v1::Measurement>| measured(m, |v| format!("{:.0} %", v * 100.0));
+    [
+        number(&state.queue_depth, 1),
+        share(&state.cpu_load),
+        share(&state.hit_rate),
+        number(&state.iops, 0),
+        number(&state.latency_us_mean, 0),
+        number(&state.latency_us_p99, 0),
+    ]
+}
+
+/// The value, or in a word why there is none.
+fn measured(measurement: &Option<v1::Measurement>, show: impl Fn(f32) -> String) -> String {
+    use v1::Validity;
+    let Some(m) = measurement else {
+        return ABSENT.to_owned();
+    };
+    match m.validity() {
+        Validity::Valid => show(m.value),
+        Validity::Estimated => format!("~{}", show(m.value)),
+        Validity::Stale => "stale".to_owned(),
+        Validity::Idle => "idle".to_owned(),
+        Validity::NotOptedIn => "no opt-in".to_owned(),
+        Validity::CounterReset => "reset".to_owned(),
+        Validity::Unsupported | Validity::Unspecified => ABSENT.to_owned(),
+    }
+}
+
+/// One row per disk, with what is in force.
+pub(super) fn guests(guests: &[v1::Guest]) -> String {
+    let mut table = table(&[
+        "DISK", "MODE", "OPT-IN", "IN FORCE", "QUEUE", "CPU", "HITS", "IOPS", "MEAN µs", "P99 µs",
+        "PROBLEM",
+    ]);
+    for guest in guests {
+        let mode = guest
+            .mode()
+            .as_str_name()
+            .trim_start_matches("MODE_")
+            .to_lowercase();
+        let opted_in = if guest.opted_in { "yes" } else { "no" };
+        for disk in &guest.disks {
+            let heads = disk.heads.iter().map(|head| head.current.as_str());
+            let in_force = heads.collect::<Vec<_>>().join(", ");
+            let mut row = vec![
+                short(&disk.name),
+                mode.clone(),
+                opted_in.to_owned(),
+                in_force,
+            ];
+            row.extend(measurements(&disk.state.unwrap_or_default()));
+            row.push(guest.problem.clone());
+            table.add_row(row);
+        }
+        if guest.disks.is_empty() {
+            let mut row = vec![short(&guest.name), mode, opted_in.to_owned()];
+            row.extend(std::iter::repeat_n(String::new(), 7));
+            row.push(guest.problem.clone());
+            table.add_row(row);
+        }
+    }
+    align_right(&mut table, 4..10);
+    table.trim_fmt()
+}
+
+/// One row per head of each disk; of a decision that was applied, only what it changed.
+pub(super) fn decision(decision: &v1::Decision) -> String {
+    let is_proposed = decision.state() == v1::decision::State::Proposed;
+    let last = if is_proposed { "NOTE" } else { "IN FORCE" };
+    let mut table = table(&["DISK", "HEAD", "BEFORE", "CHOSEN", "PROPENSITY", last]);
+    let is_shown = |head: &&v1::HeadDecision| {
+        is_proposed || head.previous != head.requested || head.requested != head.executed
+    };
+    for row in &decision.rows {
+        for head in row.heads.iter().filter(is_shown) {
+            let propensity = head
+                .propensity
+                .map_or(ABSENT.to_owned(), |p| format!("{p:.3}"));
+            table.add_row(vec![
+                short(&row.name),
+                head.head.clone(),
+                head.previous.clone(),
+                head.requested.clone(),
+                propensity,
+                if is_proposed {
+                    note(head)
+                } else {
+                    head.executed.clone()
+                },
+            ]);
+        }
+    }
+    align_right(&mut table, 4..5);
+    let rows = if table.is_empty() {
+        "nothing changed".to_owned()
+    } else {
+        table.trim_fmt()
+    };
+    format!("{}\n{rows}", heading(decision))
+}
+
+/// Why there was no choice.
+fn note(head: &v1::HeadDecision) -> String {
+    let reason = head.levels.iter().find(|level| !level.reason.is_empty());
+    match (head.forced, reason) {
+        (true, Some(level)) => format!("no choice: {}", level.reason),
+        (true, None) => "no choice".to_owned(),
+        (false, Some(level)) => format!("not {}: {}", level.level, level.reason),
+        (false, None) => String::new(),
+    }
+}
+
+fn heading(decision: &v1::Decision) -> String {
+    let mut parts = vec![decision.name.clone(), source(decision), state(decision)];
+    parts.extend(
+        decision
+            .policy
+            .as_ref()
+            .map(|policy| format!("by {}", policy.name)),
+    );
+    if let Some(expires) = &decision.expire_time {
+        parts.push(format!("until {}", time(expires)));
+    }
+    if !decision.error.is_empty() {
+        parts.push(decision.error.clone());
+    }
+    parts.join("  ")
+}
+
+fn source(decision: &v1::Decision) -> String {
+    decision.source().as_str_name().to_lowercase()
+}
+
+fn state(decision: &v1::Decision) -> String {
+    decision.state().as_str_name().to_lowercase()
+}
+
+/// One row per decision.
+pub(super) fn decisions(decisions: &[v1::Decision]) -> String {
+    let mut table = table(&["TIME", "DECISION", "SOURCE", "STATE", "POLICY", "CHANGES"]);
+    for decision in decisions {
+        table.add_row(decision_line(decision));
+    }
+    table.trim_fmt()
+}
+
+/// A decision in one line.
+pub(super) fn decision_line(decision: &v1::Decision) -> Vec<String> {
+    vec![
+        decision
+            .create_time
+            .as_ref()
+            .map_or(ABSENT.to_owned(), time),
+        decision.name.clone(),
+        source(decision),
+        state(decision),
+        decision
+            .policy
+            .as_ref()
+            .map_or(ABSENT.to_owned(), |policy| policy.name.clone()),
+        changes(decision),
+    ]
+}
+
+fn changes(decision: &v1::Decision) -> String {
+    let changed = decision.rows.iter().flat_map(|row| {
+        let moved = row
+            .heads
+            .iter()
+            .filter(|head| head.previous != head.executed);
+        moved.map(|head| {
+            format!(
+                "{} {} {}→{}",
+                short(&row.name),
+                head.head,
+                head.previous,
+                head.executed
+            )
+        })
+    });
+    let changed: Vec<String> = changed.collect();
+    if changed.is_empty() {
+        "none".to_owned()
+    } else {
+        changed.join("; ")
+    }
+}
+
+fn time(at: &prost_types::Timestamp) -> String {
+    let at = SystemTime::try_from(*at).unwrap_or(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// `hosts/h/guests/g/disks/d` as `g/d`, and a device by its name.
+pub(super) fn short(name: &str) -> String {
+    let segments: Vec<&str> = name.split('/').collect();
+    match segments[..] {
+        ["hosts", _, "guests", guest, "disks", disk] => format!("{guest}/{disk}"),
+        ["hosts", _, "devices", device] => device.to_owned(),
+        ["hosts", _, "guests", guest] => guest.to_owned(),
+        _ => name.to_owned(),
+    }
+}

@@ -1,0 +1,503 @@
+//! The daemon's configuration: TOML in, a checked [`Config`] or every problem out, before anything
+//! is touched.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use blkpilot_env::sim::presets;
+use blkpilot_host::CpuSet;
+use blkpilot_host::channel::ChannelConfig;
+use thiserror::Error;
+
+use crate::mode::{Knob, Mode};
+pub use crate::toml_reader::Problem;
+use crate::toml_reader::{Problems, Section};
+
+/// Where the daemon listens, and clients look for it, unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/blkpilot/blkpilot.sock";
+
+/// The version of the file format.
+const VERSION: u64 = 1;
+
+/// Names of the policies that need no checkpoint.
+pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
+
+const MODES: [(&str, Mode); 4] = [
+    ("off", Mode::Off),
+    ("observe", Mode::Observe),
+    ("advise", Mode::Advise),
+    ("auto", Mode::Auto),
+];
+
+const KNOBS: [(&str, Knob); 3] = [
+    ("channel", Knob::Channel),
+    ("cache", Knob::Cache),
+    ("polling", Knob::Polling),
+];
+
+/// A configuration that can be served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The host to look after.
+    pub host: HostConfig,
+    /// What decides.
+    pub policy: PolicyConfig,
+    /// Where to listen and what to keep.
+    pub service: ServiceConfig,
+}
+
+/// The host to look after.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostConfig {
+    /// Last segment of `hosts/*`.
+    pub name: String,
+    /// Mode of guests that have none of their own.
+    pub mode: Mode,
+    /// What stands behind it.
+    pub kind: HostKind,
+    /// What the configuration says of single guests, by name.
+    pub guests: BTreeMap<String, GuestConfig>,
+}
+
+/// What stands behind a host.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HostKind {
+    /// Simulated in this process.
+    Simulated {
+        /// Name of the scenario.
+        scenario: String,
+        /// Seed of everything random in it.
+        seed: u64,
+        /// Simulated seconds per second.
+        time_scale: f64,
+    },
+    /// Live, through libvirt.
+    Libvirt(LibvirtConfig),
+}
+
+/// A live host reached through libvirt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LibvirtConfig {
+    /// Connection URI.
+    pub uri: String,
+    /// Length of one decision interval.
+    pub interval: Duration,
+    /// What happens to our changes when the daemon stops.
+    pub on_exit: OnExit,
+    /// Where the channels come from.
+    pub channels: ChannelConfig,
+    /// CPUs that no disk may be bound to.
+    pub reserved_cpus: CpuSet,
+}
+
+/// What happens to our changes when the daemon stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    /// They stay, and are in the journal.
+    Keep,
+    /// Every knob goes back to what it was.
+    Revert,
+}
+
+/// What the configuration says of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GuestConfig {
+    /// What may happen to it; the host's mode if it says nothing.
+    pub mode: Option<Mode>,
+    /// Whether it has opted in; its own metadata decides if this says nothing.
+    pub opt_in: Option<bool>,
+    /// The knobs that may be turned; its own metadata, or all, if this says nothing.
+    pub knobs: Option<Vec<Knob>>,
+}
+
+/// What decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyConfig {
+    /// A policy that was not trained, by name.
+    Baseline(String),
+    /// A trained network.
+    Checkpoint {
+        /// Its directory.
+        dir: PathBuf,
+        /// How its scores become a choice.
+        selection: Selection,
+    },
+}
+
+/// How a network's scores become a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selection {
+    /// The best allowed level.
+    Greedy,
+    /// Drawn by the policy's probabilities: explores.
+    Sample,
+}
+
+/// Where to listen and what to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// Where to listen.
+    pub listen: Listen,
+    /// Where decisions, journal and lock are kept.
+    pub data_dir: PathBuf,
+    /// Whether calls that change guests are taken over a loopback address, where every local user
+    /// can make them.
+    pub loopback_may_change: bool,
+    /// Most environments held at once.
+    pub max_environments: usize,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A loopback address.
+    Loopback(SocketAddr),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Loopback(address) => write!(f, "http://{address}"),
+        }
+    }
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}: give the path of a configuration with --config", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}: {message}", file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// What the parser says, with line and column.
+        message: String,
+    },
+    /// The file says something that cannot be served.
+    #[error("{}", lines(file, problems))]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// Everything that is wrong, in the order of the file's sections.
+        problems: Vec<Problem>,
+    },
+}
+
+fn lines(file: &Path, problems: &[Problem]) -> String {
+    let line = |problem: &Problem| format!("{}: {problem}", file.display());
+    problems.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+impl Config {
+    /// Reads a configuration. Relative paths in it start at the file's directory.
+    ///
+    /// # Errors
+    /// `Read`, `Syntax`, or `Invalid` with everything that is wrong.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// As [`Config::load`], of a text that was read from `file`.
+    ///
+    /// # Errors
+    /// `Syntax`, `Invalid`.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let table = text
+            .parse()
+            .map_err(|e: toml::de::Error| ConfigError::Syntax {
+                file: file.to_owned(),
+                message: e.to_string().trim_end().replace('\n', " "),
+            })?;
+        let problems = Problems::default();
+        let base = file.parent().unwrap_or(Path::new(""));
+        let config = read(Section::root(table, &problems), base);
+        match (config, problems.take()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigError::Invalid {
+                file: file.to_owned(),
+                problems,
+            }),
+        }
+    }
+}
+
+fn read(mut root: Section, base: &Path) -> Option<Config> {
+    let version = root.required("version", "write version = 1", Section::integer);
+    if let Some(version) = version.filter(|v| *v != VERSION) {
+        root.problem("version", format!("= {version} must be {VERSION}"));
+    }
+    let guests = guests(&mut root);
+    let host = root.required("host", "add [host]", Section::section);
+    let policy = root.required("policy", "add [policy]", Section::section);
+    let service = root.required("service", "add [service]", Section::section);
+    root.finish();
+    // Each is read whatever the others are, so that all problems are found.
+    let host = host.and_then(|section| self::host(section, guests));
+    let policy = policy.and_then(|section| self::policy(section, base));
+    let service = service.and_then(|section| self::service(section, base));
+    Some(Config {
+        host: host?,
+        policy: policy?,
+        service: service?,
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Backing {
+    Simulated,
+    Libvirt,
+}
+
+fn host(mut section: Section, guests: BTreeMap<String, GuestConfig>) -> Option<HostConfig> {
+    let name = section.text("name").unwrap_or_else(|| "local".to_owned());
+    if !is_resource_id(&name) {
+        section.problem(
+            "name",
+            format!("= \"{name}\" must be 1 to 63 of a-z, 0-9 and -, starting with a letter"),
+        );
+    }
+    let mode = section.choice("mode", &MODES);
+    let kinds = [
+        ("simulated", Backing::Simulated),
+        ("libvirt", Backing::Libvirt),
+    ];
+    let kind = section.required("kind", "\"simulated\" or \"libvirt\"", |s, key| {
+        s.choice(key, &kinds)
+    });
+    let kind = match kind {
+        Some(Backing::Simulated) => simulated(&mut section),
+        Some(Backing::Libvirt) => libvirt(&mut section),
+        // Which keys belong here is not known either.
+        None => return None,
+    };
+    section.finish();
+    Some(HostConfig {
+        name,
+        mode: mode.unwrap_or(Mode::Advise),
+        kind: kind?,
+        guests,
+    })
+}
+
+/// Whether a text may be the last segment of a resource name that we make.
+pub(crate) fn is_resource_id(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(allowed)
+}
+
+fn simulated(section: &mut Section) -> Option<HostKind> {
+    let known = presets::NAMES.join(", ");
+    let scenario = section.required("scenario", &format!("one of {known}"), Section::text);
+    if let Some(name) = scenario
+        .as_ref()
+        .filter(|n| !presets::NAMES.contains(&n.as_str()))
+    {
+        section.problem("scenario", format!("= \"{name}\" must be one of {known}"));
+    }
+    let seed = section.integer("seed").unwrap_or(0);
+    let time_scale = section.number("time_scale").unwrap_or(1.0);
+    if !(0.001..=1000.0).contains(&time_scale) {
+        section.problem(
+            "time_scale",
+            format!("= {time_scale} must be in [0.001, 1000]"),
+        );
+    }
+    Some(HostKind::Simulated {
+        scenario: scenario?,
+        seed,
+        time_scale,
+    })
+}
+
+fn libvirt(section: &mut Section) -> Option<HostKind> {
+    let uri = section
+        .text("uri")
+        .unwrap_or_else(|| "qemu:///system".to_owned());
+    let interval = section.span("interval").unwrap_or(Duration::from_secs(2));
+    if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) {
+        let text = humantime::format_duration(interval);
+        section.problem("interval", format!("= \"{text}\" must be in [100ms, 1h]"));
+    }
+    let choices = [("keep", OnExit::Keep), ("revert", OnExit::Revert)];
+    let on_exit = section.required("on_exit", "\"keep\" or \"revert\"", |s, key| {
+        s.choice(key, &choices)
+    });
+    let reserved_cpus = section.text("reserved_cpus");
+    let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
+    let channels = channels(section);
+    Some(HostKind::Libvirt(LibvirtConfig {
+        uri,
+        interval,
+        on_exit: on_exit?,
+        channels,
+        reserved_cpus: reserved_cpus.unwrap_or_default(),
+    }))
+}
+
+fn channels(section: &mut Section) -> ChannelConfig {
+    let mut given = vec![];
+    for mut channel in section.sections("channel") {
+        let name = channel.required("name", "a name such as \"core-3\"", Section::text);
+        let cpus = channel.required("cpus", "host CPUs such as \"2-3\"", Section::text);
+        let cpus = cpus.and_then(|text| self::cpus(&channel, "cpus", &text));
+        given.extend(name.zip(cpus));
+        channel.finish();
+    }
+    if given.is_empty() {
+        ChannelConfig::Cores
+    } else {
+        ChannelConfig::Given(given)
+    }
+}
+
+fn cpus(section: &Section, key: &str, text: &str) -> Option<CpuSet> {
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        section.problem(
+            key,
+            format!("= \"{text}\" must be host CPUs such as \"0-1,4\""),
+        );
+    }
+    parsed
+}
+
+fn guests(root: &mut Section) -> BTreeMap<String, GuestConfig> {
+    let mut guests = BTreeMap::new();
+    for mut section in root.sections("guest") {
+        let name = section.required("name", "the guest's libvirt name", Section::text);
+        let guest = GuestConfig {
+            mode: section.choice("mode", &MODES),
+            opt_in: section.flag("opt_in"),
+            knobs: section.choices("knobs", &KNOBS),
+        };
+        if let Some(name) = name {
+            if guests.contains_key(&name) {
+                section.problem("name", format!("= \"{name}\" stands there twice"));
+            }
+            guests.insert(name, guest);
+        }
+        section.finish();
+    }
+    guests
+}
+
+fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
+    let is_given = section.has("baseline") || section.has("checkpoint");
+    let baseline = section.text("baseline");
+    let checkpoint = section.text("checkpoint");
+    let selection = section.choice(
+        "selection",
+        &[("greedy", Selection::Greedy), ("sample", Selection::Sample)],
+    );
+    let known = BASELINES.join(", ");
+    let policy = match (baseline, checkpoint) {
+        (Some(name), None) if BASELINES.contains(&name.as_str()) => {
+            Some(PolicyConfig::Baseline(name))
+        }
+        (Some(name), None) => {
+            section.problem("baseline", format!("= \"{name}\" must be one of {known}"));
+            None
+        }
+        (None, Some(dir)) => Some(PolicyConfig::Checkpoint {
+            dir: base.join(dir),
+            selection: selection.unwrap_or(Selection::Greedy),
+        }),
+        (None, None) if is_given => None,
+        (None, None) => {
+            section.problem(
+                "checkpoint",
+                format!("is missing: a checkpoint's directory, or baseline = one of {known}"),
+            );
+            None
+        }
+        (Some(_), Some(_)) => {
+            section.problem(
+                "baseline",
+                "stands beside policy.checkpoint: keep one of them",
+            );
+            None
+        }
+    };
+    section.finish();
+    policy
+}
+
+fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
+    let listen = match section.text("listen") {
+        None => Some(Listen::Unix(DEFAULT_SOCKET.into())),
+        Some(text) => match parse_listen(&text, base) {
+            Ok(listen) => Some(listen),
+            Err(problem) => {
+                section.problem("listen", format!("= \"{text}\" {problem}"));
+                None
+            }
+        },
+    };
+    let data_dir = section.required(
+        "data_dir",
+        "a directory for decisions and journal",
+        Section::text,
+    );
+    let loopback_may_change = section.flag("loopback_may_change").unwrap_or(false);
+    let max_environments = section.integer("max_environments").unwrap_or(64);
+    if !(1..=10_000).contains(&max_environments) {
+        section.problem(
+            "max_environments",
+            format!("= {max_environments} must be in [1, 10000]"),
+        );
+    }
+    section.finish();
+    Some(ServiceConfig {
+        listen: listen?,
+        data_dir: base.join(data_dir?),
+        loopback_may_change,
+        max_environments: max_environments as usize,
+    })
+}
+
+/// `sun_path` holds 108 bytes with the final 0.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+fn parse_listen(text: &str, base: &Path) -> Result<Listen, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = base.join(path.strip_prefix("//").unwrap_or(path));
+        let length = path.as_os_str().len();
+        return if length > LONGEST_SOCKET_PATH {
+            Err(format!(
+                "is {length} bytes long as a path: a Unix socket's has at most {LONGEST_SOCKET_PATH}"
+            ))
+        } else {
+            Ok(Listen::Unix(path))
+        };
+    }
+    let address = text.strip_prefix("http://").unwrap_or(text);
+    match address.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Listen::Loopback(address)),
+        Ok(_) => Err(
+            "is not a loopback address: without TLS only unix:PATH or a loopback address is served"
+                .to_owned(),
+        ),
+        Err(_) => Err("must be unix:PATH or an address such as 127.0.0.1:7077".to_owned()),
+    }
+}

@@ -1,0 +1,200 @@
+//! A host as the rest of the service sees it: what its owner shows, and how to ask it for something.
+
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use blkpilot_env::{EnvSpec, Observation};
+use tokio::sync::{broadcast, oneshot, watch};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::admission::Choice;
+use crate::backend::{BackendKind, GuestStatus};
+use crate::config::OnExit;
+use crate::decision::{Decision, PolicyRef};
+use crate::history::History;
+use crate::mode::Mode;
+use crate::status::Failure;
+
+/// Calls that may wait for the owner.
+pub(crate) const MOST_WAITING: usize = 64;
+
+/// What an owner shows.
+#[derive(Debug, Clone)]
+pub struct HostView {
+    /// Whether the host can be reached.
+    pub state: HostState,
+    /// The last window; `None` until there is one, and while the host cannot be reached.
+    pub window: Option<Arc<ShownWindow>>,
+    /// Why the policy last failed in mode auto; `None` if it did not.
+    pub policy_error: Option<String>,
+}
+
+/// Whether a host can be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostState {
+    /// Not tried yet, or waiting for the first window.
+    Starting,
+    /// The last window was seen.
+    Ready,
+    /// The last attempt failed, with the reason.
+    Unavailable(String),
+}
+
+/// A window with what may be done to the guests.
+#[derive(Debug, Clone)]
+pub struct ShownWindow {
+    /// What is seen and in force; masks are those for advice.
+    pub observation: Observation,
+    /// The guests with their modes.
+    pub guests: Vec<(GuestStatus, Mode)>,
+    /// When it ended, in microseconds since 1970 UTC.
+    pub at_us: i64,
+}
+
+/// What to apply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// A proposal.
+    Proposal(Uuid),
+    /// Levels by name.
+    Levels(Vec<Choice>),
+    /// What a guest, or with `None` every guest, had without us.
+    Rollback(Option<String>),
+}
+
+/// A call that changes the host, or would.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeCall {
+    /// What to apply.
+    pub request: Request,
+    /// Check everything, change nothing.
+    pub validate_only: bool,
+    /// Makes a repeated call return the first one's answer.
+    pub request_id: Option<Uuid>,
+}
+
+/// What an owner answers.
+pub type Answer = Result<Arc<Decision>, Failure>;
+
+/// What an owner is asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Propose(oneshot::Sender<Answer>),
+    Change(ChangeCall, oneshot::Sender<Answer>),
+    Find(Uuid, oneshot::Sender<Answer>),
+    Stop(OnExit, oneshot::Sender<Answer>),
+}
+
+/// Sends commands to an owner and sees what it shows.
+#[derive(Debug, Clone)]
+pub struct HostHandle {
+    /// What does not change.
+    pub info: Arc<HostInfo>,
+    /// What the owner shows.
+    pub view: watch::Receiver<HostView>,
+    /// What has been recorded.
+    pub history: History,
+    pub(crate) commands: SyncSender<Command>,
+    /// Weak, so that watchers see the end when the owner has gone.
+    pub(crate) decisions: broadcast::WeakSender<Arc<Decision>>,
+}
+
+/// What does not change about a host.
+#[derive(Debug, Clone)]
+pub struct HostInfo {
+    /// Name of the host.
+    pub name: String,
+    /// What stands behind it.
+    pub kind: BackendKind,
+    /// What can be seen and done there.
+    pub spec: EnvSpec,
+    /// Length of one decision interval on the wall clock.
+    pub interval: Duration,
+    /// Mode of guests that have none of their own.
+    pub default_mode: Mode,
+    /// What decides.
+    pub policy: PolicyRef,
+}
+
+impl HostHandle {
+    /// A joint decision of the policy on the last window; nothing is changed.
+    ///
+    /// # Errors
+    /// As `TunerService.Propose`.
+    pub async fn propose(&self) -> Answer {
+        self.send(Command::Propose).await
+    }
+
+    /// Applies something, or says what would happen.
+    ///
+    /// # Errors
+    /// As `TunerService.Apply` and `Rollback`.
+    pub async fn change(&self, call: ChangeCall) -> Answer {
+        self.send(|reply| Command::Change(call, reply)).await
+    }
+
+    /// A recorded decision, or a proposal that can still be applied.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub async fn find(&self, id: Uuid) -> Answer {
+        match self.history.find(id) {
+            Some(decision) => Ok(decision),
+            None => self.send(|reply| Command::Find(id, reply)).await,
+        }
+    }
+
+    /// Decisions that are recorded from now on.
+    ///
+    /// # Errors
+    /// `HOST_STOPPED`.
+    pub fn watch(&self) -> Result<broadcast::Receiver<Arc<Decision>>, Failure> {
+        let decisions = self.decisions.upgrade().ok_or_else(|| self.stopped())?;
+        Ok(decisions.subscribe())
+    }
+
+    /// Ends the owner, after the calls that wait; with `Revert`, everything is put back first.
+    pub async fn stop(&self, on_exit: OnExit) -> Answer {
+        self.send(|reply| Command::Stop(on_exit, reply)).await
+    }
+
+    async fn send(&self, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .try_send(command(reply))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => Failure::new(
+                    Code::ResourceExhausted,
+                    "HOST_BUSY",
+                    format!(
+                        "host {} has {MOST_WAITING} calls waiting: try again",
+                        self.info.name
+                    ),
+                ),
+                TrySendError::Disconnected(_) => self.stopped(),
+            })?;
+        answer.await.map_err(|_| self.stopped())?
+    }
+
+    fn stopped(&self) -> Failure {
+        let name = &self.info.name;
+        let message = format!("host {name} is being stopped: try again when the service runs");
+        Failure::new(Code::Unavailable, "HOST_STOPPED", message)
+    }
+}
+
+/// Why a host cannot be worked with now.
+#[must_use]
+pub fn unavailable(host: &str, state: &HostState) -> Failure {
+    let message = match state {
+        HostState::Unavailable(reason) => {
+            format!("host {host} cannot be reached: {reason} (the service keeps trying)")
+        }
+        HostState::Starting | HostState::Ready => {
+            format!("host {host} has not been observed yet: try again in a moment")
+        }
+    };
+    Failure::new(Code::Unavailable, "HOST_UNAVAILABLE", message).with("host", host)
+}

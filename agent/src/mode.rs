@@ -1,0 +1,58 @@
+//! What may happen to a guest.
+
+use std::fmt;
+
+/// What may happen to a guest, one dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// It is listed, nothing else.
+    Off,
+    /// It is observed.
+    Observe,
+    /// Changes are proposed, and applied when somebody says so.
+    Advise,
+    /// The policy's decisions are applied every interval.
+    Auto,
+}
+
+impl Mode {
+    /// Whether changes may be proposed and, when somebody says so, applied.
+    #[must_use]
+    pub fn allows_changes(self) -> bool {
+        self >= Self::Advise
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Observe => "observe",
+            Self::Advise => "advise",
+            Self::Auto => "auto",
+        })
+    }
+}
+
+/// A knob of a disk, called as its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Knob {
+    /// Channel of its IOThread.
+    Channel,
+    /// Its cache strategy.
+    Cache,
+    /// Polling of its IOThread.
+    Polling,
+}
+
+impl Knob {
+    /// The head that turns it.
+    #[must_use]
+    pub fn head(self) -> &'static str {
+        match self {
+            Self::Channel => "channel",
+            Self::Cache => "cache",
+            Self::Polling => "polling",
+        }
+    }
+}

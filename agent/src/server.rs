@@ -1,0 +1,315 @@
+//! The service as a whole: everything is checked before a socket is bound, and everything is put
+//! down in order when it ends.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use blkpilot_env::EnvSpec;
+use blkpilot_env::features::kvm_host_spec;
+use blkpilot_log::LogError;
+use blkpilot_proto::v1;
+use blkpilot_proto::v1::environment_service_server::EnvironmentServiceServer;
+use blkpilot_proto::v1::tuner_service_server::TunerServiceServer;
+use thiserror::Error;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::server::Router;
+use tonic_health::server::HealthReporter;
+
+use crate::admission::Modes;
+use crate::backend::live::LibvirtHost;
+use crate::backend::simulated::{self, SimulatedHost};
+use crate::backend::{BackendKind, Connect};
+use crate::config::{Config, HostKind, Listen, OnExit};
+use crate::environments::Environments;
+use crate::handle::{HostHandle, HostState};
+use crate::history::Recorder;
+use crate::listen::{ListenError, Listener};
+use crate::owner::{self, OwnerConfig};
+use crate::policy::{self, LoadError};
+use crate::{environment_service, tuner_service};
+
+/// How long calls under way may take to end when the service stops.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Calls of one connection that run at once.
+const MOST_CALLS: usize = 128;
+
+/// Why the service did not start, or ended.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The policy was refused.
+    #[error(transparent)]
+    Policy(#[from] LoadError),
+    /// The data directory cannot be used.
+    #[error("service.data_dir = {}: {source}: choose a directory that this user may write", dir.display())]
+    DataDir {
+        /// The directory.
+        dir: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The decision log cannot be used.
+    #[error("decision log: {0}")]
+    Log(#[from] LogError),
+    /// Nothing can listen there.
+    #[error("service.listen = {0}")]
+    Listen(#[from] ListenError),
+    /// The owner of a host could not be started, or has ended by itself.
+    #[error("host {host}: {problem}")]
+    Owner {
+        /// Name of the host.
+        host: String,
+        /// What happened.
+        problem: String,
+    },
+    /// Serving failed.
+    #[error("serving: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// Reflection could not be set up, which is our bug.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// A service that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: Listener,
+    router: Router,
+    host: HostHandle,
+    owner: JoinHandle<()>,
+    on_exit: OnExit,
+    health: HealthReporter,
+}
+
+impl Server {
+    /// Loads the policy, opens the log, starts the owner of the host, and binds; in that order, so
+    /// that nobody is answered before all of it is there.
+    ///
+    /// # Errors
+    /// Whatever stands in the way; nothing is left behind then.
+    pub async fn start(config: Config) -> Result<Self, ServeError> {
+        let service = config.service.clone();
+        let dir = service.data_dir.clone();
+        std::fs::create_dir_all(&dir).map_err(|source| ServeError::DataDir {
+            dir: dir.clone(),
+            source,
+        })?;
+        let on_exit = match &config.host.kind {
+            HostKind::Simulated { .. } => OnExit::Keep,
+            HostKind::Libvirt(libvirt) => libvirt.on_exit,
+        };
+        let owner_config = owner_config(config)?;
+        let name = owner_config.name.clone();
+        let listener = Listener::bind(&service.listen).await?;
+        let (host, owner) = owner::start(owner_config).map_err(|e| ServeError::Owner {
+            host: name,
+            problem: e.to_string(),
+        })?;
+        let environments = Arc::new(Environments::new(service.max_environments));
+        let changes = if service.loopback_may_change {
+            tuner_service::LoopbackChanges::Taken
+        } else {
+            tuner_service::LoopbackChanges::Refused
+        };
+        let (health, router) = router(&host, environments, changes)?;
+        Ok(Self {
+            listener,
+            router,
+            host,
+            owner,
+            on_exit,
+            health,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> Listen {
+        self.listener.address()
+    }
+
+    /// Serves until `shutdown` is ready; then puts the host back if it shall be, and lets calls
+    /// under way end.
+    ///
+    /// # Errors
+    /// `Transport`; `Owner` if the host's owner has ended by itself.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self {
+            listener,
+            router,
+            host,
+            owner,
+            on_exit,
+            health,
+        } = self;
+        let watching = tokio::spawn(follow_health(host.clone(), health));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stopped = async move {
+            // Both a message and a sender that has gone mean stop.
+            let _ = stopped.await;
+        };
+        let serving = tokio::spawn(serve(router, listener, stopped));
+        let mut owner_view = host.view.clone();
+        let ended = async move { while owner_view.changed().await.is_ok() {} };
+        let by_itself = tokio::select! {
+            () = shutdown => false,
+            () = ended => true,
+        };
+        tracing::info!(?on_exit, "stopping");
+        if let Ok(decision) = host.stop(on_exit).await {
+            tracing::info!(decision = %decision.id, error = decision.error, "put everything back");
+        }
+        // Its streams end with the owner.
+        let info = Arc::clone(&host.info);
+        drop(host);
+        let _ = stop.send(());
+        let drained = tokio::time::timeout(DRAIN, serving).await;
+        watching.abort();
+        let host = info.name.clone();
+        let panicked = tokio::task::spawn_blocking(move || owner.join().is_err()).await;
+        if by_itself || panicked.unwrap_or(true) {
+            return Err(ServeError::Owner {
+                host,
+                problem: "its owner ended by itself, which is our bug: restart the service"
+                    .to_owned(),
+            });
+        }
+        match drained {
+            Ok(Ok(served)) => Ok(served?),
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!("calls were cut off: they did not end in {DRAIN:?}");
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn serve(
+    router: Router,
+    listener: Listener,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    match listener {
+        Listener::Unix(listener, _file) => {
+            let incoming = UnixListenerStream::new(listener);
+            router.serve_with_incoming_shutdown(incoming, stopped).await
+        }
+        Listener::Loopback(listener, _) => {
+            let incoming = TcpListenerStream::new(listener);
+            router.serve_with_incoming_shutdown(incoming, stopped).await
+        }
+    }
+}
+
+fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
+    let spec = spec_of(&config.host.kind);
+    let (policy, policy_ref) = policy::load(&config.policy, &spec)?;
+    let recorder = Recorder::open(&config.service.data_dir.join("decisions"))?;
+    let guests = config.host.guests.clone();
+    let data_dir = config.service.data_dir;
+    let (kind, interval, seed, connect): (_, _, _, Connect) = match config.host.kind {
+        HostKind::Simulated {
+            scenario,
+            seed,
+            time_scale,
+        } => {
+            let interval_s = simulated::interval_s(&scenario).unwrap_or(1.0) / time_scale;
+            let connect = move || {
+                let host = SimulatedHost::open(&scenario, seed, guests.clone())?;
+                Ok(Box::new(host) as _)
+            };
+            let interval = Duration::from_secs_f64(interval_s);
+            (BackendKind::Simulated, interval, seed, Box::new(connect))
+        }
+        HostKind::Libvirt(libvirt) => {
+            let interval = libvirt.interval;
+            let connect = move || {
+                let host = LibvirtHost::open(&libvirt, &guests, &data_dir)?;
+                Ok(Box::new(host) as _)
+            };
+            // On a live host nothing is to be repeated, so each run draws anew.
+            let seed = uuid::Uuid::new_v4().as_u128() as u64;
+            (BackendKind::Libvirt, interval, seed, Box::new(connect))
+        }
+    };
+    Ok(OwnerConfig {
+        name: config.host.name,
+        kind,
+        spec,
+        interval,
+        modes: Modes {
+            default: config.host.mode,
+            guests: config.host.guests,
+        },
+        policy,
+        policy_ref,
+        seed,
+        connect,
+        recorder,
+    })
+}
+
+/// Checks all that can be checked without binding or writing anything: the policy loads and fits.
+///
+/// # Errors
+/// `Policy`.
+pub fn check(config: &Config) -> Result<(), ServeError> {
+    policy::load(&config.policy, &spec_of(&config.host.kind))?;
+    Ok(())
+}
+
+/// What can be seen and done on a host, known before it is reached.
+fn spec_of(kind: &HostKind) -> EnvSpec {
+    let simulated = match kind {
+        HostKind::Simulated { scenario, .. } => simulated::spec(scenario),
+        HostKind::Libvirt(_) => None,
+    };
+    simulated.unwrap_or_else(|| kvm_host_spec(&[]))
+}
+
+fn router(
+    host: &HostHandle,
+    environments: Arc<Environments>,
+    changes: tuner_service::LoopbackChanges,
+) -> Result<(HealthReporter, Router), ServeError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let environment_service = environment_service::Service::new(environments);
+    let tuner_service = tuner_service::Service::new([host.clone()], changes);
+    let router = tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(MOST_CALLS)
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(EnvironmentServiceServer::new(environment_service))
+        .add_service(TunerServiceServer::new(tuner_service));
+    Ok((reporter, router))
+}
+
+/// Keeps `grpc.health.v1` true: environments always work, the tuner while its host can be reached.
+async fn follow_health(host: HostHandle, health: HealthReporter) {
+    type Tuner = TunerServiceServer<tuner_service::Service>;
+    health
+        .set_serving::<EnvironmentServiceServer<environment_service::Service>>()
+        .await;
+    let mut view = host.view.clone();
+    drop(host);
+    loop {
+        let state = view.borrow_and_update().state.clone();
+        if state == HostState::Ready {
+            health.set_serving::<Tuner>().await;
+        } else {
+            health.set_not_serving::<Tuner>().await;
+        }
+        if view.changed().await.is_err() {
+            return health.set_not_serving::<Tuner>().await;
+        }
+    }
+}

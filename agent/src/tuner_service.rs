@@ -1,0 +1,368 @@
+//! `TunerService` over the owners of hosts: handlers only send commands and read what is shown.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use blkpilot_env::EnvSpec;
+use blkpilot_proto::v1;
+use blkpilot_proto::v1::tuner_service_server::TunerService;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::server::TcpConnectInfo;
+use tonic::{Code, Extensions, Request, Response, Status};
+use uuid::Uuid;
+
+use crate::admission::Choice;
+use crate::decision::Decision;
+use crate::environment_service::parse_request_id;
+use crate::handle::{self, ChangeCall, HostHandle, HostState, ShownWindow, unavailable};
+use crate::names::{self, decode, guest_name, host_name};
+use crate::paging;
+use crate::status::Failure;
+use crate::tuner_wire::{decision_to_wire, guest_to_wire, host_to_wire};
+
+/// Watchers at once.
+const MOST_WATCHERS: usize = 64;
+/// Longest wait for a host's first window.
+const FIRST_WINDOW: Duration = Duration::from_secs(5);
+
+/// `TunerService`.
+#[derive(Debug)]
+pub struct Service {
+    hosts: BTreeMap<String, HostHandle>,
+    loopback_may_change: bool,
+    watchers: Arc<AtomicUsize>,
+}
+
+impl Service {
+    /// A service over these hosts. `loopback_may_change`: whether changes are taken over a TCP
+    /// connection, where every local user can ask for them.
+    #[must_use]
+    pub fn new(
+        hosts: impl IntoIterator<Item = HostHandle>,
+        loopback_may_change: LoopbackChanges,
+    ) -> Self {
+        let by_name = |host: HostHandle| (host.info.name.clone(), host);
+        Self {
+            hosts: hosts.into_iter().map(by_name).collect(),
+            loopback_may_change: loopback_may_change == LoopbackChanges::Taken,
+            watchers: Arc::default(),
+        }
+    }
+
+    fn host(&self, field: &str, name: &str) -> Result<&HostHandle, Failure> {
+        let [id] = names::parse(field, name, "hosts/*")?;
+        self.host_by_id(id)
+    }
+
+    fn host_by_id(&self, id: &str) -> Result<&HostHandle, Failure> {
+        self.hosts
+            .get(id)
+            .ok_or_else(|| Failure::not_found(&host_name(id), "ListHosts names those there are"))
+    }
+
+    async fn list_guests(
+        &self,
+        request: v1::ListGuestsRequest,
+    ) -> Result<v1::ListGuestsResponse, Failure> {
+        let host = self.host("parent", &request.parent)?;
+        let window = window(host).await?;
+        let guests = window
+            .guests
+            .iter()
+            .map(|guest| guest_to_wire(&host.info, &window, guest));
+        let mut guests: Vec<v1::Guest> = guests.collect();
+        guests.sort_by(|a, b| a.name.cmp(&b.name));
+        let (guests, next_page_token) =
+            paging::page(guests, |g| &g.name, request.page_size, &request.page_token)?;
+        Ok(v1::ListGuestsResponse {
+            guests,
+            next_page_token,
+        })
+    }
+
+    async fn get_guest(&self, name: &str) -> Result<v1::Guest, Failure> {
+        let [host, guest] = names::parse("name", name, "hosts/*/guests/*")?;
+        let (host, guest) = (self.host_by_id(host)?, decode(guest));
+        let window = window(host).await?;
+        let found = window.guests.iter().find(|(known, _)| known.name == guest);
+        found
+            .map(|found| guest_to_wire(&host.info, &window, found))
+            .ok_or_else(|| {
+                let name = guest_name(&host.info.name, &guest);
+                Failure::not_found(&name, "it is not running; ListGuests names those that are")
+            })
+    }
+
+    async fn apply(&self, request: v1::ApplyRequest) -> Result<v1::Decision, Failure> {
+        use v1::apply_request::Action;
+        let host = self.host("host", &request.host)?;
+        let wanted = match request.action {
+            Some(Action::Decision(name)) => {
+                handle::Request::Proposal(names::parse_decision("decision", &name)?)
+            }
+            Some(Action::Levels(levels)) => {
+                let choices = levels.choices.into_iter().enumerate();
+                let choices = choices.map(|(i, choice)| self::choice(host, i, choice));
+                handle::Request::Levels(choices.collect::<Result<_, _>>()?)
+            }
+            None => {
+                let problem = "is missing: give decision or levels";
+                return Err(Failure::field("action", problem));
+            }
+        };
+        let call = ChangeCall {
+            request: wanted,
+            validate_only: request.validate_only,
+            request_id: parse_request_id(&request.request_id)?,
+        };
+        change(host, call).await
+    }
+
+    async fn rollback(&self, request: v1::RollbackRequest) -> Result<v1::Decision, Failure> {
+        let [host, guest] = names::parse("name", &request.name, "hosts/*/guests/*")?;
+        let call = ChangeCall {
+            request: handle::Request::Rollback((guest != "-").then(|| decode(guest))),
+            validate_only: request.validate_only,
+            request_id: parse_request_id(&request.request_id)?,
+        };
+        change(self.host_by_id(host)?, call).await
+    }
+
+    async fn get_decision(&self, name: &str) -> Result<v1::Decision, Failure> {
+        let id = names::parse_decision("name", name)?;
+        let mut last = None;
+        for host in self.hosts.values() {
+            match host.find(id).await {
+                Ok(decision) => return Ok(decision_to_wire(&host.info.spec, &decision)),
+                Err(failure) => last = Some(failure),
+            }
+        }
+        Err(last.unwrap_or_else(|| Failure::not_found(name, "there are no hosts")))
+    }
+
+    fn list_decisions(
+        &self,
+        request: &v1::ListDecisionsRequest,
+    ) -> Result<v1::ListDecisionsResponse, Failure> {
+        let host = self.host("parent", &request.parent)?;
+        let size = paging::size(request.page_size)?;
+        let foreign = || paging::foreign_token(&request.page_token);
+        let after: Option<Uuid> = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse().map_err(|_| foreign())?),
+        };
+        let page = host
+            .history
+            .page(&host.info.name, after, size)
+            .ok_or_else(foreign)?;
+        let decisions = page.decisions.iter();
+        Ok(v1::ListDecisionsResponse {
+            decisions: decisions
+                .map(|d| decision_to_wire(&host.info.spec, d))
+                .collect(),
+            next_page_token: page.next.map_or_else(String::new, |id| id.to_string()),
+        })
+    }
+
+    /// Changes over TCP are refused unless the configuration takes them: any local user could ask.
+    fn admit_changes(&self, extensions: &Extensions, validate_only: bool) -> Result<(), Failure> {
+        let is_tcp = extensions.get::<TcpConnectInfo>().is_some();
+        if !is_tcp || validate_only || self.loopback_may_change {
+            return Ok(());
+        }
+        Err(Failure::new(
+            Code::PermissionDenied,
+            "UNIX_SOCKET_ONLY",
+            "changes are not taken over a loopback address, which every local user can reach: use the Unix socket, or set service.loopback_may_change = true",
+        ))
+    }
+
+    fn new_watcher(&self) -> Result<Watcher, Failure> {
+        let watcher = Watcher(Arc::clone(&self.watchers));
+        if self.watchers.fetch_add(1, Ordering::Relaxed) < MOST_WATCHERS {
+            return Ok(watcher);
+        }
+        let message =
+            format!("{MOST_WATCHERS} watchers are connected, which is the limit: end one");
+        Err(Failure::new(
+            Code::ResourceExhausted,
+            "TOO_MANY_WATCHERS",
+            message,
+        ))
+    }
+}
+
+/// Whether changes are taken over a loopback address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoopbackChanges {
+    /// They are.
+    Taken,
+    /// They are refused.
+    Refused,
+}
+
+/// Counts itself out when its stream ends.
+struct Watcher(Arc<AtomicUsize>);
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn choice(host: &HostHandle, i: usize, choice: v1::LevelChoice) -> Result<Choice, Failure> {
+    let field = format!("levels.choices[{i}].name");
+    let (of_host, row) = names::parse_row(&field, &choice.name)?;
+    if of_host != host.info.name {
+        let problem = format!("\"{}\" is not on hosts/{}", choice.name, host.info.name);
+        return Err(Failure::field(field, problem));
+    }
+    Ok(Choice {
+        row,
+        head: choice.head,
+        level: choice.level,
+    })
+}
+
+async fn change(host: &HostHandle, call: ChangeCall) -> Result<v1::Decision, Failure> {
+    window(host).await?;
+    let decision = host.change(call).await?;
+    Ok(decision_to_wire(&host.info.spec, &decision))
+}
+
+/// What the host shows, after a moment if it has just been started.
+async fn window(host: &HostHandle) -> Result<Arc<ShownWindow>, Failure> {
+    let mut view = host.view.clone();
+    let settled = view.wait_for(|view| view.state != HostState::Starting);
+    // A timeout and an owner that has ended are both seen in the state below.
+    let _ = tokio::time::timeout(FIRST_WINDOW, settled).await;
+    let view = view.borrow().clone();
+    view.window
+        .ok_or_else(|| unavailable(&host.info.name, &view.state))
+}
+
+type Events = Pin<Box<dyn Stream<Item = Result<v1::WatchDecisionsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl TunerService for Service {
+    async fn list_hosts(
+        &self,
+        request: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        let request = request.into_inner();
+        let hosts = self.hosts.values().map(host_to_wire);
+        let (hosts, next_page_token) =
+            paging::page(hosts, |h| &h.name, request.page_size, &request.page_token)?;
+        Ok(Response::new(v1::ListHostsResponse {
+            hosts,
+            next_page_token,
+        }))
+    }
+
+    async fn list_guests(
+        &self,
+        request: Request<v1::ListGuestsRequest>,
+    ) -> Result<Response<v1::ListGuestsResponse>, Status> {
+        Ok(Response::new(
+            Self::list_guests(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_guest(
+        &self,
+        request: Request<v1::GetGuestRequest>,
+    ) -> Result<Response<v1::Guest>, Status> {
+        Ok(Response::new(
+            Self::get_guest(self, &request.into_inner().name).await?,
+        ))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<v1::ProposeRequest>,
+    ) -> Result<Response<v1::Decision>, Status> {
+        let host = self.host("host", &request.into_inner().host)?;
+        window(host).await?;
+        let decision = host.propose().await?;
+        Ok(Response::new(decision_to_wire(&host.info.spec, &decision)))
+    }
+
+    async fn apply(
+        &self,
+        request: Request<v1::ApplyRequest>,
+    ) -> Result<Response<v1::Decision>, Status> {
+        self.admit_changes(request.extensions(), request.get_ref().validate_only)?;
+        Ok(Response::new(
+            Self::apply(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<v1::RollbackRequest>,
+    ) -> Result<Response<v1::Decision>, Status> {
+        self.admit_changes(request.extensions(), request.get_ref().validate_only)?;
+        Ok(Response::new(
+            Self::rollback(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_decision(
+        &self,
+        request: Request<v1::GetDecisionRequest>,
+    ) -> Result<Response<v1::Decision>, Status> {
+        Ok(Response::new(
+            Self::get_decision(self, &request.into_inner().name).await?,
+        ))
+    }
+
+    async fn list_decisions(
+        &self,
+        request: Request<v1::ListDecisionsRequest>,
+    ) -> Result<Response<v1::ListDecisionsResponse>, Status> {
+        Ok(Response::new(Self::list_decisions(
+            self,
+            &request.into_inner(),
+        )?))
+    }
+
+    type WatchDecisionsStream = Events;
+
+    async fn watch_decisions(
+        &self,
+        request: Request<v1::WatchDecisionsRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let host = self.host("parent", &request.into_inner().parent)?;
+        let watcher = self.new_watcher()?;
+        let decisions = BroadcastStream::new(host.watch()?);
+        let info = Arc::clone(&host.info);
+        let events = decisions.map(move |event| {
+            // Held for as long as the stream is.
+            let _watcher = &watcher;
+            Ok(watch_event(&info.spec, event))
+        });
+        let started = v1::watch_decisions_response::Started {};
+        let started = v1::WatchDecisionsResponse {
+            event: Some(v1::watch_decisions_response::Event::Started(started)),
+        };
+        let events = tokio_stream::once(Ok(started)).chain(events);
+        Ok(Response::new(Box::pin(events)))
+    }
+}
+
+fn watch_event(
+    spec: &EnvSpec,
+    event: Result<Arc<Decision>, BroadcastStreamRecvError>,
+) -> v1::WatchDecisionsResponse {
+    use v1::watch_decisions_response::Event;
+    let event = match event {
+        Ok(decision) => Event::Decision(decision_to_wire(spec, &decision)),
+        Err(BroadcastStreamRecvError::Lagged(missed)) => Event::Missed(missed),
+    };
+    v1::WatchDecisionsResponse { event: Some(event) }
+}

@@ -1,0 +1,250 @@
+//! Hosts, guests and decisions as `TunerService` shows them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use blkpilot_env::observation::head_slice;
+use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
+use blkpilot_log::{DecisionRow, HeadRow, Subject};
+use blkpilot_proto::v1;
+
+use crate::backend::{BackendKind, GuestStatus};
+use crate::decision::{Decision, PolicyRef, Source, State};
+use crate::handle::{HostHandle, HostInfo, HostState, ShownWindow};
+use crate::mode::Mode;
+use crate::names::{Row, decision_name, guest_name, host_name};
+use crate::wire::{mask_to_wire, validity_to_wire};
+
+pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
+    let (info, view) = (&handle.info, handle.view.borrow().clone());
+    let (state, reason) = match view.state {
+        HostState::Starting => (v1::HostState::Starting, String::new()),
+        HostState::Ready => (v1::HostState::Ready, String::new()),
+        HostState::Unavailable(reason) => (v1::HostState::Unavailable, reason),
+    };
+    let window = view.window.as_deref();
+    v1::Host {
+        name: host_name(&info.name),
+        backend: backend_to_wire(info.kind).into(),
+        state: state.into(),
+        unavailable_reason: reason,
+        interval: prost_types::Duration::try_from(info.interval).ok(),
+        policy: Some(policy_to_wire(&info.policy)),
+        default_mode: mode_to_wire(info.default_mode).into(),
+        observe_time: window.map(|window| timestamp(window.at_us)),
+        channels: window.map_or(vec![], |window| window.observation.channel_ids.clone()),
+        policy_error: view.policy_error.unwrap_or_default(),
+    }
+}
+
+fn backend_to_wire(kind: BackendKind) -> v1::host::Backend {
+    match kind {
+        BackendKind::Simulated => v1::host::Backend::Simulated,
+        BackendKind::Libvirt => v1::host::Backend::Libvirt,
+    }
+}
+
+fn policy_to_wire(policy: &PolicyRef) -> v1::Policy {
+    v1::Policy {
+        name: policy.name.clone(),
+        version: policy.version.clone(),
+    }
+}
+
+fn mode_to_wire(mode: Mode) -> v1::Mode {
+    match mode {
+        Mode::Off => v1::Mode::Off,
+        Mode::Observe => v1::Mode::Observe,
+        Mode::Advise => v1::Mode::Advise,
+        Mode::Auto => v1::Mode::Auto,
+    }
+}
+
+fn timestamp(at_us: i64) -> prost_types::Timestamp {
+    let since = Duration::from_micros(u64::try_from(at_us).unwrap_or(0));
+    SystemTime::checked_add(&UNIX_EPOCH, since)
+        .unwrap_or(UNIX_EPOCH)
+        .into()
+}
+
+/// A guest with its disks. A guest in mode off is listed, nothing else.
+pub(crate) fn guest_to_wire(
+    info: &HostInfo,
+    window: &ShownWindow,
+    (guest, mode): &(GuestStatus, Mode),
+) -> v1::Guest {
+    let is_shown = *mode != Mode::Off;
+    let disk = |target: &String| {
+        let id = format!("{}/{target}", guest.name);
+        let row = window
+            .observation
+            .disk_ids
+            .iter()
+            .position(|known| *known == id);
+        disk_to_wire(info, &window.observation, &id, row.filter(|_| is_shown))
+    };
+    v1::Guest {
+        name: guest_name(&info.name, &guest.name),
+        opted_in: guest.opted_in,
+        mode: mode_to_wire(*mode).into(),
+        disks: guest.targets.iter().map(disk).collect(),
+        problem: guest.problem.clone().unwrap_or_default(),
+    }
+}
+
+/// `row`: where it stands in the observation; `None` for a disk that is not observed.
+fn disk_to_wire(info: &HostInfo, obs: &Observation, id: &str, row: Option<usize>) -> v1::Disk {
+    let name = Row::of_disk_id(id).name(&info.name);
+    let Some(row) = row else {
+        return v1::Disk {
+            name,
+            io_thread: -1,
+            ..v1::Disk::default()
+        };
+    };
+    let mask = obs.masks.disks.row(row);
+    let mask = mask
+        .as_slice()
+        .expect("mask rows are contiguous: standard layout");
+    let heads = info
+        .spec
+        .disk_heads
+        .iter()
+        .enumerate()
+        .map(|(i, head)| v1::HeadState {
+            head: head.name.clone(),
+            current: head.level_name(obs.current.disks[[row, i]]),
+            default: head.level_name(obs.default.disks[[row, i]]),
+            levels: levels_to_wire(
+                head,
+                head_slice(&info.spec.disk_heads, obs.channel_count(), mask, i),
+            ),
+        });
+    let device = obs
+        .disk_device
+        .get(row)
+        .and_then(|device| obs.device_ids.get(*device));
+    v1::Disk {
+        name,
+        device: device.cloned().unwrap_or_default(),
+        io_thread: obs.disk_group[row].map_or(-1, |group| group as i32),
+        heads: heads.collect(),
+        state: Some(disk_state(&info.spec, &obs.disks, row)),
+    }
+}
+
+fn levels_to_wire(head: &Head, mask: &[MaskReason]) -> Vec<v1::LevelState> {
+    let level = |(level, reason): (usize, &MaskReason)| v1::LevelState {
+        level: head.level_name(level as Level),
+        mask: mask_to_wire(*reason).into(),
+        reason: if reason.is_allowed() {
+            String::new()
+        } else {
+            reason.text().to_owned()
+        },
+    };
+    mask.iter().enumerate().map(level).collect()
+}
+
+/// The measurements that people ask for first.
+pub(crate) fn disk_state(spec: &EnvSpec, disks: &Table, row: usize) -> v1::DiskState {
+    let get = |name: &str| {
+        let column = spec
+            .disk_features
+            .iter()
+            .position(|feature| feature.name == name)?;
+        let validity: Validity = disks.validity[[row, column]];
+        Some(v1::Measurement {
+            value: if validity.is_usable() {
+                disks.values[[row, column]]
+            } else {
+                0.0
+            },
+            validity: validity_to_wire(validity).into(),
+            age_seconds: disks.age_s[[row, column]],
+        })
+    };
+    v1::DiskState {
+        queue_depth: get("queue_depth"),
+        cpu_load: get("cpu_load"),
+        hit_rate: get("hit_rate"),
+        iops: get("iops"),
+        latency_us_mean: get("latency_us_mean"),
+        latency_us_p99: get("latency_us_p99"),
+    }
+}
+
+pub(crate) fn decision_to_wire(spec: &EnvSpec, decision: &Decision) -> v1::Decision {
+    let is_proposed = decision.state == State::Proposed;
+    let row = |row: &DecisionRow| row_to_wire(spec, decision, row);
+    v1::Decision {
+        name: decision_name(decision.id),
+        host: host_name(&decision.host),
+        source: source_to_wire(decision.source).into(),
+        state: state_to_wire(decision.state).into(),
+        create_time: Some(timestamp(decision.at_us)),
+        apply_time: (!is_proposed).then(|| timestamp(decision.at_us)),
+        expire_time: decision.expires_us.map(timestamp),
+        policy: decision.policy.as_ref().map(policy_to_wire),
+        rows: decision.rows.iter().map(row).collect(),
+        durable: decision.durable,
+        error: decision.error.clone().unwrap_or_default(),
+    }
+}
+
+fn source_to_wire(source: Source) -> v1::decision::Source {
+    match source {
+        Source::Proposal => v1::decision::Source::Proposal,
+        Source::Auto => v1::decision::Source::Auto,
+        Source::Explicit => v1::decision::Source::Explicit,
+        Source::Rollback => v1::decision::Source::Rollback,
+    }
+}
+
+fn state_to_wire(state: State) -> v1::decision::State {
+    match state {
+        State::Proposed => v1::decision::State::Proposed,
+        State::Applied => v1::decision::State::Applied,
+        State::Failed => v1::decision::State::Failed,
+    }
+}
+
+fn row_to_wire(spec: &EnvSpec, decision: &Decision, row: &DecisionRow) -> v1::RowDecision {
+    let (name, heads) = match &row.subject {
+        Subject::Disk { guest, target } => {
+            let (guest, target) = (guest.clone(), target.clone());
+            (Row::Disk { guest, target }, &spec.disk_heads)
+        }
+        Subject::Device { name } => (Row::Device(name.clone()), &spec.device_heads),
+    };
+    let head = |made: &HeadRow| {
+        let known = heads.iter().find(|head| head.name == made.head);
+        head_to_wire(known, decision, made)
+    };
+    v1::RowDecision {
+        name: name.name(&decision.host),
+        heads: row.heads.iter().map(head).collect(),
+    }
+}
+
+/// `head` is `None` for one that a former spec had: its levels have numbers instead of names then.
+fn head_to_wire(head: Option<&Head>, decision: &Decision, made: &HeadRow) -> v1::HeadDecision {
+    let name =
+        |level: Level| head.map_or_else(|| format!("level-{level}"), |head| head.level_name(level));
+    let is_proposed = decision.state == State::Proposed;
+    let levels = head
+        .filter(|_| is_proposed)
+        .map(|head| levels_to_wire(head, &made.mask));
+    v1::HeadDecision {
+        head: made.head.clone(),
+        previous: name(made.previous),
+        requested: name(made.requested),
+        executed: if is_proposed {
+            String::new()
+        } else {
+            name(made.executed)
+        },
+        propensity: decision.policy.is_some().then_some(made.propensity),
+        forced: made.forced,
+        levels: levels.unwrap_or_default(),
+    }
+}
