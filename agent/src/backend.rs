@@ -21,6 +21,12 @@ pub trait HostBackend: Send {
     /// How long to wait after it was opened before the first window is looked at.
     fn first_window(&self) -> Duration;
 
+    /// Lets the window begin now instead of when the last one ended.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn restart_window(&mut self) -> Result<(), BackendError>;
+
     /// The window that ends now. Called once per interval.
     ///
     /// # Errors

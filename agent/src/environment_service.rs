@@ -8,12 +8,13 @@ use blkpilot_env::sim::Generator;
 use blkpilot_env::{Autoreset, ResetOptions};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentService;
-use tonic::{Request, Response, Status};
+use tonic::{Extensions, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::config::is_resource_id;
 use crate::environments::{Environments, Held, Kind, Recipe};
-use crate::names::{self, environment_name};
+use crate::gate::LoopbackChanges;
+use crate::names::{self, environment_name, host_name};
 use crate::paging;
 use crate::status::Failure;
 use crate::wire;
@@ -27,6 +28,7 @@ const MOST_REQUESTS: usize = 1024;
 #[derive(Debug)]
 pub struct Service {
     environments: Arc<Environments>,
+    changes: LoopbackChanges,
     /// Request ids of creations, with the recipe and the id of what was made.
     requests: Mutex<VecDeque<(Uuid, Recipe, String)>>,
 }
@@ -34,9 +36,10 @@ pub struct Service {
 impl Service {
     /// A service over these environments.
     #[must_use]
-    pub fn new(environments: Arc<Environments>) -> Self {
+    pub fn new(environments: Arc<Environments>, changes: LoopbackChanges) -> Self {
         Self {
             environments,
+            changes,
             requests: Mutex::default(),
         }
     }
@@ -46,15 +49,22 @@ impl Service {
         self.environments.get(id, Instant::now())
     }
 
-    fn create(&self, request: v1::CreateEnvironmentRequest) -> Result<v1::Environment, Failure> {
+    async fn create(
+        &self,
+        request: v1::CreateEnvironmentRequest,
+        extensions: &Extensions,
+    ) -> Result<v1::Environment, Failure> {
         let wanted = request
             .environment
             .ok_or_else(|| Failure::field("environment", "is missing: say what to create"))?;
         let recipe = recipe(wanted)?;
         let id = environment_id(request.environment_id)?;
         if request.validate_only {
-            recipe.make()?;
+            recipe.check(&self.environments.hosts)?;
             return Ok(describe(&recipe, environment_name(&id)));
+        }
+        if matches!(recipe.kind, Kind::Host(_)) {
+            self.changes.admit(extensions)?;
         }
         let request_id = parse_request_id(&request.request_id)?;
         if let Some(held) = self.remembered(request_id, &recipe)? {
@@ -62,7 +72,8 @@ impl Service {
         }
         let held = self
             .environments
-            .create(id, recipe.clone(), Instant::now())?;
+            .create(id, recipe.clone(), Instant::now())
+            .await?;
         if let Some(request_id) = request_id {
             let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
             if requests.len() == MOST_REQUESTS {
@@ -121,7 +132,8 @@ impl EnvironmentService for Service {
         &self,
         request: Request<v1::CreateEnvironmentRequest>,
     ) -> Result<Response<v1::Environment>, Status> {
-        Ok(Response::new(self.create(request.into_inner())?))
+        let (_, extensions, request) = request.into_parts();
+        Ok(Response::new(self.create(request, &extensions).await?))
     }
 
     async fn get_environment(
@@ -210,8 +222,12 @@ fn recipe(environment: v1::Environment) -> Result<Recipe, Failure> {
     let kind = match environment.kind {
         Some(Wire::CartPole(_)) => Kind::CartPole,
         Some(Wire::SimHost(host)) => sim_host(host)?,
+        Some(Wire::ManagedHost(host)) => {
+            let [name] = names::parse("environment.managed_host.host", &host.host, "hosts/*")?;
+            Kind::Host(name.to_owned())
+        }
         None => {
-            let problem = "is missing: give sim_host or cart_pole";
+            let problem = "is missing: give sim_host, cart_pole or managed_host";
             return Err(Failure::field("environment.kind", problem));
         }
     };
@@ -293,6 +309,9 @@ fn describe(recipe: &Recipe, name: String) -> v1::Environment {
     };
     let kind = match &recipe.kind {
         Kind::CartPole => Wire::CartPole(v1::CartPole {}),
+        Kind::Host(name) => Wire::ManagedHost(v1::ManagedHost {
+            host: host_name(name),
+        }),
         Kind::Preset(name) => sim(Scenario::Preset(name.clone())),
         Kind::Scenario(text) => sim(Scenario::ScenarioToml(text.clone())),
         Kind::Generated(generator) => sim(Scenario::Generator(generator_to_wire(generator))),

@@ -13,7 +13,9 @@ use blkpilot_env::{
 };
 use tonic::Code;
 
-use crate::names::environment_name;
+use crate::handle::HostHandle;
+use crate::hosted::HostedEnvironment;
+use crate::names::{environment_name, host_name};
 use crate::status::Failure;
 
 /// Largest scenario that is taken as text, bytes.
@@ -43,19 +45,49 @@ pub enum Kind {
     Generated(Generator),
     /// The cart and its pole.
     CartPole,
+    /// A managed host, by name.
+    Host(String),
 }
 
 impl Recipe {
-    /// Makes the environment.
+    /// Makes the environment. `hosts` are those that can be attached.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` with everything that is wrong with a scenario.
-    pub fn make(&self) -> Result<Box<dyn Environment + Send>, Failure> {
-        let (mode, field) = (self.autoreset, "environment.sim_host");
+    /// `INVALID_ARGUMENT` with everything that is wrong with a scenario; for a host, `NOT_FOUND` and
+    /// `HOST_ATTACHED`.
+    pub async fn make(
+        &self,
+        hosts: &BTreeMap<String, HostHandle>,
+    ) -> Result<Box<dyn Environment + Send>, Failure> {
+        match self.understand()? {
+            Understood::Made(env) => Ok(env),
+            Understood::Host(name) => {
+                let host = HostedEnvironment::attach(find_host(hosts, name)?.clone()).await?;
+                Ok(Box::new(AutoresetEnv::new(host, self.autoreset)))
+            }
+        }
+    }
+
+    /// Checks what [`Recipe::make`] checks, without taking a host over.
+    ///
+    /// # Errors
+    /// As [`Recipe::make`].
+    pub fn check(&self, hosts: &BTreeMap<String, HostHandle>) -> Result<(), Failure> {
+        match self.understand()? {
+            Understood::Made(_) => Ok(()),
+            Understood::Host(name) => find_host(hosts, name).map(drop),
+        }
+    }
+
+    fn understand(&self) -> Result<Understood<'_>, Failure> {
+        let mode = self.autoreset;
+        let field = "environment.sim_host";
         let host = match &self.kind {
             Kind::CartPole => {
-                return Ok(Box::new(AutoresetEnv::new(CartPole::new(self.seed), mode)));
+                let env = AutoresetEnv::new(CartPole::new(self.seed), mode);
+                return Ok(Understood::Made(Box::new(env)));
             }
+            Kind::Host(name) => return Ok(Understood::Host(name)),
             Kind::Preset(name) => {
                 let scenario = presets::by_name(name).ok_or_else(|| {
                     let known = presets::NAMES.join(", ");
@@ -69,9 +101,26 @@ impl Recipe {
             Kind::Scenario(text) => SimHost::fixed(parse(&format!("{field}.scenario_toml"), text)?),
             Kind::Generated(generator) => SimHost::generated(generator.clone()),
         };
-        let host = host.map_err(EnvError::from)?;
-        Ok(Box::new(AutoresetEnv::new(host, mode)))
+        let env = AutoresetEnv::new(host.map_err(EnvError::from)?, mode);
+        Ok(Understood::Made(Box::new(env)))
     }
+}
+
+/// What an environment is, once its recipe has been understood.
+enum Understood<'a> {
+    /// It needs nothing else.
+    Made(Box<dyn Environment + Send>),
+    /// A host is to be taken over, by name.
+    Host(&'a str),
+}
+
+fn find_host<'a>(
+    hosts: &'a BTreeMap<String, HostHandle>,
+    name: &str,
+) -> Result<&'a HostHandle, Failure> {
+    hosts
+        .get(name)
+        .ok_or_else(|| Failure::not_found(&host_name(name), "ListHosts names those there are"))
 }
 
 fn parse(field: &str, text: &str) -> Result<Scenario, Failure> {
@@ -175,6 +224,8 @@ impl Held {
 #[derive(Debug)]
 pub struct Environments {
     most: usize,
+    /// Those that can be attached, by name.
+    pub(crate) hosts: BTreeMap<String, HostHandle>,
     held: Mutex<Registry>,
 }
 
@@ -185,11 +236,13 @@ struct Registry {
 }
 
 impl Environments {
-    /// Holds at most `most` environments at once.
+    /// Holds at most `most` environments at once; `hosts` can be attached.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub fn new(most: usize, hosts: impl IntoIterator<Item = HostHandle>) -> Self {
+        let by_name = |host: HostHandle| (host.info.name.clone(), host);
         Self {
             most,
+            hosts: hosts.into_iter().map(by_name).collect(),
             held: Mutex::default(),
         }
     }
@@ -198,26 +251,17 @@ impl Environments {
     ///
     /// # Errors
     /// As [`Recipe::make`]; `ALREADY_EXISTS`; `TOO_MANY_ENVIRONMENTS`.
-    pub fn create(&self, id: String, recipe: Recipe, now: Instant) -> Result<Arc<Held>, Failure> {
-        let env = recipe.make()?;
+    pub async fn create(
+        &self,
+        id: String,
+        recipe: Recipe,
+        now: Instant,
+    ) -> Result<Arc<Held>, Failure> {
+        // Before a host is taken over; and again behind, for somebody may have been quicker.
+        self.admit(&self.sweep(now), &id)?;
+        let env = recipe.make(&self.hosts).await?;
         let mut registry = self.sweep(now);
-        if registry.by_id.contains_key(&id) {
-            let message = format!(
-                "{} exists already: choose another id",
-                environment_name(&id)
-            );
-            return Err(Failure::new(Code::AlreadyExists, "ALREADY_EXISTS", message));
-        }
-        if registry.by_id.len() >= self.most {
-            let message = format!(
-                "{} environments are held, which is the limit: delete one, or raise service.max_environments",
-                self.most
-            );
-            return Err(
-                Failure::new(Code::ResourceExhausted, "TOO_MANY_ENVIRONMENTS", message)
-                    .with("limit", self.most),
-            );
-        }
+        self.admit(&registry, &id)?;
         registry.made += 1;
         let held = Arc::new(Held {
             spec: env.spec().clone(),
@@ -233,6 +277,24 @@ impl Environments {
         });
         registry.by_id.insert(id, Arc::clone(&held));
         Ok(held)
+    }
+
+    fn admit(&self, registry: &Registry, id: &str) -> Result<(), Failure> {
+        if registry.by_id.contains_key(id) {
+            let message = format!("{} exists already: choose another id", environment_name(id));
+            return Err(Failure::new(Code::AlreadyExists, "ALREADY_EXISTS", message));
+        }
+        if registry.by_id.len() >= self.most {
+            let message = format!(
+                "{} environments are held, which is the limit: delete one, or raise service.max_environments",
+                self.most
+            );
+            return Err(
+                Failure::new(Code::ResourceExhausted, "TOO_MANY_ENVIRONMENTS", message)
+                    .with("limit", self.most),
+            );
+        }
+        Ok(())
     }
 
     /// An environment; its lease starts anew.
@@ -294,29 +356,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_lease_runs_out_unless_it_is_renewed() {
-        let (held, start) = (Environments::new(2), Instant::now());
+    #[tokio::test]
+    async fn a_lease_runs_out_unless_it_is_renewed() {
+        let (held, start) = (Environments::new(2, []), Instant::now());
         let at = |s| start + Duration::from_secs(s);
-        held.create("a".into(), recipe(), at(0)).unwrap();
-        held.create("b".into(), recipe(), at(0)).unwrap();
+        held.create("a".into(), recipe(), at(0)).await.unwrap();
+        held.create("b".into(), recipe(), at(0)).await.unwrap();
         held.get("a", at(50)).unwrap();
         assert_eq!(held.list(at(70)).len(), 1);
         assert!(held.get("b", at(70)).is_err());
         held.get("a", at(109)).unwrap();
     }
 
-    #[test]
-    fn no_more_are_held_than_allowed_and_no_id_twice() {
-        let (held, now) = (Environments::new(2), Instant::now());
-        held.create("a".into(), recipe(), now).unwrap();
-        let twice = held.create("a".into(), recipe(), now).unwrap_err();
+    #[tokio::test]
+    async fn no_more_are_held_than_allowed_and_no_id_twice() {
+        let (held, now) = (Environments::new(2, []), Instant::now());
+        held.create("a".into(), recipe(), now).await.unwrap();
+        let twice = held.create("a".into(), recipe(), now).await.unwrap_err();
         assert_eq!(twice.reason(), "ALREADY_EXISTS");
-        held.create("b".into(), recipe(), now).unwrap();
-        let third = held.create("c".into(), recipe(), now).unwrap_err();
+        held.create("b".into(), recipe(), now).await.unwrap();
+        let third = held.create("c".into(), recipe(), now).await.unwrap_err();
         assert_eq!(third.reason(), "TOO_MANY_ENVIRONMENTS");
         held.delete("a", now).unwrap();
-        held.create("c".into(), recipe(), now).unwrap();
+        held.create("c".into(), recipe(), now).await.unwrap();
     }
 
     #[test]
@@ -330,7 +392,7 @@ mod tests {
             kind: Kind::Generated(generator),
             ..recipe()
         };
-        let failure = bad.make().map(drop).unwrap_err();
+        let failure = bad.check(&BTreeMap::new()).unwrap_err();
         assert!(failure.message().contains("disks") && failure.message().contains("noise"));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
-use blkpilot_env::{EnvSpec, Observation};
+use blkpilot_env::{EnvError, EnvSpec, JointAction, Observation, Step};
 use tokio::sync::{broadcast, oneshot, watch};
 use tonic::Code;
 use uuid::Uuid;
@@ -84,8 +84,15 @@ pub(crate) enum Command {
     Propose(oneshot::Sender<Answer>),
     Change(ChangeCall, oneshot::Sender<Answer>),
     Find(Uuid, oneshot::Sender<Answer>),
-    Stop(OnExit, oneshot::Sender<Answer>),
+    Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
+    Reset(oneshot::Sender<Result<Observation, EnvError>>),
+    Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
+    Stop(OnExit, oneshot::Sender<Option<Arc<Decision>>>),
 }
+
+/// Held by whoever has the host as an environment; the owner sees when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease;
 
 /// Sends commands to an owner and sees what it shows.
 #[derive(Debug, Clone)]
@@ -124,7 +131,7 @@ impl HostHandle {
     /// # Errors
     /// As `TunerService.Propose`.
     pub async fn propose(&self) -> Answer {
-        self.send(Command::Propose).await
+        self.ask(Command::Propose).await?
     }
 
     /// Applies something, or says what would happen.
@@ -132,7 +139,7 @@ impl HostHandle {
     /// # Errors
     /// As `TunerService.Apply` and `Rollback`.
     pub async fn change(&self, call: ChangeCall) -> Answer {
-        self.send(|reply| Command::Change(call, reply)).await
+        self.ask(|reply| Command::Change(call, reply)).await?
     }
 
     /// A recorded decision, or a proposal that can still be applied.
@@ -142,7 +149,7 @@ impl HostHandle {
     pub async fn find(&self, id: Uuid) -> Answer {
         match self.history.find(id) {
             Some(decision) => Ok(decision),
-            None => self.send(|reply| Command::Find(id, reply)).await,
+            None => self.ask(|reply| Command::Find(id, reply)).await?,
         }
     }
 
@@ -155,15 +162,27 @@ impl HostHandle {
         Ok(decisions.subscribe())
     }
 
-    /// Ends the owner, after the calls that wait; with `Revert`, everything is put back first.
-    pub async fn stop(&self, on_exit: OnExit) -> Answer {
-        self.send(|reply| Command::Stop(on_exit, reply)).await
+    /// Ends the owner, after the calls that wait; with `Revert`, everything is put back first, which
+    /// is the decision that is returned.
+    ///
+    /// # Errors
+    /// `HOST_STOPPED`, `HOST_BUSY`.
+    pub async fn stop(&self, on_exit: OnExit) -> Result<Option<Arc<Decision>>, Failure> {
+        self.ask(|reply| Command::Stop(on_exit, reply)).await
     }
 
-    async fn send(&self, command: impl FnOnce(oneshot::Sender<Answer>) -> Command) -> Answer {
+    pub(crate) async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
+        self.send(command(reply))?;
+        answer.await.map_err(|_| self.stopped())
+    }
+
+    pub(crate) fn send(&self, command: Command) -> Result<(), Failure> {
         self.commands
-            .try_send(command(reply))
+            .try_send(command)
             .map_err(|error| match error {
                 TrySendError::Full(_) => Failure::new(
                     Code::ResourceExhausted,
@@ -174,11 +193,10 @@ impl HostHandle {
                     ),
                 ),
                 TrySendError::Disconnected(_) => self.stopped(),
-            })?;
-        answer.await.map_err(|_| self.stopped())?
+            })
     }
 
-    fn stopped(&self) -> Failure {
+    pub(crate) fn stopped(&self) -> Failure {
         let name = &self.info.name;
         let message = format!("host {name} is being stopped: try again when the service runs");
         Failure::new(Code::Unavailable, "HOST_STOPPED", message)

@@ -5,15 +5,17 @@
 //! guests in mode `auto`, lets the policy decide. A host that cannot be reached is tried again, less
 //! and less often.
 
+mod attached;
+mod change;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blkpilot_env::decision::check_action;
 use blkpilot_env::reward::RewardConfig;
-use blkpilot_env::{EnvSpec, JointAction, Masks, Observation, Rewards, Rng, Turn};
+use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
 use blkpilot_log::turn::Ending;
 use blkpilot_log::{DecisionId, OutcomeRow};
 use blkpilot_models::Policy;
@@ -22,19 +24,19 @@ use tokio::sync::{broadcast, watch};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::admission::{self, Modes, Purpose, Situation};
-use crate::backend::{BackendError, BackendKind, Connect, Execution, GuestStatus, HostBackend};
+use self::attached::Attached;
+use self::change::{Change, Undone};
+use crate::admission::{self, Modes, Purpose};
+use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
 use crate::config::OnExit;
-use crate::decision::{
-    Context, Decider, Decision, Made, PolicyRef, Scripted, Source, State, make, now_us,
-};
+use crate::decision::{Context, Decider, Decision, Made, PolicyRef, Source, make, now_us};
 use crate::handle::{
     Answer, ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Request,
     ShownWindow, unavailable,
 };
 use crate::history::Recorder;
 use crate::mode::Mode;
-use crate::names::{decision_name, guest_name};
+use crate::names::decision_name;
 use crate::status::Failure;
 
 /// Decisions that a watcher may be behind.
@@ -43,8 +45,6 @@ const MOST_UNSEEN: usize = 256;
 const MOST_PROPOSALS: usize = 256;
 /// How long a proposal can be applied.
 const PROPOSAL_LIFE: Duration = Duration::from_secs(60);
-/// Request ids that are remembered.
-const MOST_REQUESTS: usize = 1024;
 /// The longest pause between two attempts to reach a host.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -122,6 +122,7 @@ struct Owner {
     next_look: Instant,
     backoff: Duration,
     policy_error: Option<String>,
+    attached: Option<Attached>,
 }
 
 /// The last window, with masks that do not know modes.
@@ -164,6 +165,7 @@ impl Owner {
             next_look: Instant::now(),
             backoff: config.interval,
             policy_error: None,
+            attached: None,
             config,
         }
     }
@@ -171,6 +173,11 @@ impl Owner {
     fn run(mut self, inbox: &Receiver<Command>) {
         loop {
             let pause = self.next_look.saturating_duration_since(Instant::now());
+            // However many calls wait, the host is looked at in time.
+            if pause.is_zero() {
+                self.look();
+                continue;
+            }
             match inbox.recv_timeout(pause) {
                 Ok(Command::Stop(on_exit, reply)) => {
                     // Nobody waits any more if the reply cannot be sent.
@@ -185,19 +192,22 @@ impl Owner {
     }
 
     fn serve(&mut self, command: Command) {
-        let (answer, reply) = match command {
-            Command::Propose(reply) => (self.propose(), reply),
-            Command::Change(call, reply) => (self.change(&call), reply),
-            Command::Find(id, reply) => (self.find(id), reply),
+        // A caller that has gone does not want the answer: that is no error.
+        match command {
+            Command::Propose(reply) => drop(reply.send(self.propose())),
+            Command::Change(call, reply) => drop(reply.send(self.change(&call))),
+            Command::Find(id, reply) => drop(reply.send(self.find(id))),
+            Command::Attach(reply) => drop(reply.send(self.attach())),
+            Command::Reset(reply) => self.reset(reply),
+            Command::Step(action, reply) => self.step(action, reply),
             Command::Stop(..) => unreachable!("run takes Stop itself"),
-        };
-        // A caller that has gone does not want the answer.
-        let _ = reply.send(answer);
+        }
     }
 
     // Looking at the host.
 
     fn look(&mut self) {
+        self.detach_if_gone();
         match self.try_look() {
             Ok(()) => self.backoff = self.config.interval,
             Err(error) => self.lose(&error),
@@ -228,10 +238,15 @@ impl Owner {
             guests,
             at_us: now_us(),
         });
-        if let (Some(_), Some(rewards)) = (before, window.rewards) {
-            self.settle_outcomes(&rewards);
+        if let Some(rewards) = window.rewards.as_ref().filter(|_| before.is_some()) {
+            self.settle_outcomes(rewards);
         }
         self.awaited.clear();
+        if self.attached.is_some() {
+            let disks = before.map_or(0, |seen| seen.observation.disk_count());
+            self.answer_waiting(window.rewards, disks);
+            return Ok(());
+        }
         self.decide_by_itself()
     }
 
@@ -244,6 +259,7 @@ impl Owner {
         self.next_look = Instant::now() + self.backoff;
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         let BackendError::Unavailable(reason) = error;
+        self.fail_waiting(reason);
         self.shown
             .send_modify(|view| view.state = HostState::Unavailable(reason.clone()));
     }
@@ -397,252 +413,28 @@ impl Owner {
             .ok_or_else(|| unknown_decision(id))
     }
 
-    // Changing.
-
-    fn change(&mut self, call: &ChangeCall) -> Answer {
-        if let Some(answer) = self.remembered(call) {
-            return answer;
-        }
-        let (observation, made, change) = self.prepare(&call.request)?;
-        if call.validate_only {
-            return Ok(Arc::new(as_if_applied(made)));
-        }
-        let done = match self.carry_out(&observation, made, &change) {
-            Ok(done) => done,
-            Err(Undone::Failure(failure)) => return Err(failure),
-            Err(Undone::Host(error)) => {
-                self.lose(&error);
-                self.show();
-                return Err(self.unavailable());
-            }
-        };
-        self.show();
-        if let Some(id) = call.request_id {
-            if self.requests.len() == MOST_REQUESTS {
-                self.requests.pop_front();
-            }
-            self.requests
-                .push_back((id, call.request.clone(), Arc::clone(&done)));
-        }
-        if done.state == State::Failed && done.source != Source::Rollback {
-            return Err(half_applied(&done));
-        }
-        Ok(done)
-    }
-
-    fn remembered(&self, call: &ChangeCall) -> Option<Answer> {
-        let id = call.request_id?;
-        let (_, request, decision) = self.requests.iter().find(|(known, ..)| *known == id)?;
-        Some(if *request == call.request {
-            Ok(Arc::clone(decision))
-        } else {
-            Err(Failure::field(
-                "request_id",
-                format!("{id} was used for another request: make a new one"),
-            ))
-        })
-    }
-
-    /// Checks a request whole; nothing has been touched when it is refused.
-    fn prepare(&mut self, request: &Request) -> Result<(Observation, Made, Change), Failure> {
-        match request {
-            Request::Proposal(id) => {
-                let (observation, made) = self.prepare_proposal(*id)?;
-                Ok((observation, made, Change::Action))
-            }
-            Request::Levels(choices) => {
-                let seen = self.seen()?;
-                let observation = self.restricted(seen, Purpose::Advice);
-                let at = Situation {
-                    host: &self.config.name,
-                    spec: &self.config.spec,
-                    observation: &observation,
-                    guests: &seen.guests,
-                    modes: &self.config.modes,
-                };
-                let action = admission::explicit(at, choices)?;
-                let made = self.script(&observation, action, Source::Explicit)?;
-                Ok((observation, made, Change::Action))
-            }
-            Request::Rollback(guest) => {
-                let (observation, made) = self.prepare_rollback(guest.as_deref())?;
-                Ok((observation, made, Change::Rollback(guest.clone())))
-            }
-        }
-    }
-
-    fn prepare_proposal(&self, id: Uuid) -> Result<(Observation, Made), Failure> {
-        let seen = self.seen()?;
-        let proposal = self.proposals.iter().find(|p| p.made.decision.id == id);
-        let proposal = proposal.ok_or_else(|| unknown_decision(id))?;
-        let stale = |why: &str| {
-            let message = format!("{} {why}: call Propose again", decision_name(id));
-            Failure::new(Code::FailedPrecondition, "PROPOSAL_STALE", message)
-        };
-        if proposal.expires <= Instant::now() {
-            return Err(stale("has expired"));
-        }
-        if proposal.disk_ids != seen.observation.disk_ids {
-            return Err(stale("was made for other disks"));
-        }
-        if proposal.current != seen.observation.current {
-            return Err(stale("was made for other levels in force"));
-        }
-        let observation = self.restricted(seen, Purpose::Advice);
-        check_action(&self.config.spec, &observation, &proposal.made.action)?;
-        let mut made = proposal.made.clone();
-        made.decision.expires_us = None;
-        Ok((observation, made))
-    }
-
-    /// Everything is open to a rollback: what the guest had without us is always allowed.
-    fn prepare_rollback(&mut self, guest: Option<&str>) -> Result<(Observation, Made), Failure> {
-        let seen = self.seen()?;
-        if let Some(name) = guest
-            && !seen.guests.iter().any(|known| known.name == name)
-        {
-            let name = guest_name(&self.config.name, name);
-            return Err(Failure::not_found(
-                &name,
-                "it is not running; ListGuests names those that are",
-            ));
-        }
-        let mut observation = seen.observation.clone();
-        let (n, k, d) = (
-            observation.disk_count(),
-            observation.channel_count(),
-            observation.device_count(),
-        );
-        observation.masks = Masks::all_allowed(&self.config.spec, n, k, d);
-        let action = defaults(&observation, guest);
-        let made = self.script(&observation, action, Source::Rollback)?;
-        Ok((observation, made))
-    }
-
-    fn script(
-        &mut self,
-        observation: &Observation,
-        action: JointAction,
-        source: Source,
-    ) -> Result<Made, Failure> {
-        let decider = Decider {
-            policy: &mut Scripted(action),
-            source,
-            policy_ref: None,
-        };
-        make(
-            decider,
-            &self.context,
-            &self.config.spec,
-            observation,
-            &mut self.rng,
-        )
-        .map_err(|error| policy_failed(&PolicyRef::default(), &error.to_string()))
-    }
-
-    /// Applies, records, and tells the watchers. The record is durable when this returns.
-    fn carry_out(
-        &mut self,
-        observation: &Observation,
-        mut made: Made,
-        change: &Change,
-    ) -> Result<Arc<Decision>, Undone> {
-        let ready = self.config.recorder.make_ready();
-        // What cannot be recorded is not done; but the way back is never barred.
-        if let (Err(error), Change::Action) = (&ready, change) {
-            let message = format!("{error}; nothing was changed: make room for the decision log");
-            return Err(Undone::Failure(Failure::new(
-                Code::Unavailable,
-                "LOG_UNAVAILABLE",
-                message,
-            )));
-        }
-        let backend = self.backend.as_mut().ok_or_else(|| {
-            Undone::Host(BackendError::Unavailable(
-                "the connection was lost".to_owned(),
-            ))
-        })?;
-        let Execution { executed, failures } = match change {
-            Change::Action => backend.apply(observation, &made.action),
-            Change::Rollback(guest) => backend.rollback(observation, guest.as_deref()),
-        }
-        .map_err(Undone::Host)?;
-        made.execute(&executed, &failures);
-        if let Some(seen) = &mut self.window {
-            seen.observation.current = executed;
-        }
-        self.await_outcomes(&made);
-        let done = self.config.recorder.record(made.decision).map_err(|error| {
-            let message = format!("{error}; the change took effect but was not recorded: roll back, or make room for the decision log and apply again");
-            Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
-        })?;
-        // There may be no watcher.
-        let _ = self.decisions.send(Arc::clone(&done));
-        Ok(done)
-    }
-
-    fn await_outcomes(&mut self, made: &Made) {
-        for (turn, row) in made.turns.iter().zip(&made.decision.rows) {
-            if let Turn::Disk(disk) = turn {
-                self.awaited.insert(*disk, row.id);
-            }
-        }
-    }
-
-    fn leave(&mut self, on_exit: OnExit) -> Answer {
-        let nothing = || Failure::new(Code::Ok, "NOTHING_TO_DO", "nothing to put back");
-        if on_exit == OnExit::Keep || self.backend.is_none() {
-            return Err(nothing());
+    /// The last decision, if there is one.
+    fn leave(&mut self, on_exit: OnExit) -> Option<Arc<Decision>> {
+        if on_exit == OnExit::Keep {
+            return None;
         }
         let call = ChangeCall {
             request: Request::Rollback(None),
             validate_only: false,
             request_id: None,
         };
-        self.change(&call)
-    }
-}
-
-/// What the host is told.
-enum Change {
-    Action,
-    Rollback(Option<String>),
-}
-
-/// Why a decision was not carried out.
-enum Undone {
-    Host(BackendError),
-    Failure(Failure),
-}
-
-/// The levels of keep-default, for one guest or all; whatever else is there keeps what it has.
-fn defaults(observation: &Observation, guest: Option<&str>) -> JointAction {
-    let Some(guest) = guest else {
-        return observation.default.clone();
-    };
-    let mut action = observation.current.clone();
-    for (row, id) in observation.disk_ids.iter().enumerate() {
-        if crate::names::guest_of(id) == guest {
-            action
-                .disks
-                .row_mut(row)
-                .assign(&observation.default.disks.row(row));
+        match self.change(&call) {
+            Ok(decision) => Some(decision),
+            Err(failure) => {
+                tracing::error!(
+                    host = self.config.name,
+                    error = failure.message(),
+                    "not put back: the journal keeps what was changed, and the next start takes it up"
+                );
+                None
+            }
         }
     }
-    action
-}
-
-fn as_if_applied(mut made: Made) -> Decision {
-    let action = made.action.clone();
-    made.execute(&action, &[]);
-    made.decision
-}
-
-fn half_applied(done: &Decision) -> Failure {
-    let error = done.error.as_deref().unwrap_or("the host kept some values");
-    let name = decision_name(done.id);
-    let message = format!("{error}; {name} records what took effect");
-    Failure::new(Code::Internal, "APPLY_FAILED", message).with("decision", name)
 }
 
 fn policy_failed(policy: &PolicyRef, error: &str) -> Failure {

@@ -24,6 +24,7 @@ use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
 use crate::config::{Config, HostKind, Listen, OnExit};
 use crate::environments::Environments;
+use crate::gate::LoopbackChanges;
 use crate::handle::{HostHandle, HostState};
 use crate::history::Recorder;
 use crate::listen::{ListenError, Listener};
@@ -108,11 +109,11 @@ impl Server {
             host: name,
             problem: e.to_string(),
         })?;
-        let environments = Arc::new(Environments::new(service.max_environments));
+        let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
         let changes = if service.loopback_may_change {
-            tuner_service::LoopbackChanges::Taken
+            LoopbackChanges::Taken
         } else {
-            tuner_service::LoopbackChanges::Refused
+            LoopbackChanges::Refused
         };
         let (health, router) = router(&host, environments, changes)?;
         Ok(Self {
@@ -159,7 +160,7 @@ impl Server {
             () = ended => true,
         };
         tracing::info!(?on_exit, "stopping");
-        if let Ok(decision) = host.stop(on_exit).await {
+        if let Ok(Some(decision)) = host.stop(on_exit).await {
             tracing::info!(decision = %decision.id, error = decision.error, "put everything back");
         }
         // Its streams end with the owner.
@@ -273,7 +274,7 @@ fn spec_of(kind: &HostKind) -> EnvSpec {
 fn router(
     host: &HostHandle,
     environments: Arc<Environments>,
-    changes: tuner_service::LoopbackChanges,
+    changes: LoopbackChanges,
 ) -> Result<(HealthReporter, Router), ServeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
@@ -281,7 +282,7 @@ fn router(
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let environment_service = environment_service::Service::new(environments);
+    let environment_service = environment_service::Service::new(environments, changes);
     let tuner_service = tuner_service::Service::new([host.clone()], changes);
     let router = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(MOST_CALLS)

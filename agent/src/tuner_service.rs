@@ -12,13 +12,13 @@ use blkpilot_proto::v1::tuner_service_server::TunerService;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::server::TcpConnectInfo;
-use tonic::{Code, Extensions, Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::admission::Choice;
 use crate::decision::Decision;
 use crate::environment_service::parse_request_id;
+use crate::gate::LoopbackChanges;
 use crate::handle::{self, ChangeCall, HostHandle, HostState, ShownWindow, unavailable};
 use crate::names::{self, decode, guest_name, host_name};
 use crate::paging;
@@ -34,22 +34,18 @@ const FIRST_WINDOW: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Service {
     hosts: BTreeMap<String, HostHandle>,
-    loopback_may_change: bool,
+    changes: LoopbackChanges,
     watchers: Arc<AtomicUsize>,
 }
 
 impl Service {
-    /// A service over these hosts. `loopback_may_change`: whether changes are taken over a TCP
-    /// connection, where every local user can ask for them.
+    /// A service over these hosts.
     #[must_use]
-    pub fn new(
-        hosts: impl IntoIterator<Item = HostHandle>,
-        loopback_may_change: LoopbackChanges,
-    ) -> Self {
+    pub fn new(hosts: impl IntoIterator<Item = HostHandle>, changes: LoopbackChanges) -> Self {
         let by_name = |host: HostHandle| (host.info.name.clone(), host);
         Self {
             hosts: hosts.into_iter().map(by_name).collect(),
-            loopback_may_change: loopback_may_change == LoopbackChanges::Taken,
+            changes,
             watchers: Arc::default(),
         }
     }
@@ -169,19 +165,6 @@ impl Service {
         })
     }
 
-    /// Changes over TCP are refused unless the configuration takes them: any local user could ask.
-    fn admit_changes(&self, extensions: &Extensions, validate_only: bool) -> Result<(), Failure> {
-        let is_tcp = extensions.get::<TcpConnectInfo>().is_some();
-        if !is_tcp || validate_only || self.loopback_may_change {
-            return Ok(());
-        }
-        Err(Failure::new(
-            Code::PermissionDenied,
-            "UNIX_SOCKET_ONLY",
-            "changes are not taken over a loopback address, which every local user can reach: use the Unix socket, or set service.loopback_may_change = true",
-        ))
-    }
-
     fn new_watcher(&self) -> Result<Watcher, Failure> {
         let watcher = Watcher(Arc::clone(&self.watchers));
         if self.watchers.fetch_add(1, Ordering::Relaxed) < MOST_WATCHERS {
@@ -195,15 +178,6 @@ impl Service {
             message,
         ))
     }
-}
-
-/// Whether changes are taken over a loopback address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoopbackChanges {
-    /// They are.
-    Taken,
-    /// They are refused.
-    Refused,
 }
 
 /// Counts itself out when its stream ends.
@@ -296,7 +270,9 @@ impl TunerService for Service {
         &self,
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::Decision>, Status> {
-        self.admit_changes(request.extensions(), request.get_ref().validate_only)?;
+        if !request.get_ref().validate_only {
+            self.changes.admit(request.extensions())?;
+        }
         Ok(Response::new(
             Self::apply(self, request.into_inner()).await?,
         ))
@@ -306,7 +282,9 @@ impl TunerService for Service {
         &self,
         request: Request<v1::RollbackRequest>,
     ) -> Result<Response<v1::Decision>, Status> {
-        self.admit_changes(request.extensions(), request.get_ref().validate_only)?;
+        if !request.get_ref().validate_only {
+            self.changes.admit(request.extensions())?;
+        }
         Ok(Response::new(
             Self::rollback(self, request.into_inner()).await?,
         ))

@@ -217,6 +217,11 @@ impl HostBackend for LibvirtHost {
         self.interval.min(Duration::from_secs(1))
     }
 
+    fn restart_window(&mut self) -> Result<(), BackendError> {
+        self.before = self.host.sample().map_err(|e| unavailable(&e))?;
+        Ok(())
+    }
+
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
         let observation = observe(self.host.spec(), &self.before, &after, self.interval);

@@ -134,6 +134,11 @@ impl HostBackend for SimulatedHost {
         Duration::ZERO
     }
 
+    /// No time passes between the windows of a simulated host.
+    fn restart_window(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn observe(&mut self) -> Result<Window, BackendError> {
         let step = match self.host.step(&self.next) {
             Err(EnvError::EpisodeOver) => {

@@ -1,0 +1,264 @@
+//! Changing the host: a request is checked whole, carried out, recorded, and shown to watchers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use blkpilot_env::decision::check_action;
+use blkpilot_env::{JointAction, Masks, Observation, Turn};
+use tonic::Code;
+use uuid::Uuid;
+
+use super::{Owner, policy_failed, unknown_decision};
+use crate::admission::{self, Purpose, Situation};
+use crate::backend::{BackendError, Execution};
+use crate::decision::{Decider, Decision, Made, PolicyRef, Scripted, Source, State, make};
+use crate::handle::{Answer, ChangeCall, Request};
+use crate::names::{decision_name, guest_name};
+use crate::status::Failure;
+
+/// Request ids that are remembered.
+const MOST_REQUESTS: usize = 1024;
+
+/// What the host is told.
+pub(super) enum Change {
+    Action,
+    Rollback(Option<String>),
+}
+
+/// Why a decision was not carried out.
+pub(super) enum Undone {
+    Host(BackendError),
+    Failure(Failure),
+}
+
+impl Owner {
+    pub(super) fn change(&mut self, call: &ChangeCall) -> Answer {
+        if let Some(answer) = self.remembered(call) {
+            return answer;
+        }
+        if !matches!(call.request, Request::Rollback(_)) {
+            self.refuse_if_attached()?;
+        }
+        let (observation, made, change) = self.prepare(&call.request)?;
+        if call.validate_only {
+            return Ok(Arc::new(as_if_applied(made)));
+        }
+        let done = match self.carry_out(&observation, made, &change) {
+            Ok(done) => done,
+            Err(Undone::Failure(failure)) => return Err(failure),
+            Err(Undone::Host(error)) => {
+                self.lose(&error);
+                self.show();
+                return Err(self.unavailable());
+            }
+        };
+        self.show();
+        if let Some(id) = call.request_id {
+            if self.requests.len() == MOST_REQUESTS {
+                self.requests.pop_front();
+            }
+            self.requests
+                .push_back((id, call.request.clone(), Arc::clone(&done)));
+        }
+        answer(done)
+    }
+
+    fn remembered(&self, call: &ChangeCall) -> Option<Answer> {
+        let id = call.request_id?;
+        let (_, request, decision) = self.requests.iter().find(|(known, ..)| *known == id)?;
+        Some(if *request == call.request {
+            answer(Arc::clone(decision))
+        } else {
+            Err(Failure::field(
+                "request_id",
+                format!("{id} was used for another request: make a new one"),
+            ))
+        })
+    }
+
+    /// Checks a request whole; nothing has been touched when it is refused.
+    fn prepare(&mut self, request: &Request) -> Result<(Observation, Made, Change), Failure> {
+        match request {
+            Request::Proposal(id) => {
+                let (observation, made) = self.prepare_proposal(*id)?;
+                Ok((observation, made, Change::Action))
+            }
+            Request::Levels(choices) => {
+                let seen = self.seen()?;
+                let observation = self.restricted(seen, Purpose::Advice);
+                let at = Situation {
+                    host: &self.config.name,
+                    spec: &self.config.spec,
+                    observation: &observation,
+                    guests: &seen.guests,
+                    modes: &self.config.modes,
+                };
+                let action = admission::explicit(at, choices)?;
+                let made = self.script(&observation, action, Source::Explicit)?;
+                Ok((observation, made, Change::Action))
+            }
+            Request::Rollback(guest) => {
+                let (observation, made) = self.prepare_rollback(guest.as_deref())?;
+                Ok((observation, made, Change::Rollback(guest.clone())))
+            }
+        }
+    }
+
+    fn prepare_proposal(&self, id: Uuid) -> Result<(Observation, Made), Failure> {
+        let seen = self.seen()?;
+        let proposal = self.proposals.iter().find(|p| p.made.decision.id == id);
+        let proposal = proposal.ok_or_else(|| unknown_decision(id))?;
+        let stale = |why: &str| {
+            let message = format!("{} {why}: call Propose again", decision_name(id));
+            Failure::new(Code::FailedPrecondition, "PROPOSAL_STALE", message)
+        };
+        if proposal.expires <= Instant::now() {
+            return Err(stale("has expired"));
+        }
+        if proposal.disk_ids != seen.observation.disk_ids {
+            return Err(stale("was made for other disks"));
+        }
+        if proposal.current != seen.observation.current {
+            return Err(stale("was made for other levels in force"));
+        }
+        let observation = self.restricted(seen, Purpose::Advice);
+        check_action(&self.config.spec, &observation, &proposal.made.action)?;
+        let mut made = proposal.made.clone();
+        made.decision.expires_us = None;
+        Ok((observation, made))
+    }
+
+    /// Everything is open to a rollback: what the guest had without us is always allowed.
+    fn prepare_rollback(&mut self, guest: Option<&str>) -> Result<(Observation, Made), Failure> {
+        let seen = self.seen()?;
+        if let Some(name) = guest
+            && !seen.guests.iter().any(|known| known.name == name)
+        {
+            let name = guest_name(&self.config.name, name);
+            return Err(Failure::not_found(
+                &name,
+                "it is not running; ListGuests names those that are",
+            ));
+        }
+        let mut observation = seen.observation.clone();
+        let (n, k, d) = (
+            observation.disk_count(),
+            observation.channel_count(),
+            observation.device_count(),
+        );
+        observation.masks = Masks::all_allowed(&self.config.spec, n, k, d);
+        let action = defaults(&observation, guest);
+        let made = self.script(&observation, action, Source::Rollback)?;
+        Ok((observation, made))
+    }
+
+    pub(super) fn script(
+        &mut self,
+        observation: &Observation,
+        action: JointAction,
+        source: Source,
+    ) -> Result<Made, Failure> {
+        let decider = Decider {
+            policy: &mut Scripted(action),
+            source,
+            policy_ref: None,
+        };
+        make(
+            decider,
+            &self.context,
+            &self.config.spec,
+            observation,
+            &mut self.rng,
+        )
+        .map_err(|error| policy_failed(&PolicyRef::default(), &error.to_string()))
+    }
+
+    /// Applies, records, and tells the watchers. The record is durable when this returns.
+    pub(super) fn carry_out(
+        &mut self,
+        observation: &Observation,
+        mut made: Made,
+        change: &Change,
+    ) -> Result<Arc<Decision>, Undone> {
+        let ready = self.config.recorder.make_ready();
+        // What cannot be recorded is not done; but the way back is never barred.
+        if let (Err(error), Change::Action) = (&ready, change) {
+            let message = format!("{error}; nothing was changed: make room for the decision log");
+            return Err(Undone::Failure(Failure::new(
+                Code::Unavailable,
+                "LOG_UNAVAILABLE",
+                message,
+            )));
+        }
+        let backend = self.backend.as_mut().ok_or_else(|| {
+            Undone::Host(BackendError::Unavailable(
+                "the connection was lost".to_owned(),
+            ))
+        })?;
+        let Execution { executed, failures } = match change {
+            Change::Action => backend.apply(observation, &made.action),
+            Change::Rollback(guest) => backend.rollback(observation, guest.as_deref()),
+        }
+        .map_err(Undone::Host)?;
+        made.execute(&executed, &failures);
+        if let Some(seen) = &mut self.window {
+            seen.observation.current = executed;
+        }
+        self.await_outcomes(&made);
+        let done = self.config.recorder.record(made.decision).map_err(|error| {
+            let message = format!("{error}; the change took effect but was not recorded: roll back, or make room for the decision log and apply again");
+            Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
+        })?;
+        // There may be no watcher.
+        let _ = self.decisions.send(Arc::clone(&done));
+        Ok(done)
+    }
+
+    fn await_outcomes(&mut self, made: &Made) {
+        for (turn, row) in made.turns.iter().zip(&made.decision.rows) {
+            if let Turn::Disk(disk) = turn {
+                self.awaited.insert(*disk, row.id);
+            }
+        }
+    }
+}
+
+/// The levels of keep-default, for one guest or all; whatever else is there keeps what it has.
+fn defaults(observation: &Observation, guest: Option<&str>) -> JointAction {
+    let Some(guest) = guest else {
+        return observation.default.clone();
+    };
+    let mut action = observation.current.clone();
+    for (row, id) in observation.disk_ids.iter().enumerate() {
+        if crate::names::guest_of(id) == guest {
+            action
+                .disks
+                .row_mut(row)
+                .assign(&observation.default.disks.row(row));
+        }
+    }
+    action
+}
+
+/// A rollback that left something alone has done what it could, and says so; an action that was not
+/// wholly applied is a failure.
+fn answer(done: Arc<Decision>) -> Answer {
+    if done.state == State::Failed && done.source != Source::Rollback {
+        Err(half_applied(&done))
+    } else {
+        Ok(done)
+    }
+}
+
+fn as_if_applied(mut made: Made) -> Decision {
+    let action = made.action.clone();
+    made.execute(&action, &[]);
+    made.decision
+}
+
+fn half_applied(done: &Decision) -> Failure {
+    let error = done.error.as_deref().unwrap_or("the host kept some values");
+    let name = decision_name(done.id);
+    let message = format!("{error}; {name} records what took effect");
+    Failure::new(Code::Internal, "APPLY_FAILED", message).with("decision", name)
+}
