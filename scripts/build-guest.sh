@@ -111,21 +111,53 @@ if apt-cache show "$modules" >/dev/null 2>&1; then # Ubuntu ships them apart
 fi
 for package in linux-*.deb; do run dpkg-deb -x "$package" "$work/kernel"; done
 
+rootfs="$work/rootfs"
+mkdir -p "$rootfs"/{bin,dev,lib,lib64,proc,sys,tmp} "$rootfs/lib/modules" "$work/fio"
+
+# A static fio: 3 MB, and no library in the guest.
+build_fio() {
+    cd "$work/fio"
+    apt-get source fio >>"$log" 2>&1 || return 1
+    cd "$work"/fio/fio-*/
+    # Neither shared memory nor libaio in the guest: fio's threads and io_uring are enough.
+    run ./configure --build-static --disable-native --disable-shm --disable-numa --disable-rdma --disable-http --disable-pmem
+    run make -j"$(nproc)" fio
+    install -s -m 755 fio "$rootfs/bin/fio"
+}
+
+# The distribution's fio with the libraries that it loads; nothing is installed on this machine.
+borrow_fio() {
+    local unpacked="$work/fio-package" packages library
+    cd "$work/fio"
+    mapfile -t packages < <(apt-get install --print-uris --yes --no-install-recommends fio 2>>"$log" |
+        sed -nE "s/^'[^']*' ([^_ ]+)_.*/\1/p")
+    if [[ ${#packages[@]} -gt 0 ]]; then run apt-get download "${packages[@]}"; fi
+    mkdir -p "$unpacked"
+    for package in ./*.deb; do
+        if [[ -e $package ]]; then run dpkg-deb -x "$package" "$unpacked"; fi
+    done
+    local binary="$unpacked/usr/bin/fio"
+    if [[ ! -x $binary ]]; then binary=$(command -v fio) || die "fio could not be had from the package archive"; fi
+    install -m 755 "$binary" "$rootfs/bin/fio"
+    install -m 755 /lib64/ld-linux-x86-64.so.2 "$rootfs/lib64/"
+    # Some libraries lie one directory deeper.
+    LD_LIBRARY_PATH=$(find "$unpacked" -name '*.so*' -printf '%h\n' | sort -u | paste -sd:)
+    export LD_LIBRARY_PATH
+    if ldd "$binary" | grep 'not found' >>"$log"; then die "the package fio needs libraries that were not found, see: $(grep 'not found' "$log")"; fi
+    while read -r library; do
+        install -m 644 "$library" "$rootfs/lib/"
+    done < <(ldd "$binary" | sed -nE 's/.* => (\/[^ ]+) .*/\1/p')
+    unset LD_LIBRARY_PATH
+}
+
 say "building fio from the distribution's source"
-mkdir "$work/fio"
-cd "$work/fio"
-run apt-get source fio
-cd "$work"/fio/fio-*/
-# Neither shared memory nor libaio in the guest: fio's threads and io_uring are enough.
-run ./configure --build-static --disable-native --disable-shm --disable-numa --disable-rdma --disable-http --disable-pmem
-run make -j"$(nproc)" fio
-strip fio
+if ! build_fio; then
+    say "the source of fio is not on the mirror: taking the package fio with its libraries instead"
+    borrow_fio
+fi
 
 say "packing the initramfs"
-rootfs="$work/rootfs"
-mkdir -p "$rootfs"/{bin,dev,proc,sys,tmp,lib/modules}
 cp "$busybox" "$rootfs/bin/busybox"
-cp fio "$rootfs/bin/fio"
 install -m 755 "$root/scripts/guest-init.sh" "$rootfs/init"
 
 # The order matters: each module needs the ones before it. Those that a kernel has

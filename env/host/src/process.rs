@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use procfs::ProcError;
@@ -168,14 +169,11 @@ impl QemuProcess {
     /// descriptors may not be read. It needs no monitor command.
     #[must_use]
     pub fn is_direct(&self, image: &Path) -> Option<bool> {
+        // By identity: the path that QEMU was given may have another name here.
+        let wanted = file_identity(image)?;
         let entries = fs::read_dir(self.dir().join("fd")).ok()?.flatten();
-        let mut open =
-            entries.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == image));
-        // During a reopen there are two for a moment; the one with the higher number is the newer.
-        let fd = open
-            .by_ref()
-            .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
-            .max()?;
+        let mut open = entries.filter(|entry| file_identity(&entry.path()) == Some(wanted));
+        let fd = open.next()?.file_name().to_string_lossy().into_owned();
         let info = fs::read_to_string(self.dir().join(format!("fdinfo/{fd}"))).ok()?;
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
         let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
@@ -199,6 +197,18 @@ impl QemuProcess {
             path: self.dir().join(file),
             source: std::io::Error::other(error),
         }
+    }
+}
+
+/// Which file or device a path leads to.
+fn file_identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    if metadata.file_type().is_block_device() {
+        Some((metadata.rdev(), 0))
+    } else if metadata.is_file() {
+        Some((metadata.dev(), metadata.ino()))
+    } else {
+        None
     }
 }
 
@@ -257,6 +267,19 @@ mod tests {
             fs::write(dir.path().join(pid).join("cmdline"), command_line).unwrap();
         }
         assert!(find_qemus(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn o_direct_is_read_from_the_open_file() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let this = QemuProcess {
+            pid,
+            started_ticks: 0,
+            root: "/proc".into(),
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(this.is_direct(file.path()), Some(false));
+        assert_eq!(this.is_direct(Path::new("/proc/version")), None);
     }
 
     #[test]
