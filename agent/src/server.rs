@@ -14,8 +14,8 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentServiceServer;
 use blkpilot_proto::v1::tuner_service_server::TunerServiceServer;
 use thiserror::Error;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::transport::server::Router;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::server::HealthReporter;
 
 use crate::admission::Modes;
@@ -199,7 +199,7 @@ async fn serve(
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
         Listener::Loopback(listener, _) => {
-            let incoming = TcpListenerStream::new(listener);
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
     }

@@ -47,6 +47,8 @@ enum Waiting {
 impl Owner {
     pub(super) fn attach(&mut self) -> Result<Arc<Lease>, Failure> {
         self.refuse_if_attached()?;
+        // The one before may have gone since the last look.
+        self.detach_if_gone();
         let lease = Arc::new(Lease);
         self.attached = Some(Attached {
             lease: Arc::downgrade(&lease),
@@ -121,7 +123,9 @@ impl Owner {
         action: JointAction,
         reply: oneshot::Sender<Result<Step, EnvError>>,
     ) {
-        match self.try_step(action) {
+        let tried = self.try_step(action);
+        self.show();
+        match tried {
             Ok(executed) => {
                 if let Some(attached) = &mut self.attached {
                     attached.waiting = Some(Waiting::Step { executed, reply });
@@ -178,6 +182,8 @@ impl Owner {
     /// Answers whoever waits for the window that has just ended. `rewards` are those of the disks
     /// before.
     pub(super) fn answer_waiting(&mut self, rewards: Option<Rewards>, disks_before: usize) {
+        // Who has the answer shall not see an older window elsewhere.
+        self.show();
         let Some(waiting) = self.attached.as_mut().and_then(|a| a.waiting.take()) else {
             return;
         };

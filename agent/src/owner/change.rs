@@ -52,7 +52,6 @@ impl Owner {
                 return Err(self.unavailable());
             }
         };
-        self.show();
         if let Some(id) = call.request_id {
             if self.requests.len() == MOST_REQUESTS {
                 self.requests.pop_front();
@@ -209,7 +208,8 @@ impl Owner {
             let message = format!("{error}; the change took effect but was not recorded: roll back, or make room for the decision log and apply again");
             Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
         })?;
-        // There may be no watcher.
+        // Who sees the decision shall see it in force; and there may be no watcher.
+        self.show();
         let _ = self.decisions.send(Arc::clone(&done));
         Ok(done)
     }

@@ -1,0 +1,275 @@
+//! The binary: the daemon through signals and kills, and the commands as a script sees them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+use support::{Settings, socket};
+use tempfile::TempDir;
+
+const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot");
+
+/// A daemon; killed when this is dropped.
+struct Daemon(Child);
+
+impl Daemon {
+    /// Starts one and waits until it listens.
+    fn start(dir: &Path) -> Self {
+        let file = dir.join("blkpilot.toml");
+        std::fs::write(&file, Settings::default().toml(dir)).unwrap();
+        let mut child = Command::new(BLKPILOT)
+            .args(["serve", "--config"])
+            .arg(&file)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        assert!(line.contains("listening on unix:"), "{line}");
+        Self(child)
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.0.id().to_string();
+        let mut kill = Command::new("kill");
+        assert!(kill.args(["-s", name, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn blkpilot(dir: &Path, args: &[&str]) -> Output {
+    Command::new(BLKPILOT)
+        .args(args)
+        .env("BLKPILOT_SERVER", format!("unix:{}", socket(dir).display()))
+        .output()
+        .unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn acknowledged_decisions_survive_kill_9() {
+    let dir = TempDir::new().unwrap();
+    let mut daemon = Daemon::start(dir.path());
+    let mut acknowledged = vec![];
+    for level in ["buffered", "direct", "buffered"] {
+        let set = format!("backup/vda:cache={level}");
+        let applied = json(&blkpilot(dir.path(), &["apply", "--set", &set, "--json"]));
+        acknowledged.push(applied["name"].as_str().unwrap().to_owned());
+    }
+    daemon.signal("KILL");
+    daemon.0.wait().unwrap();
+    assert!(
+        socket(dir.path()).exists(),
+        "a killed daemon leaves its socket"
+    );
+
+    let _again = Daemon::start(dir.path());
+    let listed = json(&blkpilot(dir.path(), &["decisions", "--json"]));
+    let listed = listed["decisions"].as_array().unwrap().iter();
+    let mut names: Vec<&str> = listed
+        .map(|decision| decision["name"].as_str().unwrap())
+        .collect();
+    names.reverse();
+    assert_eq!(names, acknowledged);
+}
+
+#[test]
+fn a_daemon_ends_in_order_at_sigterm_and_sigint() {
+    for signal in ["TERM", "INT"] {
+        let dir = TempDir::new().unwrap();
+        let mut daemon = Daemon::start(dir.path());
+        daemon.signal(signal);
+        assert!(daemon.0.wait().unwrap().success());
+        assert!(!socket(dir.path()).exists());
+    }
+}
+
+#[test]
+fn commands_speak_json_and_tables() {
+    let dir = TempDir::new().unwrap();
+    let _daemon = Daemon::start(dir.path());
+    let guests = json(&blkpilot(dir.path(), &["guests", "--json"]));
+    assert_eq!(guests["guests"][0]["name"], "hosts/local/guests/backup");
+    assert_eq!(guests["guests"][0]["mode"], "MODE_ADVISE");
+    let table = blkpilot(dir.path(), &["guests"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.contains("P99 µs") && table.contains("trading/vda"),
+        "{table}"
+    );
+
+    let proposal = json(&blkpilot(dir.path(), &["propose", "--json"]));
+    assert_eq!(proposal["state"], "PROPOSED");
+    let name = proposal["name"].as_str().unwrap();
+    let tried = json(&blkpilot(
+        dir.path(),
+        &["apply", name, "--dry-run", "--json"],
+    ));
+    assert_eq!(tried["durable"], false);
+    let applied = json(&blkpilot(dir.path(), &["apply", name, "--json"]));
+    assert_eq!(
+        (&applied["state"], &applied["durable"]),
+        (&"APPLIED".into(), &true.into())
+    );
+    let back = json(&blkpilot(dir.path(), &["rollback", "--all", "--json"]));
+    assert_eq!(back["source"], "ROLLBACK");
+    let decisions = blkpilot(dir.path(), &["decisions"]);
+    let decisions = String::from_utf8(decisions.stdout).unwrap();
+    assert!(
+        decisions.contains("rollback") && decisions.contains("least_loaded"),
+        "{decisions}"
+    );
+}
+
+#[test]
+fn watch_prints_a_decision_as_it_is_made() {
+    let dir = TempDir::new().unwrap();
+    let _daemon = Daemon::start(dir.path());
+    let watch = Command::new(BLKPILOT)
+        .args(["watch", "--count", "1", "--json", "--server"])
+        .arg(socket(dir.path()))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The watcher cannot say when it stands, so changes go on until it has seen one.
+    let changes = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| watch.wait_with_output().unwrap());
+        let levels = ["buffered", "direct"].into_iter().cycle();
+        for level in levels.take(1000) {
+            let set = format!("backup/vda:cache={level}");
+            assert!(
+                blkpilot(dir.path(), &["apply", "--set", &set])
+                    .status
+                    .success()
+            );
+            if watching.is_finished() {
+                break;
+            }
+        }
+        watching.join().unwrap()
+    });
+    assert_eq!(json(&changes)["source"], "EXPLICIT");
+}
+
+#[test]
+fn a_simulated_host_is_observed_without_a_service() {
+    let dir = TempDir::new().unwrap();
+    let args = [
+        "observe",
+        "--simulated",
+        "identical_disks",
+        "--interval",
+        "0.01",
+        "--count",
+        "2",
+    ];
+    let table = blkpilot(dir.path(), &args);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert_eq!(table.matches("QUEUE").count(), 2, "{table}");
+    let lines = blkpilot(dir.path(), &[&args[..], &["--json"]].concat());
+    let lines = String::from_utf8(lines.stdout).unwrap();
+    assert_eq!(lines.lines().count(), 2);
+    for line in lines.lines() {
+        let window: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(window["disks"].as_array().unwrap().len(), 4);
+        let state = &window["disks"][0]["state"];
+        assert_eq!(state["iops"]["validity"], "VALIDITY_VALID");
+        assert!(state["latency_us_p99"]["value"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn exit_statuses_tell_refused_from_wrong_from_unavailable() {
+    let dir = TempDir::new().unwrap();
+    let away = blkpilot(dir.path(), &["guests"]);
+    assert_eq!(away.status.code(), Some(3));
+    assert!(error(&away).contains("blkpilot serve"), "{}", error(&away));
+
+    let _daemon = Daemon::start(dir.path());
+    let refused = blkpilot(dir.path(), &["apply", "--set", "nobody/vda:channel=float"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(error(&refused).contains("nobody"));
+    assert_eq!(error(&refused).lines().count(), 1);
+    for wrong in [
+        &["apply"][..],
+        &["apply", "--set", "x"],
+        &["frobnicate"],
+        &["observe"],
+    ] {
+        assert_eq!(
+            blkpilot(dir.path(), wrong).status.code(),
+            Some(2),
+            "{wrong:?}"
+        );
+    }
+
+    let file = dir.path().join("wrong.toml");
+    std::fs::write(&file, "version = 1\ncolour = \"red\"\n").unwrap();
+    let wrong = blkpilot(dir.path(), &["serve", "--config", file.to_str().unwrap()]);
+    assert_eq!(wrong.status.code(), Some(2));
+    let text = error(&wrong);
+    for key in ["colour", "host", "policy", "service"] {
+        assert!(text.contains(key), "{text}");
+    }
+    let missing = blkpilot(dir.path(), &["serve", "--config", "nowhere.toml"]);
+    assert_eq!(missing.status.code(), Some(2));
+    let unreachable = blkpilot(
+        dir.path(),
+        &[
+            "observe",
+            "--libvirt",
+            "qemu+unix:///system?socket=/nonexistent",
+        ],
+    );
+    assert_eq!(
+        unreachable.status.code(),
+        Some(3),
+        "{}",
+        error(&unreachable)
+    );
+}
+
+#[test]
+fn help_lists_the_commands_and_the_exit_statuses() {
+    let help = Command::new(BLKPILOT).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for word in [
+        "serve",
+        "observe",
+        "guests",
+        "propose",
+        "apply",
+        "decisions",
+        "watch",
+        "rollback",
+        "Exit status",
+    ] {
+        assert!(help.contains(word), "{help}");
+    }
+}

@@ -1,0 +1,389 @@
+//! `EnvironmentService` through a real server and a real client.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+mod support;
+
+use blkpilot_agent::remote::RemoteEnvironment;
+use blkpilot_env::conformance::{Demands, check};
+use blkpilot_env::sim::presets;
+use blkpilot_proto::v1;
+use blkpilot_proto::v1::environment::Kind;
+use support::{HOST, Service, Settings, fields, reason, set};
+use tonic::Code;
+
+fn environment(kind: Kind) -> v1::Environment {
+    v1::Environment {
+        kind: Some(kind),
+        ..v1::Environment::default()
+    }
+}
+
+fn preset(name: &str) -> Kind {
+    let preset = v1::sim_host::Scenario::Preset(name.to_owned());
+    Kind::SimHost(v1::SimHost {
+        scenario: Some(preset),
+    })
+}
+
+fn cart_pole() -> Kind {
+    Kind::CartPole(v1::CartPole {})
+}
+
+fn managed_host() -> Kind {
+    let host = HOST.to_owned();
+    Kind::ManagedHost(v1::ManagedHost { host })
+}
+
+fn create(kind: Kind, id: &str) -> v1::CreateEnvironmentRequest {
+    v1::CreateEnvironmentRequest {
+        environment: Some(environment(kind)),
+        environment_id: id.to_owned(),
+        ..v1::CreateEnvironmentRequest::default()
+    }
+}
+
+fn reset(name: &str) -> v1::ResetRequest {
+    v1::ResetRequest {
+        name: name.to_owned(),
+        ..v1::ResetRequest::default()
+    }
+}
+
+fn step(name: &str, levels: Vec<u32>) -> v1::StepRequest {
+    let disks = v1::LevelTable {
+        rows: 1,
+        heads: levels.len() as u32,
+        levels,
+    };
+    v1::StepRequest {
+        name: name.to_owned(),
+        action: Some(v1::JointAction {
+            disks: Some(disks),
+            devices: None,
+        }),
+    }
+}
+
+/// Runs a check that blocks, away from the server's threads.
+async fn conforms(server: &str, environment: v1::Environment, demands: Demands) {
+    let server = server.to_owned();
+    let checked = tokio::task::spawn_blocking(move || {
+        check(
+            || RemoteEnvironment::create(&server, environment.clone()).unwrap(),
+            demands,
+        )
+    });
+    checked.await.unwrap().unwrap();
+}
+
+const DETERMINISTIC: Demands = Demands {
+    is_deterministic: true,
+    steps: 40,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn environments_conform_over_grpc_as_they_do_in_process() {
+    for on_tcp in [false, true] {
+        let service = Service::start(&Settings {
+            on_tcp,
+            ..Settings::default()
+        })
+        .await;
+        conforms(&service.server, environment(cart_pole()), DETERMINISTIC).await;
+        for name in presets::NAMES {
+            conforms(&service.server, environment(preset(name)), DETERMINISTIC).await;
+        }
+        let generator = v1::sim_host::Generator {
+            schedulers: true,
+            steps: 10,
+            ..v1::sim_host::Generator::default()
+        };
+        let random = Kind::SimHost(v1::SimHost {
+            scenario: Some(v1::sim_host::Scenario::Generator(generator)),
+        });
+        let autoreset = v1::Environment {
+            autoreset: v1::Autoreset::SameStep.into(),
+            ..environment(random)
+        };
+        conforms(&service.server, autoreset, DETERMINISTIC).await;
+        let mut client = service.environments();
+        let left = client
+            .list_environments(v1::ListEnvironmentsRequest::default())
+            .await;
+        assert!(left.unwrap().into_inner().environments.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_managed_host_conforms_and_is_put_back() {
+    let service = Service::start(&Settings {
+        host: "kind = \"simulated\"\nscenario = \"mixed\"\ntime_scale = 1000".to_owned(),
+        ..Settings::default()
+    })
+    .await;
+    let before = service.level("ingestion/vda", "channel").await;
+    let demands = Demands {
+        is_deterministic: false,
+        steps: 20,
+    };
+    conforms(&service.server, environment(managed_host()), demands).await;
+    // Every step is a decision on record.
+    assert!(service.decisions().await.len() >= 20);
+
+    let mut environments = service.environments();
+    environments
+        .create_environment(create(managed_host(), "mine"))
+        .await
+        .unwrap();
+    let second = environments
+        .create_environment(create(managed_host(), "yours"))
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&second), "HOST_ATTACHED");
+    let change = set(&[("backup/vda", "cache", "buffered")]);
+    let refused = service.tuner().apply(change.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(reason(&refused), "HOST_ATTACHED");
+
+    let observation = environments
+        .reset(reset("environments/mine"))
+        .await
+        .unwrap()
+        .into_inner();
+    let observation = observation.observation.unwrap();
+    let mut action = observation.current.unwrap();
+    action.disks.as_mut().unwrap().levels[0] = 2;
+    let disk = observation.disk_ids[0].clone();
+    let request = v1::StepRequest {
+        name: "environments/mine".to_owned(),
+        action: Some(action),
+    };
+    environments.step(request).await.unwrap();
+    assert_eq!(service.level(&disk, "channel").await, "channel-1");
+
+    let delete = v1::DeleteEnvironmentRequest {
+        name: "environments/mine".to_owned(),
+        allow_missing: false,
+    };
+    environments.delete_environment(delete).await.unwrap();
+    while service.level(&disk, "channel").await == "channel-1" {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(service.level("ingestion/vda", "channel").await, before);
+    service.tuner().apply(change).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_managed_host_is_not_given_out_over_tcp() {
+    let service = Service::start(&Settings {
+        on_tcp: true,
+        ..Settings::default()
+    })
+    .await;
+    let refused = service
+        .environments()
+        .create_environment(create(managed_host(), "mine"))
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_with_reason_and_field() {
+    let service = Service::start(&Settings::default()).await;
+    let mut client = service.environments();
+    client
+        .create_environment(create(cart_pole(), "cart"))
+        .await
+        .unwrap();
+    let cart = "environments/cart";
+
+    let early = client.step(step(cart, vec![0])).await.unwrap_err();
+    assert_eq!(early.code(), Code::FailedPrecondition);
+    assert_eq!(reason(&early), "STEP_BEFORE_RESET");
+
+    let unknown = client
+        .step(step("environments/nobody", vec![0]))
+        .await
+        .unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    assert!(unknown.message().contains("environments/nobody"));
+
+    client.reset(reset(cart)).await.unwrap();
+    let beyond = client.step(step(cart, vec![7])).await.unwrap_err();
+    assert_eq!(beyond.code(), Code::InvalidArgument);
+    assert_eq!(reason(&beyond), "ACTION_NO_SUCH_LEVEL");
+    assert_eq!(fields(&beyond), ["action[cart].push"]);
+    let shapeless = client.step(step(cart, vec![0, 0])).await.unwrap_err();
+    assert_eq!(reason(&shapeless), "ACTION_SHAPE");
+    let huge = client.step(step(cart, vec![70_000])).await.unwrap_err();
+    assert_eq!(fields(&huge), ["action.disks.levels"]);
+    let mut untrue = step(cart, vec![0]);
+    let table = untrue.action.as_mut().unwrap().disks.as_mut().unwrap();
+    (table.rows, table.heads) = (u32::MAX, u32::MAX);
+    assert_eq!(
+        fields(&client.step(untrue).await.unwrap_err()),
+        ["action.disks.levels"]
+    );
+    let nothing = v1::StepRequest {
+        name: cart.to_owned(),
+        action: None,
+    };
+    assert_eq!(fields(&client.step(nothing).await.unwrap_err()), ["action"]);
+    // None of them has moved the cart.
+    client.step(step(cart, vec![1])).await.unwrap();
+
+    let mut options = reset(cart);
+    options
+        .options
+        .insert("colour".to_owned(), "red".to_owned());
+    let refused = client.reset(options).await.unwrap_err();
+    assert_eq!(reason(&refused), "RESET_OPTION");
+    assert_eq!(fields(&refused), ["options[colour]"]);
+}
+
+#[tokio::test]
+async fn wrong_environments_are_not_created() {
+    let service = Service::start(&Settings {
+        service: "max_environments = 2".to_owned(),
+        ..Settings::default()
+    })
+    .await;
+    let mut client = service.environments();
+    let refused = client
+        .create_environment(create(preset("atlantis"), ""))
+        .await
+        .unwrap_err();
+    assert_eq!(fields(&refused), ["environment.sim_host.preset"]);
+    assert!(refused.message().contains("identical_disks"));
+
+    let scenario = "name = \"x\"\ninterval_s = -1.0";
+    let scenario = v1::sim_host::Scenario::ScenarioToml(scenario.to_owned());
+    let scenario = Kind::SimHost(v1::SimHost {
+        scenario: Some(scenario),
+    });
+    let refused = client
+        .create_environment(create(scenario, ""))
+        .await
+        .unwrap_err();
+    assert_eq!(fields(&refused), ["environment.sim_host.scenario_toml"]);
+
+    let nothing = v1::CreateEnvironmentRequest::default();
+    assert_eq!(
+        fields(&client.create_environment(nothing).await.unwrap_err()),
+        ["environment"]
+    );
+    let refused = client
+        .create_environment(create(cart_pole(), "No!"))
+        .await
+        .unwrap_err();
+    assert_eq!(fields(&refused), ["environment_id"]);
+    let mut brief = create(cart_pole(), "");
+    brief.environment.as_mut().unwrap().lease_duration = Some(prost_types::Duration::default());
+    let refused = client.create_environment(brief).await.unwrap_err();
+    assert_eq!(fields(&refused), ["environment.lease_duration"]);
+
+    let tried = v1::CreateEnvironmentRequest {
+        validate_only: true,
+        ..create(cart_pole(), "a")
+    };
+    client.create_environment(tried).await.unwrap();
+    client
+        .create_environment(create(cart_pole(), "a"))
+        .await
+        .unwrap();
+    let twice = client
+        .create_environment(create(cart_pole(), "a"))
+        .await
+        .unwrap_err();
+    assert_eq!(twice.code(), Code::AlreadyExists);
+    client
+        .create_environment(create(cart_pole(), "b"))
+        .await
+        .unwrap();
+    let third = client
+        .create_environment(create(cart_pole(), "c"))
+        .await
+        .unwrap_err();
+    assert_eq!(third.code(), Code::ResourceExhausted);
+    assert_eq!(reason(&third), "TOO_MANY_ENVIRONMENTS");
+}
+
+#[tokio::test]
+async fn environments_are_shown_listed_and_deleted() {
+    let service = Service::start(&Settings::default()).await;
+    let mut client = service.environments();
+    let request = v1::CreateEnvironmentRequest {
+        request_id: "6ba7b810-9dad-41d1-80b4-00c04fd430c8".to_owned(),
+        ..create(preset("mixed"), "")
+    };
+    let made = client
+        .create_environment(request.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    let again = client
+        .create_environment(request)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(made.name, again.name);
+    for id in ["b", "a"] {
+        client
+            .create_environment(create(cart_pole(), id))
+            .await
+            .unwrap();
+    }
+    let page = |page_token| v1::ListEnvironmentsRequest {
+        page_size: 2,
+        page_token,
+    };
+    let first = client
+        .list_environments(page(String::new()))
+        .await
+        .unwrap()
+        .into_inner();
+    let second = client
+        .list_environments(page(first.next_page_token))
+        .await
+        .unwrap()
+        .into_inner();
+    let names = first
+        .environments
+        .iter()
+        .chain(&second.environments)
+        .map(|e| e.name.as_str());
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        [made.name.as_str(), "environments/b", "environments/a"]
+    );
+    assert!(second.next_page_token.is_empty());
+
+    let name = made.name.clone();
+    let spec = client
+        .get_spec(v1::GetSpecRequest { name: name.clone() })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(spec.kind, "kvm_host");
+    assert_eq!(spec.disk_features[0].name, "queue_depth");
+    let delete = |allow_missing| v1::DeleteEnvironmentRequest {
+        name: made.name.clone(),
+        allow_missing,
+    };
+    client.delete_environment(delete(false)).await.unwrap();
+    assert_eq!(
+        client
+            .delete_environment(delete(false))
+            .await
+            .unwrap_err()
+            .code(),
+        Code::NotFound
+    );
+    client.delete_environment(delete(true)).await.unwrap();
+    let gone = client
+        .get_environment(v1::GetEnvironmentRequest { name })
+        .await
+        .unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+}

@@ -1,0 +1,300 @@
+//! The owner of a host that goes away, loses guests, and does not do all it is asked for.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use blkpilot_agent::admission::{Choice, Modes};
+use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
+use blkpilot_agent::backend::{
+    BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
+};
+use blkpilot_agent::config::OnExit;
+use blkpilot_agent::decision::PolicyRef;
+use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request};
+use blkpilot_agent::history::Recorder;
+use blkpilot_agent::mode::Mode;
+use blkpilot_agent::names::Row;
+use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_env::{EnvSpec, JointAction, Observation, Rng, TurnView};
+use blkpilot_models::baseline::LeastLoaded;
+use blkpilot_models::{Policy, PolicyError};
+use tempfile::TempDir;
+
+/// What the test does to the host.
+#[derive(Default)]
+struct Fate {
+    is_away: AtomicBool,
+    connections: AtomicU32,
+    /// Guests whose settings cannot be changed.
+    stubborn: Mutex<Vec<String>>,
+    rollbacks: AtomicU32,
+}
+
+struct Fragile {
+    host: SimulatedHost,
+    fate: Arc<Fate>,
+}
+
+impl Fragile {
+    fn check(&self) -> Result<(), BackendError> {
+        if self.fate.is_away.load(Ordering::SeqCst) {
+            Err(BackendError::Unavailable(
+                "libvirtd is down: start it".to_owned(),
+            ))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl HostBackend for Fragile {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Simulated
+    }
+
+    fn spec(&self) -> &EnvSpec {
+        self.host.spec()
+    }
+
+    fn first_window(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
+    fn restart_window(&mut self) -> Result<(), BackendError> {
+        self.check()
+    }
+
+    fn observe(&mut self) -> Result<Window, BackendError> {
+        self.check()?;
+        self.host.observe()
+    }
+
+    fn guests(&self) -> Vec<GuestStatus> {
+        self.host.guests()
+    }
+
+    fn apply(
+        &mut self,
+        obs: &Observation,
+        action: &JointAction,
+    ) -> Result<Execution, BackendError> {
+        self.check()?;
+        let (mut action, mut failures) = (action.clone(), vec![]);
+        for guest in self.fate.stubborn.lock().unwrap().iter() {
+            let row = obs
+                .disk_ids
+                .iter()
+                .position(|id| id.starts_with(guest))
+                .unwrap();
+            action
+                .disks
+                .row_mut(row)
+                .assign(&obs.current.disks.row(row));
+            failures.push(format!("{guest}: QEMU refused"));
+        }
+        let mut execution = self.host.apply(obs, &action)?;
+        execution.failures = failures;
+        Ok(execution)
+    }
+
+    fn rollback(
+        &mut self,
+        obs: &Observation,
+        guest: Option<&str>,
+    ) -> Result<Execution, BackendError> {
+        self.check()?;
+        self.fate.rollbacks.fetch_add(1, Ordering::SeqCst);
+        self.host.rollback(obs, guest)
+    }
+}
+
+struct Case {
+    host: HostHandle,
+    fate: Arc<Fate>,
+    _dir: TempDir,
+}
+
+impl Case {
+    fn new(mode: Mode, policy: Box<dyn Policy>) -> Self {
+        let (fate, dir) = (Arc::new(Fate::default()), TempDir::new().unwrap());
+        let connect = {
+            let fate = Arc::clone(&fate);
+            move || {
+                fate.connections.fetch_add(1, Ordering::SeqCst);
+                let host = SimulatedHost::open("mixed", 1, BTreeMap::new())?;
+                let fragile = Fragile {
+                    host,
+                    fate: Arc::clone(&fate),
+                };
+                fragile.check()?;
+                Ok(Box::new(fragile) as Box<dyn HostBackend>)
+            }
+        };
+        let config = OwnerConfig {
+            name: "local".to_owned(),
+            kind: BackendKind::Simulated,
+            spec: spec("mixed").unwrap(),
+            interval: Duration::from_millis(5),
+            modes: Modes {
+                default: mode,
+                guests: BTreeMap::new(),
+            },
+            policy,
+            policy_ref: PolicyRef::default(),
+            seed: 1,
+            connect: Box::new(connect),
+            recorder: Recorder::open(dir.path()).unwrap(),
+        };
+        let (host, _) = start(config).unwrap();
+        Self {
+            host,
+            fate,
+            _dir: dir,
+        }
+    }
+
+    async fn wait_for(&self, state: impl Fn(&HostState) -> bool) {
+        let mut view = self.host.view.clone();
+        let seen = view.wait_for(|view| state(&view.state));
+        tokio::time::timeout(Duration::from_secs(20), seen)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
+
+fn least_loaded() -> Box<dyn Policy> {
+    Box::new(LeastLoaded::new(&spec("mixed").unwrap()).unwrap())
+}
+
+fn set(guests: &[&str]) -> ChangeCall {
+    let choice = |guest: &&str| Choice {
+        row: Row::of_disk_id(&format!("{guest}/vda")),
+        head: "cache".to_owned(),
+        level: "buffered".to_owned(),
+    };
+    ChangeCall {
+        request: Request::Levels(guests.iter().map(choice).collect()),
+        validate_only: false,
+        request_id: None,
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_is_worked_with_again() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    case.fate.is_away.store(true, Ordering::SeqCst);
+    case.wait_for(|state| matches!(state, HostState::Unavailable(_)))
+        .await;
+    let refused = case.host.propose().await.unwrap_err();
+    assert_eq!(refused.reason(), "HOST_UNAVAILABLE");
+    assert!(refused.message().contains("libvirtd is down: start it"));
+    let refused = case.host.change(set(&["backup"])).await.unwrap_err();
+    assert_eq!(refused.reason(), "HOST_UNAVAILABLE");
+    case.fate.is_away.store(false, Ordering::SeqCst);
+    case.wait_for(|state| *state == HostState::Ready).await;
+    assert!(case.fate.connections.load(Ordering::SeqCst) >= 2);
+    case.host.change(set(&["backup"])).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_did_not_take_effect_is_recorded_as_it_is() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    case.fate.stubborn.lock().unwrap().push("backup".to_owned());
+    let refused = case
+        .host
+        .change(set(&["backup", "builds"]))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason(), "APPLY_FAILED");
+    assert!(refused.message().contains("backup: QEMU refused"));
+    let recorded = case
+        .host
+        .history
+        .page("local", None, 1)
+        .unwrap()
+        .decisions
+        .remove(0);
+    assert!(refused.message().contains(&recorded.id.to_string()));
+    let altered = |guest: &str| {
+        let is_of = |row: &&blkpilot_log::DecisionRow| format!("{:?}", row.subject).contains(guest);
+        let row = recorded.rows.iter().find(is_of).unwrap();
+        (
+            row.heads[1].requested,
+            row.heads[1].executed,
+            row.heads[1].altered.is_some(),
+        )
+    };
+    assert_eq!(altered("backup"), (1, 0, true));
+    assert_eq!(altered("builds"), (1, 1, false));
+}
+
+/// Fails every time.
+struct Broken;
+
+impl Policy for Broken {
+    fn name(&self) -> &str {
+        "broken"
+    }
+
+    fn choose(
+        &mut self,
+        spec: &EnvSpec,
+        _: &TurnView<'_>,
+        _: &mut Rng,
+    ) -> Result<blkpilot_models::Choice, PolicyError> {
+        Err(PolicyError::NoChannelHead {
+            policy: "broken".to_owned(),
+            spec: spec.name.clone(),
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_fails_changes_nothing_and_is_reported() {
+    let case = Case::new(Mode::Auto, Box::new(Broken));
+    let mut view = case.host.view.clone();
+    let failed = view.wait_for(|view| view.policy_error.is_some());
+    let failed = tokio::time::timeout(Duration::from_secs(20), failed)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(failed.policy_error.as_ref().unwrap().contains("broken"));
+    let window = failed.window.clone().unwrap();
+    assert_eq!(window.observation.current, window.observation.default);
+    drop(failed);
+    assert!(
+        case.host
+            .history
+            .page("local", None, 1)
+            .unwrap()
+            .decisions
+            .is_empty()
+    );
+    assert_eq!(
+        case.host.propose().await.unwrap_err().reason(),
+        "POLICY_FAILED"
+    );
+}
+
+#[tokio::test]
+async fn leaving_puts_everything_back_only_if_asked_to() {
+    for (on_exit, rollbacks) in [(OnExit::Keep, 0), (OnExit::Revert, 1)] {
+        let case = Case::new(Mode::Advise, least_loaded());
+        case.wait_for(|state| *state == HostState::Ready).await;
+        case.host.change(set(&["backup"])).await.unwrap();
+        let last = case.host.stop(on_exit).await.unwrap();
+        assert_eq!(last.is_some(), on_exit == OnExit::Revert);
+        assert_eq!(case.fate.rollbacks.load(Ordering::SeqCst), rollbacks);
+        assert_eq!(
+            case.host.propose().await.unwrap_err().reason(),
+            "HOST_STOPPED"
+        );
+    }
+}

@@ -1,0 +1,309 @@
+//! Starting and ending the service, its socket, health and reflection.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use blkpilot_agent::config::{Config, ConfigError};
+use blkpilot_agent::server::ServeError;
+use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::features::kvm_host_spec;
+use blkpilot_env::{EnvSpec, Rng};
+use blkpilot_models::{Architecture, Checkpoint};
+use blkpilot_proto::v1;
+use rand::SeedableRng as _;
+use support::{HOST, Service, Settings, socket};
+use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+fn problems(text: &str) -> Vec<String> {
+    match Config::parse(Path::new("x.toml"), text).unwrap_err() {
+        ConfigError::Invalid { problems, .. } => problems.into_iter().map(|p| p.path).collect(),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn every_problem_of_a_configuration_is_named_at_once() {
+    let text = "
+version = 2
+colour = \"red\"
+[host]
+name = \"Über\"
+kind = \"simulated\"
+mode = \"sometimes\"
+scenario = \"atlantis\"
+time_scale = 0
+[[guest]]
+mode = \"auto\"
+knobs = [\"warp\"]
+[[guest]]
+name = \"a\"
+[[guest]]
+name = \"a\"
+[policy]
+baseline = 7
+[service]
+listen = \"0.0.0.0:7077\"
+max_environments = 0
+";
+    assert_eq!(
+        problems(text),
+        [
+            "version",
+            "guest[0].name",
+            "guest[0].knobs",
+            "guest[2].name",
+            "colour",
+            "host.name",
+            "host.mode",
+            "host.scenario",
+            "host.time_scale",
+            "policy.baseline",
+            "service.listen",
+            "service.data_dir",
+            "service.max_environments",
+        ]
+    );
+    assert_eq!(problems(""), ["version", "host", "policy", "service"]);
+}
+
+#[test]
+fn only_unix_sockets_and_loopback_addresses_are_listened_on() {
+    let config = |listen: &str| {
+        let settings = Settings::default().toml(Path::new("/d"));
+        let socket = format!("unix:{}", socket(Path::new("/d")).display());
+        Config::parse(Path::new("/d/x.toml"), &settings.replace(&socket, listen))
+    };
+    for taken in [
+        "unix:/run/x.sock",
+        "unix:x.sock",
+        "127.0.0.1:1",
+        "[::1]:1",
+        "http://127.0.0.1:1",
+    ] {
+        config(taken).unwrap();
+    }
+    let long = format!("unix:/{}", "x".repeat(120));
+    for refused in [
+        "0.0.0.0:1",
+        "192.168.0.1:1",
+        "[::]:1",
+        "localhost:1",
+        "/run/x",
+        &long,
+    ] {
+        let error = config(refused).unwrap_err().to_string();
+        assert!(error.contains("service.listen"), "{error}");
+    }
+}
+
+#[test]
+fn the_example_configurations_are_valid() {
+    for name in ["simulated", "libvirt"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{name}.toml"));
+        Config::load(&file).unwrap();
+    }
+}
+
+fn save_checkpoint(spec: &EnvSpec, dir: &Path) {
+    let mut rng = Rng::seed_from_u64(1);
+    let mut checkpoint = Checkpoint::untrained(spec, Architecture::default(), &mut rng);
+    checkpoint.save(dir).unwrap();
+}
+
+/// Starts a service with the checkpoint that `prepare` leaves in a directory.
+async fn start_with(prepare: impl FnOnce(&Path)) -> Result<Service, ServeError> {
+    let dir = TempDir::new().unwrap();
+    prepare(&dir.path().join("policy"));
+    let settings = Settings {
+        policy: "checkpoint = \"policy\"".to_owned(),
+        ..Settings::default()
+    };
+    Service::start_in(dir, &settings).await
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_fits_is_served() {
+    let service = start_with(|dir| save_checkpoint(&kvm_host_spec(&[]), dir))
+        .await
+        .unwrap();
+    let host = HOST.to_owned();
+    let proposal = service
+        .tuner()
+        .propose(v1::ProposeRequest { host })
+        .await
+        .unwrap()
+        .into_inner();
+    let policy = proposal.policy.unwrap();
+    assert_eq!((policy.name.as_str(), policy.version.len()), ("policy", 64));
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_served_is_refused_before_anything_listens() {
+    let truncated = |dir: &Path| {
+        save_checkpoint(&kvm_host_spec(&[]), dir);
+        let tensors = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        let tensors = tensors
+            .max_by_key(|path| path.metadata().unwrap().len())
+            .unwrap();
+        let bytes = std::fs::read(&tensors).unwrap();
+        std::fs::write(&tensors, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    let foreign = |dir: &Path| {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::write(dir.join("model.onnx"), "not ours").unwrap();
+    };
+    let other_environment = |dir: &Path| save_checkpoint(&CartPole::default_spec(), dir);
+    let other_heads =
+        |dir: &Path| save_checkpoint(&kvm_host_spec(&["none".into(), "bfq".into()]), dir);
+    let cases: [(&dyn Fn(&Path), &str); 5] = [
+        (&|_| {}, "policy"),
+        (&truncated, "SHA-256"),
+        (&foreign, "policy"),
+        (&other_environment, "cart_position"),
+        (&other_heads, "scheduler"),
+    ];
+    for (prepare, named) in cases {
+        let Err(error) = start_with(prepare).await else {
+            panic!("a checkpoint without {named} was served")
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("policy.checkpoint") && text.contains(named),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_socket_is_for_owner_and_group_and_goes_with_the_service() {
+    let service = Service::start(&Settings::default()).await;
+    let path = socket(service.dir.path());
+    let mode = path.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let _dir = service.stop().await;
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_but_nothing_else_is() {
+    let dir = TempDir::new().unwrap();
+    let path = socket(dir.path());
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let service = Service::start_in(dir, &Settings::default()).await.unwrap();
+
+    // The data directory is locked, so the second one needs its own.
+    let file = service.dir.path().join("second.toml");
+    let text = Settings::default().toml(service.dir.path());
+    let text = text.replace("/data\"", "/second\"");
+    let second = Config::parse(&file, &text).unwrap();
+    let error = blkpilot_agent::server::Server::start(second)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("another server listens there"),
+        "{error}"
+    );
+    let same_data = Config::parse(&file, &Settings::default().toml(service.dir.path())).unwrap();
+    let error = blkpilot_agent::server::Server::start(same_data)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ServeError::Log(_)), "{error}");
+    service.guests().await;
+
+    let dir = TempDir::new().unwrap();
+    std::fs::write(socket(dir.path()), "precious").unwrap();
+    let Err(error) = Service::start_in(dir, &Settings::default()).await else {
+        panic!("a file that is no socket was replaced")
+    };
+    assert!(error.to_string().contains("no socket"), "{error}");
+}
+
+#[tokio::test]
+async fn health_follows_the_host() {
+    let status = async |service: &Service, name: &str| {
+        let service_name = name.to_owned();
+        let mut client = HealthClient::new(service.channel.clone());
+        let request = HealthCheckRequest {
+            service: service_name,
+        };
+        client.check(request).await.unwrap().into_inner().status()
+    };
+    let tuner = "blkpilot.v1.TunerService";
+    let service = Service::start(&Settings::default()).await;
+    service.guests().await;
+    assert_eq!(status(&service, "").await, ServingStatus::Serving);
+    while status(&service, tuner).await != ServingStatus::Serving {
+        tokio::task::yield_now().await;
+    }
+    let service = Service::start(&Settings {
+        host: "kind = \"libvirt\"\nuri = \"qemu+unix:///system?socket=/nonexistent\"\non_exit = \"keep\"".to_owned(),
+        ..Settings::default()
+    })
+    .await;
+    while status(&service, tuner).await != ServingStatus::NotServing {
+        tokio::task::yield_now().await;
+    }
+    let environments = "blkpilot.v1.EnvironmentService";
+    assert_eq!(status(&service, environments).await, ServingStatus::Serving);
+}
+
+#[tokio::test]
+async fn reflection_names_the_services_and_finds_a_message() {
+    let service = Service::start(&Settings::default()).await;
+    let ask = async |request: MessageRequest| {
+        let mut client = ServerReflectionClient::new(service.channel.clone());
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(request),
+        };
+        let mut answers = client
+            .server_reflection_info(tokio_stream::once(request))
+            .await
+            .unwrap()
+            .into_inner();
+        answers
+            .next()
+            .await
+            .unwrap()
+            .unwrap()
+            .message_response
+            .unwrap()
+    };
+    let MessageResponse::ListServicesResponse(list) =
+        ask(MessageRequest::ListServices(String::new())).await
+    else {
+        panic!("no list of services")
+    };
+    let names: Vec<&str> = list
+        .service
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    for name in [
+        "blkpilot.v1.EnvironmentService",
+        "blkpilot.v1.TunerService",
+        "grpc.health.v1.Health",
+    ] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let symbol = MessageRequest::FileContainingSymbol("blkpilot.v1.Decision".to_owned());
+    assert!(matches!(
+        ask(symbol).await,
+        MessageResponse::FileDescriptorResponse(_)
+    ));
+}
