@@ -5,6 +5,7 @@ mod json;
 mod observe;
 mod serve;
 mod tables;
+mod trial;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ use crate::client::ConnectError;
 use crate::config::{ConfigError, DEFAULT_SOCKET};
 use crate::server::ServeError;
 use crate::status::Failure;
+use crate::trial::Plan;
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -56,6 +58,14 @@ enum Command {
     Watch(WatchArgs),
     /// Put a guest, or all of them, back to what it had without blkpilot
     Rollback(RollbackArgs),
+    /// Measure what tuning brings: default and tuned windows in turn
+    ///
+    /// Takes the host over as an environment for as long as it lasts: guests that have opted in and
+    /// whose mode allows changes alternate between what they have without blkpilot and what the
+    /// policy proposes each interval. Prints medians over the alternations, how they compare pair by
+    /// pair, and whether that is beyond noise. Afterwards, and when interrupted, the guests are put
+    /// back.
+    Trial(TrialArgs),
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +179,34 @@ struct RollbackWhat {
     all: bool,
 }
 
+#[derive(Debug, Args)]
+struct TrialArgs {
+    /// Pairs of a default and a tuned half
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    alternations: u32,
+    /// Intervals at the start of each half that are not measured: time for caches to fill
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    settle: u32,
+    /// Intervals of each half that are measured
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    measure: u32,
+    /// Write the report to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+impl TrialArgs {
+    fn plan(&self) -> Plan {
+        Plan {
+            alternations: self.alternations,
+            settle: self.settle,
+            measure: self.measure,
+        }
+    }
+}
+
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok();
     seconds
@@ -254,5 +292,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Decisions(args) => commands::decisions(&args).await,
         Command::Watch(args) => commands::watch(&args).await,
         Command::Rollback(args) => commands::rollback(&args).await,
+        Command::Trial(args) => trial::run(args).await,
     }
 }

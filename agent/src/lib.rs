@@ -21,6 +21,7 @@ pub mod remote;
 pub mod server;
 pub mod status;
 mod toml_reader;
+pub mod trial;
 pub mod tuner_service;
 mod tuner_wire;
 mod wire;

@@ -12,14 +12,14 @@ use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, RollbackArgs, WatchA
 use crate::client::connect;
 use crate::names::{Row, guest_name, host_name};
 
-struct Session {
-    client: TunerServiceClient<Channel>,
+pub(super) struct Session {
+    pub(super) client: TunerServiceClient<Channel>,
     /// Name of the host, without `hosts/`.
-    host: String,
+    pub(super) host: String,
 }
 
 impl Session {
-    async fn open(args: &ClientArgs) -> Result<Self, CliError> {
+    pub(super) async fn open(args: &ClientArgs) -> Result<Self, CliError> {
         let mut client = TunerServiceClient::new(connect(&args.server).await?);
         let host = match &args.host {
             Some(host) => host.clone(),

@@ -6,6 +6,8 @@ use blkpilot_proto::v1;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use crate::trial::{Comparison, Report};
+
 const ABSENT: &str = "–";
 
 fn table(header: &[&str]) -> Table {
@@ -22,6 +24,58 @@ fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+    }
+}
+
+/// What a trial found: the settings that were tried, then one row per figure.
+pub(super) fn trial(report: &Report) -> String {
+    let mut table = table(&[
+        "OF",
+        "FIGURE",
+        "DEFAULT",
+        "TUNED",
+        "CHANGE",
+        "95 % INTERVAL",
+        "",
+    ]);
+    for c in &report.comparisons {
+        table.add_row([
+            c.of.clone(),
+            c.quantity.to_owned(),
+            figure(c.default),
+            figure(c.tuned),
+            change(c, c.change),
+            format!("{} to {}", change(c, c.ci95.0), change(c, c.ci95.1)),
+            if c.beyond_noise { "beyond noise" } else { "" }.to_owned(),
+        ]);
+    }
+    align_right(&mut table, 2..6);
+    let settings: Vec<String> = report
+        .tuned_settings
+        .iter()
+        .map(|(disk, head, level)| format!("{disk} {head}={level}"))
+        .collect();
+    format!(
+        "{}\n\nMedians over {} alternations; intervals resample whole alternations.\nTuned at the end: {}",
+        table.trim_fmt(),
+        report.plan.alternations,
+        settings.join(", ")
+    )
+}
+
+fn change(comparison: &Comparison, change: f64) -> String {
+    if comparison.is_ratio {
+        format!("×{change:.2}")
+    } else {
+        format!("{change:+.3}")
+    }
+}
+
+fn figure(value: f64) -> String {
+    if value.abs() < 100.0 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.0}")
     }
 }
 
