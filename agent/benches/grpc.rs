@@ -1,2 +1,191 @@
-//! The binary `blkpilot`.
-fn main() {}
+//! What a call costs: proposals and steps through gRPC on a Unix socket.
+//!
+//! Each figure is the median over many calls, one at a time, printed in nanoseconds and as a ratio
+//! to an empty unary call (a health check) to the same server in the same run: ratios travel between
+//! machines, nanoseconds do not. Beside a step through gRPC stands the same step in this process.
+//! With `--json FILE` the figures are also written there.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use blkpilot_agent::client::connect;
+use blkpilot_agent::config::Config;
+use blkpilot_agent::remote::RemoteEnvironment;
+use blkpilot_agent::server::Server;
+use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::sim::{Scenario, SimHost, presets};
+use blkpilot_env::{Environment, JointAction, ResetOptions};
+use blkpilot_proto::v1;
+use blkpilot_proto::v1::environment::Kind;
+use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+/// Calls per figure, and calls before them that are not counted.
+const CALLS: usize = 2000;
+const WARM_UP: usize = 200;
+/// Disks of the large host.
+const MANY: usize = 100;
+
+fn main() {
+    let json = std::env::args().skip_while(|arg| arg != "--json").nth(1);
+    let dir = std::env::temp_dir().join(format!("blkpilot-bench-{}", std::process::id()));
+    let runtime = Runtime::new().expect("threads can be started");
+    let server = runtime.block_on(serve(&dir));
+    let channel = runtime
+        .block_on(connect(&server))
+        .expect("the server listens");
+
+    let mut health = HealthClient::new(channel.clone());
+    let empty = median_ns(|| {
+        let answer = runtime.block_on(health.check(HealthCheckRequest::default()));
+        answer.expect("the server is healthy");
+    });
+    let mut report = Report::new(empty);
+    proposals(&mut report, &runtime, &channel);
+    steps(&mut report, &server);
+    if let Some(file) = json {
+        std::fs::write(&file, report.json()).expect("the report can be written");
+    }
+    // What is left there is of no use, and a temporary directory is swept.
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+async fn serve(dir: &Path) -> String {
+    let text = "
+version = 1
+[host]
+kind = \"simulated\"
+scenario = \"mixed\"
+[policy]
+baseline = \"least_loaded\"
+[service]
+listen = \"unix:blkpilot.sock\"
+data_dir = \"data\"
+";
+    let file: PathBuf = dir.join("blkpilot.toml");
+    let config = Config::parse(&file, text).expect("a valid configuration");
+    let server = Server::start(config).await.expect("the server starts");
+    let address = server.address().to_string();
+    tokio::spawn(server.run(std::future::pending()));
+    address
+}
+
+fn proposals(report: &mut Report, runtime: &Runtime, channel: &Channel) {
+    let mut tuner = TunerServiceClient::new(channel.clone());
+    let mut propose = || {
+        let host = "hosts/local".to_owned();
+        runtime
+            .block_on(tuner.propose(v1::ProposeRequest { host }))
+            .expect("proposes");
+    };
+    propose();
+    report.add("propose, 4 disks, 4 channels", median_ns(propose));
+}
+
+fn steps(report: &mut Report, server: &str) {
+    let cart = Kind::CartPole(v1::CartPole {});
+    step(
+        report,
+        server,
+        "step, cartpole",
+        cart,
+        &mut CartPole::new(0),
+    );
+    let small = endless(presets::by_name("mixed").expect("a preset"));
+    step(
+        report,
+        server,
+        "step, 4 disks, 4 channels",
+        sim(&small),
+        &mut sim_host(small),
+    );
+    let large = endless(presets::identical_disks(MANY, 8));
+    let name = format!("step, {MANY} disks, 8 channels");
+    step(report, server, &name, sim(&large), &mut sim_host(large));
+}
+
+fn endless(mut scenario: Scenario) -> Scenario {
+    scenario.steps = 1_000_000;
+    scenario
+}
+
+fn sim(scenario: &Scenario) -> Kind {
+    let text = toml::to_string(scenario).expect("a scenario is a table");
+    Kind::SimHost(v1::SimHost {
+        scenario: Some(v1::sim_host::Scenario::ScenarioToml(text)),
+    })
+}
+
+fn sim_host(scenario: Scenario) -> SimHost {
+    SimHost::fixed(scenario).expect("a valid scenario")
+}
+
+fn step(report: &mut Report, server: &str, name: &str, kind: Kind, local: &mut dyn Environment) {
+    report.add(&format!("{name}, in process"), median_ns(stepper(local)));
+    let environment = v1::Environment {
+        kind: Some(kind),
+        ..v1::Environment::default()
+    };
+    let mut remote = RemoteEnvironment::create(server, environment).expect("is created");
+    report.add(name, median_ns(stepper(&mut remote)));
+}
+
+/// Steps that change nothing, and a reset where an episode ends.
+fn stepper(env: &mut dyn Environment) -> impl FnMut() {
+    let mut action: Option<JointAction> = None;
+    move || {
+        let now = action.take().unwrap_or_else(|| {
+            let first = env.reset(Some(1), &ResetOptions::new()).expect("resets");
+            first.current
+        });
+        let step = env.step(&now).expect("steps");
+        action = (!step.is_last()).then_some(step.observation.current);
+    }
+}
+
+fn median_ns(mut call: impl FnMut()) -> f64 {
+    (0..WARM_UP).for_each(|_| call());
+    let time = |_| {
+        let start = Instant::now();
+        call();
+        start.elapsed().as_nanos() as f64
+    };
+    let mut times: Vec<f64> = (0..CALLS).map(time).collect();
+    times.sort_by(f64::total_cmp);
+    times[CALLS / 2]
+}
+
+struct Report {
+    reference_ns: f64,
+    lines: Vec<(String, f64)>,
+}
+
+impl Report {
+    fn new(reference_ns: f64) -> Self {
+        println!(
+            "{:<44} {reference_ns:>9.0} ns",
+            "reference: empty call (health check)"
+        );
+        Self {
+            reference_ns,
+            lines: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, name: &str, ns: f64) {
+        println!("{name:<44} {ns:>9.0} ns {:>7.2} ×", ns / self.reference_ns);
+        self.lines.push((name.to_owned(), ns));
+    }
+
+    fn json(&self) -> String {
+        let figures = self.lines.iter().map(|(name, ns)| {
+            serde_json::json!({ "name": name, "ns": ns, "ratio": ns / self.reference_ns })
+        });
+        let figures: Vec<_> = figures.collect();
+        let document = serde_json::json!({ "bench": "grpc", "figures": figures });
+        format!("{document:#}\n")
+    }
+}

@@ -169,7 +169,8 @@ async fn a_checkpoint_that_cannot_be_served_is_refused_before_anything_listens()
     let other_environment = |dir: &Path| save_checkpoint(&CartPole::default_spec(), dir);
     let other_heads =
         |dir: &Path| save_checkpoint(&kvm_host_spec(&["none".into(), "bfq".into()]), dir);
-    let cases: [(&dyn Fn(&Path), &str); 5] = [
+    type Prepare<'a> = &'a dyn Fn(&Path);
+    let cases: [(Prepare<'_>, &str); 5] = [
         (&|_| {}, "policy"),
         (&truncated, "SHA-256"),
         (&foreign, "policy"),
