@@ -3,7 +3,7 @@
 //! same call on another connection skips that guest and answers.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -105,11 +105,8 @@ impl StatsReader {
 
     fn reply_before(&self, deadline: Instant) -> Option<Reply> {
         let wait = deadline.saturating_duration_since(Instant::now());
-        match self.replies.1.recv_timeout(wait) {
-            Ok(reply) => Some(reply),
-            // Not disconnected: a sender is kept beside the receiver.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.replies.1.recv_timeout(wait).ok()
+    }
     }
 
     /// Makes a worker free again; returns when it was asked what it has answered.

@@ -206,8 +206,9 @@ fn class(dir: &Path) -> DeviceClass {
     let rotates = read_text(&dir.join("queue/rotational")).is_ok_and(|flag| flag == "1");
     match (name.starts_with("nvme"), rotates) {
         (true, _) => DeviceClass::Nvme,
-        (false, true) => DeviceClass::Hdd,
-        (false, false) => DeviceClass::SataSsd,
+        // virtio-blk never says what it stands on, and the kernel then calls it rotating.
+        (false, true) if !name.starts_with("vd") => DeviceClass::Hdd,
+        (false, _) => DeviceClass::SataSsd,
     }
 }
 
@@ -269,6 +270,17 @@ mod tests {
         let cores: Vec<String> = topology.cores.iter().map(CpuSet::to_string).collect();
         assert_eq!(cores, ["0,2", "1,3"]);
         assert_eq!(topology.node_of(&topology.cores[1]), 1);
+    }
+
+    #[test]
+    fn a_virtio_disk_does_not_count_as_rotating() {
+        let root = tree(&[
+            ("devices/virtio1/block/vda/queue/rotational", "1\n"),
+            ("block/vda", "->devices/virtio1/block/vda"),
+            ("dev/block/254:0", "->devices/virtio1/block/vda"),
+        ]);
+        let device = BackingDevice::of_number(root.path(), "254:0").unwrap();
+        assert_eq!(device.class, DeviceClass::SataSsd);
     }
 
     #[test]
