@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 /// One value as libvirt gives it.
-#[cfg_attr(not(feature = "libvirt"), allow(dead_code, reason = "only libvirt makes them"))]
+#[cfg_attr(
+    not(feature = "libvirt"),
+    allow(dead_code, reason = "only libvirt makes them")
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StatValue {
     Number(u64),

@@ -107,7 +107,6 @@ impl StatsReader {
         let wait = deadline.saturating_duration_since(Instant::now());
         self.replies.1.recv_timeout(wait).ok()
     }
-    }
 
     /// Makes a worker free again; returns when it was asked what it has answered.
     fn settle(&mut self, id: u64) -> Option<Instant> {
