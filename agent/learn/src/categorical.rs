@@ -14,13 +14,13 @@ const MASKED: f64 = -1e9;
 /// What a policy says of the levels that were taken in S turns.
 #[derive(Debug)]
 pub struct Judgement {
-    /// Log-probability of the levels taken, summed over the heads that had a choice; [S].
+    /// Log-probability of the levels taken, summed over the heads that had a choice; `[S]`.
     pub log_prob: Tensor,
-    /// Entropy per head in nats, 0 where it was forced; [S, heads].
+    /// Entropy per head in nats, 0 where it was forced; `[S, heads]`.
     pub entropy: Tensor,
 }
 
-/// Judges the levels taken, int64 [S, heads], under the scores and masks of each head.
+/// Judges the levels taken, int64 `[S, heads]`, under the scores and masks of each head.
 ///
 /// # Errors
 /// If libtorch fails.
@@ -44,7 +44,7 @@ pub fn judge(scores: &[Tensor], batch: &Batch, taken: &Tensor) -> Result<Judgeme
     })
 }
 
-/// Log-probabilities under a mask: of `scores` and `allowed`, both [S, levels].
+/// Log-probabilities under a mask: of `scores` and `allowed`, both `[S, levels]`.
 ///
 /// # Errors
 /// If libtorch fails.

@@ -23,7 +23,7 @@ pub struct LengthMismatch {
 
 /// Advantages by GAE(λ), one per step, in reward units.
 ///
-/// `rewards`: [T]; `values`: [T+1], the last bootstraps a truncated or running tail and is 0 after
+/// `rewards`: `[T]`; `values`: `[T+1]`, the last bootstraps a truncated or running tail and is 0 after
 /// termination. The series must not span the end of an episode.
 ///
 /// # Errors

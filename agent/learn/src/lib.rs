@@ -2,8 +2,8 @@
 //!
 //! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
 //! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
-//! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`rollout`]
-//! (playing many environments together), [`ppo`].
+//! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`collector`]
+//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`].
 //!
 //! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
 //!
@@ -11,8 +11,10 @@
 
 pub mod adam;
 pub mod categorical;
+pub mod collector;
 pub mod gae;
 mod initial;
+mod loss;
 pub mod network;
 pub mod ppo;
 pub mod rollout;
@@ -23,10 +25,11 @@ use std::sync::Once;
 use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
+pub use collector::Collector;
 pub use gae::Discount;
 pub use network::Network;
 pub use ppo::{Ppo, PpoConfig, Schedule, UpdateReport};
-pub use rollout::{Collector, EpisodeEnd, Rollout};
+pub use rollout::{EpisodeEnd, Rollout};
 
 /// Why learning could not go on.
 #[derive(Debug, Error)]

@@ -119,7 +119,7 @@ impl Network {
             .collect()
     }
 
-    /// Scores of each head in disks' turns: [S, levels] per head, not masked.
+    /// Scores of each head in disks' turns: `[S, levels]` per head, not masked.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -131,7 +131,7 @@ impl Network {
             .collect()
     }
 
-    /// Values of disks' turns: [S].
+    /// Values of disks' turns: `[S]`.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -141,7 +141,7 @@ impl Network {
             .f_squeeze_dim(1)
     }
 
-    /// Scores of each head in devices' turns: [S, levels] per head, not masked. Empty where devices
+    /// Scores of each head in devices' turns: `[S, levels]` per head, not masked. Empty where devices
     /// have no heads.
     ///
     /// # Errors
@@ -188,9 +188,9 @@ struct ChannelSide {
 
 /// What heads look at.
 struct Embedding {
-    /// [S, hidden].
+    /// `[S, hidden]`.
     z: Tensor,
-    /// [S, K, channel_hidden].
+    /// `[S, K, channel_hidden]`.
     lanes: Option<Tensor>,
 }
 

@@ -266,27 +266,27 @@ fn normalise(
 /// Turns as tensors; S of them.
 #[derive(Debug)]
 pub struct Batch {
-    /// [S, F + E + H] (of devices: E + H), normalised.
+    /// `[S, F + E + H]` (of devices: E + H), normalised.
     pub own: Tensor,
     /// The channels, where disks choose among them.
     pub lanes: Option<Lanes>,
-    /// Per head: which levels may be chosen; [S, levels]. At least one in each row.
+    /// Per head: which levels may be chosen; `[S, levels]`. At least one in each row.
     pub allowed: Vec<Tensor>,
-    /// 1 where a head had a choice, 0 where it was forced; [S, heads].
+    /// 1 where a head had a choice, 0 where it was forced; `[S, heads]`.
     pub free: Tensor,
 }
 
 /// Channels as tensors, padded to K.
 #[derive(Debug)]
 pub struct Lanes {
-    /// [S, K, C + P], normalised; 0 where there is no such channel.
+    /// `[S, K, C + P]`, normalised; 0 where there is no such channel.
     pub features: Tensor,
-    /// [S, K, 1]: 1 / number of channels, 0 where there is no such channel.
+    /// `[S, K, 1]`: 1 / number of channels, 0 where there is no such channel.
     pub share: Tensor,
 }
 
 impl Batch {
-    /// The turns at `index`, int64 [M].
+    /// The turns at `index`, int64 `[M]`.
     ///
     /// # Errors
     /// If libtorch fails.

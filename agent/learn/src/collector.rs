@@ -1,0 +1,350 @@
+//! Playing many environments together.
+//!
+//! In each host-step the disks of every environment decide in turn; turn j of all environments is
+//! one forward pass. Environments may differ in their numbers of disks, channels and devices, and
+//! each new episode may have others.
+
+use blkpilot_env::{
+    Autoreset, EnvSpec, Environment, JointAction, JointDecision, Level, Observation, ResetOptions,
+    Rng, Step, Turn, TurnView,
+};
+use blkpilot_models::categorical::{sample, softmax};
+use blkpilot_models::normaliser::{Normaliser, PerTable};
+use tch::{TchError, Tensor, no_grad};
+
+use crate::LearnError;
+use crate::network::Network;
+use crate::rollout::{EpisodeEnd, HostStep, Rollout, Samples, Tail};
+use crate::turns::{Batch, Turns};
+
+/// What plays: a network, and the normalisers it goes with.
+#[derive(Debug, Clone, Copy)]
+pub struct Actor<'a> {
+    /// The network.
+    pub network: &'a Network,
+    /// Mean and deviation per column.
+    pub normalisers: &'a PerTable<Normaliser>,
+}
+
+/// Environments under way.
+#[derive(Debug)]
+pub struct Collector<E> {
+    spec: EnvSpec,
+    envs: Vec<E>,
+    observations: Vec<Observation>,
+    running: Vec<EpisodeEnd>,
+    rng: Rng,
+}
+
+const NOT_STARTED: EpisodeEnd = EpisodeEnd {
+    episodic_return: 0.0,
+    steps: 0,
+};
+
+impl<E: Environment> Collector<E> {
+    /// Resets each environment with its seed; later episodes go on from there. `rng` draws orders
+    /// and levels.
+    ///
+    /// # Errors
+    /// `Unfit` if there is no environment, one differs in its spec from the first, or does not
+    /// reset itself (`Autoreset::SameStep`); `Environment` if one fails.
+    pub fn new(envs: Vec<(E, u64)>, rng: Rng) -> Result<Self, LearnError> {
+        let spec = match envs.first() {
+            Some((env, _)) => env.spec().clone(),
+            None => return Err(unfit(0, "there is none; give at least one")),
+        };
+        let mut collector = Self {
+            spec,
+            envs: Vec::new(),
+            observations: Vec::new(),
+            running: Vec::new(),
+            rng,
+        };
+        for (index, (mut env, seed)) in envs.into_iter().enumerate() {
+            check_fits(&collector.spec, env.spec(), index)?;
+            let observation = env
+                .reset(Some(seed), &ResetOptions::new())
+                .map_err(|source| LearnError::Environment { index, source })?;
+            collector.envs.push(env);
+            collector.observations.push(observation);
+            collector.running.push(NOT_STARTED);
+        }
+        Ok(collector)
+    }
+
+    /// What the environments show and offer.
+    #[must_use]
+    pub fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    /// Number of environments.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.envs.len()
+    }
+
+    /// Whether there is none; never true.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.envs.is_empty()
+    }
+
+    /// Plays `steps` host-steps in each environment, with levels drawn from the actor's policy.
+    ///
+    /// # Errors
+    /// `Environment` if one fails, `Torch` if libtorch does.
+    pub fn collect(&mut self, actor: Actor<'_>, steps: usize) -> Result<Rollout, LearnError> {
+        let mut rollout = Rollout::empty(&self.spec, actor.normalisers, self.envs.len());
+        for _ in 0..steps {
+            let decided = self.decide(actor.network, &mut rollout)?;
+            for (index, (action, rows)) in decided.into_iter().enumerate() {
+                let step = self.envs[index]
+                    .step(&action)
+                    .map_err(|source| LearnError::Environment { index, source })?;
+                self.remember(index, step, rows, &mut rollout)?;
+            }
+        }
+        for (track, observation) in rollout.tracks.iter_mut().zip(&self.observations) {
+            if let Some(last) = track
+                .last_mut()
+                .filter(|last| matches!(last.tail, Tail::Next))
+            {
+                last.tail = Tail::Cut(push_first_turns(
+                    &self.spec,
+                    observation,
+                    &mut rollout.bootstraps,
+                )?);
+            }
+        }
+        rollout.env_steps = (steps * self.envs.len()) as u64;
+        Ok(rollout)
+    }
+
+    /// One joint decision in each environment.
+    fn decide(
+        &mut self,
+        network: &Network,
+        rollout: &mut Rollout,
+    ) -> Result<Vec<Decided>, LearnError> {
+        let Self {
+            spec,
+            observations,
+            rng,
+            ..
+        } = self;
+        let mut joints: Vec<JointDecision<'_>> = observations
+            .iter()
+            .map(|obs| JointDecision::in_random_order(spec, obs, rng))
+            .collect();
+        let mut rows: Vec<Rows> = observations
+            .iter()
+            .map(|obs| Rows::new(spec, obs))
+            .collect();
+        while joints.iter().any(|joint| joint.view().is_some()) {
+            let starts = (rollout.disks.turns.len(), rollout.devices.turns.len());
+            for (joint, rows) in joints.iter().zip(&mut rows) {
+                if let Some(view) = joint.view() {
+                    rollout.seen.observe(&view);
+                    match view.turn {
+                        Turn::Disk(disk) => rows.disks[disk] = rollout.disks.turns.push(&view),
+                        Turn::Device(device) => {
+                            rows.devices[device] = rollout.devices.turns.push(&view);
+                        }
+                    }
+                }
+            }
+            let disk_scores = scores(&rollout.disks.turns, starts.0, |batch| {
+                network.scores(batch)
+            })?;
+            let device_scores = scores(&rollout.devices.turns, starts.1, |batch| {
+                network.device_scores(batch)
+            })?;
+            let (mut disk, mut device) = (0, 0);
+            for joint in &mut joints {
+                let Some(view) = joint.view() else { continue };
+                let (samples, scores, at) = match view.turn {
+                    Turn::Disk(_) => (&mut rollout.disks, &disk_scores, &mut disk),
+                    Turn::Device(_) => (&mut rollout.devices, &device_scores, &mut device),
+                };
+                let levels = samples.draw(&view, scores, *at, rng);
+                *at += 1;
+                joint.commit(&levels)?;
+            }
+        }
+        Ok(joints
+            .into_iter()
+            .map(|joint| joint.finish().0)
+            .zip(rows)
+            .collect())
+    }
+
+    fn remember(
+        &mut self,
+        index: usize,
+        step: Step,
+        rows: Rows,
+        rollout: &mut Rollout,
+    ) -> Result<(), LearnError> {
+        let running = &mut self.running[index];
+        running.episodic_return += f64::from(step.rewards.host_mean().unwrap_or(0.0));
+        running.steps += 1;
+        let tail = match (&step.final_observation, step.terminated) {
+            (_, true) => Tail::Terminated,
+            (Some(last), false) => {
+                Tail::Cut(push_first_turns(&self.spec, last, &mut rollout.bootstraps)?)
+            }
+            (None, false) => Tail::Next,
+        };
+        if step.is_last() {
+            rollout
+                .episodes
+                .push(std::mem::replace(running, NOT_STARTED));
+        } else if step.observation.disk_count() != rows.disks.len() {
+            return Err(unfit(
+                index,
+                "its number of disks changed within an episode; end the episode there",
+            ));
+        }
+        let before = std::mem::replace(&mut self.observations[index], step.observation);
+        rollout.tracks[index].push(HostStep {
+            disk_rows: rows.disks,
+            device_rows: rows.devices,
+            rewards: step.rewards.total.to_vec(),
+            counted: step.rewards.counted,
+            disk_device: before.disk_device,
+            disk_group: before.disk_group,
+            tail,
+        });
+        Ok(())
+    }
+}
+
+fn unfit(index: usize, problem: impl Into<String>) -> LearnError {
+    LearnError::Unfit {
+        index,
+        problem: problem.into(),
+    }
+}
+
+fn check_fits(spec: &EnvSpec, own: &EnvSpec, index: usize) -> Result<(), LearnError> {
+    if own.autoreset != Autoreset::SameStep {
+        let problem = format!(
+            "it resets by {:?}; wrap it in AutoresetEnv with SameStep",
+            own.autoreset
+        );
+        return Err(unfit(index, problem));
+    }
+    match spec.difference(own) {
+        None => Ok(()),
+        Some(difference) => Err(unfit(
+            index,
+            format!("its spec differs from the first one's: {difference}"),
+        )),
+    }
+}
+
+type Decided = (JointAction, Rows);
+
+/// Rows of the samples that one joint decision made.
+struct Rows {
+    disks: Vec<usize>,
+    devices: Vec<usize>,
+}
+
+impl Rows {
+    fn new(spec: &EnvSpec, obs: &Observation) -> Self {
+        let devices = if spec.device_heads.is_empty() {
+            0
+        } else {
+            obs.device_count()
+        };
+        Self {
+            disks: vec![0; obs.disk_count()],
+            devices: vec![0; devices],
+        }
+    }
+}
+
+/// Scores of the turns from `start` on: per head [rows, levels].
+fn scores(
+    turns: &Turns,
+    start: usize,
+    forward: impl FnOnce(&Batch) -> Result<Vec<Tensor>, TchError>,
+) -> Result<Vec<Scores>, LearnError> {
+    if start == turns.len() {
+        return Ok(Vec::new());
+    }
+    let scores = no_grad(|| forward(&turns.batch(start..turns.len())?))?;
+    scores.iter().map(Scores::new).collect()
+}
+
+struct Scores {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Scores {
+    fn new(tensor: &Tensor) -> Result<Self, LearnError> {
+        let (_, width) = tensor.size2()?;
+        let values = Vec::try_from(tensor.f_contiguous()?.f_view([-1_i64])?)?;
+        Ok(Self {
+            width: width as usize,
+            values,
+        })
+    }
+}
+
+impl Samples {
+    /// Draws the levels of row `at` of `scores` and remembers them.
+    fn draw(
+        &mut self,
+        view: &TurnView<'_>,
+        scores: &[Scores],
+        at: usize,
+        rng: &mut Rng,
+    ) -> Vec<Level> {
+        let mut log_prob = 0.0;
+        let levels: Vec<Level> = (0..view.heads.len())
+            .map(|head| {
+                if let Some(level) = view.forced(head) {
+                    return level;
+                }
+                let mask = view.head_mask(head);
+                let Scores { width, values } = &scores[head];
+                let probabilities = softmax(&values[at * width..][..mask.len()], mask);
+                let level = sample(&probabilities, rng);
+                log_prob += probabilities[level].ln();
+                level as Level
+            })
+            .collect();
+        self.levels
+            .extend(levels.iter().map(|level| i64::from(*level)));
+        self.log_probs.push(log_prob as f32);
+        levels
+    }
+}
+
+/// The view each disk would have if it were the first to decide; returns the row of disk 0.
+fn push_first_turns(
+    spec: &EnvSpec,
+    obs: &Observation,
+    turns: &mut Turns,
+) -> Result<usize, LearnError> {
+    let start = turns.len();
+    let devices = if spec.device_heads.is_empty() {
+        0
+    } else {
+        obs.device_count()
+    };
+    let disks = obs.disk_count();
+    for first in 0..disks {
+        let others = (0..disks).filter(|disk| *disk != first).map(Turn::Disk);
+        let order = std::iter::once(Turn::Disk(first))
+            .chain(others)
+            .chain((0..devices).map(Turn::Device));
+        let joint = JointDecision::new(spec, obs, order.collect())?;
+        turns.push(&joint.view().expect("the order names at least disk `first`"));
+    }
+    Ok(start)
+}

@@ -1,0 +1,221 @@
+use blkpilot_env::Autoreset;
+use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::sim::{Generator, SimHost};
+use blkpilot_env::vector::AutoresetEnv;
+use rand::RngExt as _;
+use tch::Kind;
+
+use super::*;
+use crate::loss::policy_loss;
+
+const WEIGHTS: LossWeights = LossWeights {
+    clip: 0.2,
+    value_clip: Some(0.3),
+    value: 0.5,
+    entropy: 0.03,
+};
+
+fn config() -> PpoConfig {
+    PpoConfig {
+        steps: 8,
+        epochs: 2,
+        minibatch: 16,
+        discount: Discount {
+            gamma: 0.9,
+            lambda: 0.9,
+        },
+        learning_rate: Schedule::LinearToZero(1e-3),
+        clip: Schedule::Constant(0.2),
+        value_clip: None,
+        value_coefficient: 0.5,
+        entropy_coefficient: Schedule::Constant(0.01),
+        max_grad_norm: 0.5,
+        target_kl: None,
+    }
+}
+
+fn hosts(count: u64) -> Collector<AutoresetEnv<SimHost>> {
+    let generator = Generator {
+        disks: (1, 4),
+        steps: 5,
+        schedulers: true,
+        ..Generator::default()
+    };
+    let host = || SimHost::generated(generator.clone()).unwrap();
+    let envs = (0..count).map(|seed| (AutoresetEnv::new(host(), Autoreset::SameStep), seed));
+    Collector::new(envs.collect(), Rng::seed_from_u64(1)).unwrap()
+}
+
+impl Lessons {
+    fn to_double(&self) -> Self {
+        let double = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+        Self {
+            len: self.len,
+            batch: self.batch.to_kind(Kind::Double).unwrap(),
+            levels: self.levels.shallow_clone(),
+            log_probs: double(&self.log_probs),
+            advantages: double(&self.advantages),
+            weights: double(&self.weights),
+            values: self
+                .values
+                .as_ref()
+                .map(|(old, returns)| (double(old), double(returns))),
+        }
+    }
+}
+
+/// Central differences of the whole loss in f64, over a network of three and two units, on hosts
+/// of several sizes, with old log-probabilities moved so that some turns are clipped.
+#[test]
+fn the_gradient_of_the_loss_equals_its_differences() {
+    let mut collector = hosts(3);
+    let spec = collector.spec().clone();
+    let architecture = Architecture {
+        hidden: 3,
+        channel_hidden: 2,
+        ..Architecture::default()
+    };
+    let ppo = Ppo::new(&spec, architecture, config(), 7).unwrap();
+    let rollout = ppo.play(&mut collector).unwrap();
+    let estimates = rollout.estimate(&ppo.network, ppo.config.discount).unwrap();
+    let mut rng = Rng::seed_from_u64(8);
+    let mut moved = |lessons: Lessons| {
+        let shifts: Vec<f64> = (0..lessons.len)
+            .map(|_| rng.random_range(-0.4..0.4))
+            .collect();
+        let lessons = lessons.to_double();
+        Lessons {
+            log_probs: &lessons.log_probs + Tensor::from_slice(&shifts),
+            ..lessons
+        }
+    };
+    let disks = moved(Lessons::of_disks(&rollout.disks, &estimates).unwrap());
+    let devices = moved(Lessons::of_devices(&rollout.devices, &estimates).unwrap());
+    let tensors = ppo.network.tensors().unwrap();
+    let network = Network::from_tensors(&spec, architecture, &tensors, Kind::Double).unwrap();
+
+    let parameters: Vec<&Tensor> = network.parameters().values().collect();
+    let total = || {
+        loss(&network, &disks, Some(&devices), &WEIGHTS)
+            .unwrap()
+            .total
+    };
+    let gradients = Tensor::run_backward(&[total()], &parameters, false, false);
+    const STEP: f64 = 1e-5;
+    let mut checked = 0;
+    for (name, gradient) in network.parameters().keys().zip(&gradients) {
+        let flat = no_grad(|| network.parameters()[name].detach().view([-1]));
+        let gradient = gradient.view([-1]);
+        for at in [0, flat.size()[0] / 2, flat.size()[0] - 1] {
+            let nudge = |by: f64| {
+                let _ = flat.get(at).g_add_scalar_(by);
+                no_grad(|| total().double_value(&[]))
+            };
+            let (up, down) = (nudge(STEP), nudge(-2.0 * STEP));
+            nudge(STEP);
+            let (got, want) = (gradient.double_value(&[at]), (up - down) / (2.0 * STEP));
+            assert!(
+                (got - want).abs() < 1e-7 + 1e-5 * want.abs(),
+                "{name}[{at}]: {got} is not {want}"
+            );
+            checked += usize::from(want.abs() > 1e-9);
+        }
+    }
+    assert!(checked > 50, "only {checked} differences were not 0");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_weights_bit_for_bit() {
+    let train = || {
+        let mut collector = hosts(2);
+        let mut ppo = Ppo::new(collector.spec(), Architecture::default(), config(), 3).unwrap();
+        let rollout = ppo.play(&mut collector).unwrap();
+        ppo.warm_up(&rollout);
+        for _ in 0..3 {
+            let rollout = ppo.play(&mut collector).unwrap();
+            ppo.update(&rollout, 0.5).unwrap();
+        }
+        ppo.network.tensors().unwrap()
+    };
+    assert_eq!(train(), train());
+}
+
+#[test]
+fn an_update_raises_what_paid_and_reports_what_it_did() {
+    let mut collector = hosts(4);
+    let mut ppo = Ppo::new(collector.spec(), Architecture::default(), config(), 3).unwrap();
+    let rollout = ppo.play(&mut collector).unwrap();
+    ppo.warm_up(&rollout);
+    let rollout = ppo.play(&mut collector).unwrap();
+    let estimates = rollout.estimate(&ppo.network, ppo.config.discount).unwrap();
+    let lessons = Lessons::of_disks(&rollout.disks, &estimates).unwrap();
+    let report = ppo.update(&rollout, 0.25).unwrap();
+    // The plain objective, under the normalisers of the rollout.
+    let after = no_grad(|| {
+        let scores = ppo.network.scores(&lessons.batch).unwrap();
+        policy_loss(&scores, &lessons, 1e9)
+            .unwrap()
+            .objective
+            .double_value(&[])
+    });
+    assert!(after < -1e-3, "{after}");
+    assert_eq!(report.learning_rate, 0.75e-3);
+    let names: Vec<&str> = report
+        .head_entropy
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names, ["channel", "cache", "polling", "scheduler"]);
+    let polling = report.head_entropy[2].1;
+    assert!(
+        (polling - 2.0_f64.ln()).abs() < 0.02,
+        "an untrained head of two levels: {polling}"
+    );
+    assert!(report.approx_kl > 0.0 && report.grad_norm > 0.0 && report.minibatches > 2);
+}
+
+#[test]
+fn target_kl_ends_an_update_early() {
+    let mut collector = hosts(4);
+    let config = PpoConfig {
+        epochs: 50,
+        target_kl: Some(1e-4),
+        ..config()
+    };
+    let mut ppo = Ppo::new(collector.spec(), Architecture::default(), config, 3).unwrap();
+    let rollout = ppo.play(&mut collector).unwrap();
+    let report = ppo.update(&rollout, 0.0).unwrap();
+    assert!(report.minibatches < 50, "{}", report.minibatches);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_an_error_with_a_way_out() {
+    let env = AutoresetEnv::new(CartPole::new(0), Autoreset::SameStep);
+    let mut collector = Collector::new(vec![(env, 0)], Rng::seed_from_u64(1)).unwrap();
+    let mut ppo = Ppo::new(collector.spec(), Architecture::default(), config(), 3).unwrap();
+    let rollout = ppo.play(&mut collector).unwrap();
+    let _ = no_grad(|| {
+        ppo.network.parameters()["critic.value.bias"]
+            .shallow_clone()
+            .fill_(f64::NAN)
+    });
+    let error = ppo.update(&rollout, 0.0).unwrap_err();
+    assert!(
+        error.to_string().contains("lower the learning rate"),
+        "{error}"
+    );
+}
+
+/// Returns 0, 2 (variance 1) and errors ±½ (variance ¼).
+#[test]
+fn explained_variance_worked_by_hand() {
+    let estimates = Estimates {
+        values: vec![0.5, 1.5],
+        returns: vec![0.0, 2.0],
+        disk_advantages: vec![],
+        disk_weights: vec![],
+        device_advantages: vec![],
+        device_weights: vec![],
+    };
+    assert!((explained_variance(&estimates) - 0.75).abs() < 1e-12);
+}

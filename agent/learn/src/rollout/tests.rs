@@ -1,0 +1,240 @@
+use std::collections::BTreeMap;
+
+use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::sim::{Generator, SimHost, presets};
+use blkpilot_env::vector::AutoresetEnv;
+use blkpilot_env::{
+    Autoreset, EnvError, Environment, JointAction, Masks, Observation, ResetOptions, Rewards, Rng,
+    Step, Table,
+};
+use blkpilot_models::{Architecture, Tensor as Plain};
+use ndarray::{Array1, Array2, Array3};
+use rand::SeedableRng as _;
+use tch::Tensor;
+
+use super::*;
+use crate::collector::{Actor, Collector};
+
+const HALF: Discount = Discount {
+    gamma: 0.5,
+    lambda: 0.5,
+};
+
+/// Episodes of three steps with reward 1 for each of two disks; the second is idle throughout.
+struct Timer {
+    spec: EnvSpec,
+    step: u32,
+    terminates: bool,
+}
+
+impl Timer {
+    fn new(terminates: bool) -> AutoresetEnv<Self> {
+        let timer = Self {
+            spec: CartPole::default_spec(),
+            step: 0,
+            terminates,
+        };
+        AutoresetEnv::new(timer, Autoreset::SameStep)
+    }
+
+    fn observe(&self) -> Observation {
+        let action = JointAction {
+            disks: Array2::zeros((2, 1)),
+            devices: Array2::zeros((0, 0)),
+        };
+        Observation {
+            disk_ids: vec!["a".to_owned(), "b".to_owned()],
+            disks: Table::zeros(2, 4),
+            pairs: Array3::zeros((2, 0, 0)),
+            host: Table::zeros(1, 0),
+            disk_group: vec![None, None],
+            current: action.clone(),
+            default: action,
+            masks: Masks::all_allowed(&self.spec, 2, 0, 0),
+            ..Observation::default()
+        }
+    }
+}
+
+impl Environment for Timer {
+    fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    fn reset(&mut self, _: Option<u64>, _: &ResetOptions) -> Result<Observation, EnvError> {
+        self.step = 0;
+        Ok(self.observe())
+    }
+
+    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+        self.step += 1;
+        let is_last = self.step == 3;
+        Ok(Step {
+            observation: self.observe(),
+            rewards: Rewards {
+                total: Array1::ones(2),
+                own: Array1::ones(2),
+                terms: Array2::ones((2, 1)),
+                counted: vec![true, false],
+            },
+            executed: action.clone(),
+            terminated: is_last && self.terminates,
+            truncated: is_last && !self.terminates,
+            final_observation: None,
+        })
+    }
+}
+
+/// A network that gives every turn the value 2.
+fn flat(spec: &EnvSpec) -> Network {
+    let architecture = Architecture::default();
+    let zeros = |shape: Vec<usize>| Plain {
+        data: vec![0.0; shape.iter().product()],
+        shape,
+    };
+    let shapes = architecture.tensor_shapes(spec).into_iter();
+    let mut tensors: BTreeMap<_, _> = shapes.map(|(name, shape)| (name, zeros(shape))).collect();
+    tensors.insert(
+        "critic.value.bias".to_owned(),
+        Plain {
+            shape: vec![1],
+            data: vec![2.0],
+        },
+    );
+    Network::from_tensors(spec, architecture, &tensors, Kind::Float).unwrap()
+}
+
+fn identity(spec: &EnvSpec) -> PerTable<Normaliser> {
+    PerTable::build(spec, |_, features| Normaliser::identity(features.len()))
+}
+
+/// Advantages of both disks in four host-steps: one whole episode and the first step of another.
+fn four_steps(terminates: bool) -> (Rollout, [Vec<f32>; 2]) {
+    let spec = CartPole::default_spec();
+    let (network, normalisers) = (flat(&spec), identity(&spec));
+    let mut collector =
+        Collector::new(vec![(Timer::new(terminates), 0)], Rng::seed_from_u64(0)).unwrap();
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    let rollout = collector.collect(actor, 4).unwrap();
+    let estimates = rollout.estimate(&network, HALF).unwrap();
+    let advantages = [0, 1].map(|disk| {
+        let rows = rollout.tracks[0].iter().map(|step| step.disk_rows[disk]);
+        rows.map(|row| estimates.returns[row] - estimates.values[row])
+            .collect()
+    });
+    for step in &rollout.tracks[0] {
+        assert!(
+            estimates.disk_weights[step.disk_rows[0]] && !estimates.disk_weights[step.disk_rows[1]]
+        );
+    }
+    (rollout, advantages)
+}
+
+/// δ = 1 + ½·2 − 2 = 0 wherever something follows, also after a truncation.
+#[test]
+fn truncation_and_the_end_of_the_rollout_bootstrap() {
+    let (rollout, [advantages, _]) = four_steps(false);
+    assert_eq!(advantages, [0.0; 4]);
+    assert_eq!(
+        rollout.episodes,
+        [EpisodeEnd {
+            episodic_return: 3.0,
+            steps: 3
+        }]
+    );
+}
+
+/// δ₂ = 1 − 2 = −1, carried back by ¼ per step, and not into the next episode.
+#[test]
+fn termination_does_not_bootstrap() {
+    let (_, [advantages, _]) = four_steps(true);
+    assert_eq!(advantages, [-0.0625, -0.25, -1.0, 0.0]);
+}
+
+/// δ = 0 + ½·2 − 2 = −1 in each step: A₂ = −1 − ¼·0 at the cut, −1.25, −1.3125.
+#[test]
+fn a_disk_that_does_not_count_has_reward_zero_and_weight_zero() {
+    let (_, [_, idle]) = four_steps(false);
+    assert_eq!(idle, [-1.3125, -1.25, -1.0, -1.0]);
+}
+
+fn play(host: SimHost, steps: usize) -> (Rollout, Network) {
+    let spec = host.spec().clone();
+    let network = Network::new(&spec, Architecture::default(), &mut Rng::seed_from_u64(5)).unwrap();
+    let normalisers = identity(&spec);
+    let mut collector = Collector::new(
+        vec![(AutoresetEnv::new(host, Autoreset::SameStep), 9)],
+        Rng::seed_from_u64(6),
+    )
+    .unwrap();
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    (collector.collect(actor, steps).unwrap(), network)
+}
+
+#[test]
+fn log_probs_of_a_rollout_are_those_the_network_gives_afterwards() {
+    let generator = Generator {
+        steps: 5,
+        schedulers: true,
+        ..Generator::default()
+    };
+    let (rollout, network) = play(SimHost::generated(generator).unwrap(), 12);
+    let Samples {
+        turns,
+        levels,
+        log_probs,
+    } = &rollout.disks;
+    let batch = turns.batch(0..turns.len()).unwrap();
+    let taken = Tensor::from_slice(levels).view([turns.len() as i64, -1]);
+    let scores = network.scores(&batch).unwrap();
+    let judged = crate::categorical::judge(&scores, &batch, &taken).unwrap();
+    let gap = (judged.log_prob - Tensor::from_slice(log_probs))
+        .abs()
+        .max()
+        .double_value(&[]);
+    assert!(gap < 1e-5, "{gap}");
+    assert!(
+        rollout.devices.turns.len() >= 12,
+        "each device decides in each host-step"
+    );
+}
+
+#[test]
+fn a_device_is_credited_with_the_mean_of_its_disks() {
+    let (rollout, network) = play(SimHost::fixed(presets::noisy_neighbour()).unwrap(), 3);
+    let estimates = rollout.estimate(&network, HALF).unwrap();
+    for step in &rollout.tracks[0] {
+        let own = |disk: usize| estimates.disk_advantages[step.disk_rows[disk]];
+        let device = estimates.device_advantages[step.device_rows[0]];
+        assert!((device - (own(0) + own(1)) / 2.0).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn disks_on_one_iothread_share_their_credit() {
+    let mut scenario = presets::identical_disks(3, 2);
+    scenario.disks[1].iothread = scenario.disks[0].iothread;
+    let (rollout, network) = play(SimHost::fixed(scenario).unwrap(), 3);
+    let estimates = rollout.estimate(&network, HALF).unwrap();
+    for step in &rollout.tracks[0] {
+        let credit = |disk: usize| estimates.disk_advantages[step.disk_rows[disk]];
+        let own = |disk: usize| {
+            estimates.returns[step.disk_rows[disk]] - estimates.values[step.disk_rows[disk]]
+        };
+        assert!((credit(0) - (own(0) + own(1)) / 2.0).abs() < 1e-6);
+        assert_eq!(credit(0), credit(1));
+        assert_eq!(credit(2), own(2));
+    }
+}
+
+#[test]
+fn an_environment_that_does_not_reset_itself_is_refused() {
+    let error = Collector::new(vec![(CartPole::new(0), 0)], Rng::seed_from_u64(0)).unwrap_err();
+    assert!(error.to_string().contains("AutoresetEnv"), "{error}");
+}
