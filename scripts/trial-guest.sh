@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Serves a policy to one guest of the fixture and tries it out: default and tuned windows in turn.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ $# -lt 4 || ${1:-} == --help ]]; then
+    cat <<'TEXT'
+Usage: scripts/trial-guest.sh GUEST POLICY OUT ALTERNATIONS
+
+Starts the fixture's guest preset GUEST (blkpilot-fixture presets lists them) under a private
+libvirtd, serves the checkpoint POLICY to it with `blkpilot serve`, and runs `blkpilot trial`
+with that many ALTERNATIONS. Writes the report to OUT/GUEST.json and the daemon's log and state
+to OUT. Where no guest can run, a simulated host stands in, and the output says so.
+The release binaries must have been built.
+TEXT
+    exit 2
+fi
+readonly guest=$1 policy=$2 out=$3 alternations=$4
+readonly bin=$PWD/target/release
+run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-trial.XXXXXX")
+daemon='' fixture=''
+
+stop() { # pid: asks it to end and waits
+    if [[ -n $1 ]] && kill -INT "$1" 2>/dev/null; then wait "$1" 2>/dev/null || true; fi
+}
+leave() {
+    stop "$daemon"
+    stop "$fixture"
+    rm -rf "$run_dir"
+}
+trap leave EXIT
+
+start_guest() { # sets uri, or why not
+    "$bin/blkpilot-fixture" up --guests "$guest" >"$run_dir/uri" 2>"$run_dir/fixture.log" &
+    fixture=$!
+    while kill -0 "$fixture" 2>/dev/null && [[ -z $uri ]]; do
+        uri=$(head -n 1 "$run_dir/uri")
+        sleep 0.2
+    done
+    if [[ -n $uri ]]; then
+        sed -n 's/^guest /guest /p' "$run_dir/fixture.log"
+        return
+    fi
+    wait "$fixture" || true
+    fixture=''
+    why=$(tail -n 1 "$run_dir/fixture.log")
+    echo "NO GUEST CAN RUN HERE: ${why:-the fixture ended without a word}"
+    echo "A SIMULATED HOST STANDS IN: what follows was not measured on a guest."
+}
+
+write_config() {
+    printf 'version = 1\n[host]\nname = "local"\n'
+    if [[ -n $uri ]]; then
+        printf 'kind = "libvirt"\nuri = "%s"\ninterval = "2s"\non_exit = "revert"\n' "$uri"
+    else
+        printf 'kind = "simulated"\nscenario = "poor_binding"\nmode = "advise"\ntime_scale = 10.0\n'
+    fi
+    printf '[policy]\ncheckpoint = "%s"\n' "$policy"
+    printf '[service]\nlisten = "unix:%s"\ndata_dir = "%s"\n' "$run_dir/blkpilot.sock" "$out/data-$guest"
+}
+
+wait_for_daemon() {
+    for _ in $(seq 100); do
+        if "$bin/blkpilot" guests >"$run_dir/guests" 2>/dev/null; then return; fi
+        kill -0 "$daemon" 2>/dev/null || break
+        sleep 0.2
+    done
+    if ! "$bin/blkpilot" guests >"$run_dir/guests"; then
+        cat "$out/daemon-$guest.log" >&2
+        exit 1
+    fi
+}
+
+mkdir -p "$out"
+uri='' why=''
+start_guest
+write_config >"$out/blkpilot-$guest.toml"
+export BLKPILOT_SERVER="unix:$run_dir/blkpilot.sock"
+"$bin/blkpilot" serve --config "$out/blkpilot-$guest.toml" 2>"$out/daemon-$guest.log" &
+daemon=$!
+wait_for_daemon
+cat "$run_dir/guests"
+echo
+"$bin/blkpilot" trial --alternations "$alternations" --out "$out/$guest.json"
+if [[ -z $uri ]]; then echo "This was a SIMULATED host, because no guest can run here."; fi

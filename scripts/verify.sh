@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The long proofs, at full counts. Each writes its figures, with command and commit, to
+# docs/verification. What is measured against time wants an otherwise idle machine.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly docs=docs/verification
+readonly out=$PWD/out/verify
+readonly lab=target/release/blkpilot-lab
+mkdir -p "$docs" "$out"
+commit=$(git describe --always --dirty --exclude '*')
+machine="$(nproc) CPUs, $(. /etc/os-release && echo "$PRETTY_NAME"), $(rustc --version | cut -d' ' -f1,2)"
+
+record() { # file, title, command: runs it and writes what it prints
+    local file=$1 title=$2
+    shift 2
+    printf '\n== %s\n' "$title"
+    local start=$SECONDS
+    "$@" 2>"$out/stderr" | tee "$out/stdout" || { cat "$out/stderr" >&2; exit 1; }
+    {
+        printf '# %s\n\n' "$title"
+        printf 'Command: `%s`  \n' "${*//$PWD\//}"
+        printf 'Commit: `%s`  \nMachine: %s  \nTook: %d s\n\n' "$commit" "$machine" $((SECONDS - start))
+        printf '```text\n%s\n```\n' "$(sed "s|$PWD/||g" "$out/stdout")"
+    } >"$docs/$file.md"
+}
+
+rm -rf "$out"/{quickstart,four_identical,cartpole,trials}
+cargo build --release --workspace --bins
+record cartpole "CartPole-v1 by the same PPO, five seeds" \
+    "$lab" sanity --seeds 5 --out "$out/cartpole"
+record quickstart "The quickstart policy against the baselines on unseen hosts" \
+    "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"
+record four-identical "Four identical disks on four channels" \
+    "$lab" train experiments/configs/four_identical.toml --out "$out/four_identical"
+for guest in poor-cache poor-binding; do
+    record "trial-$guest" "Default against tuned windows on the guest $guest" \
+        scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" 12
+done
+record bench "Latency of decisions and calls" scripts/bench.sh
