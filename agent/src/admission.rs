@@ -274,3 +274,167 @@ fn unknown_head(field: &str, name: &str, heads: &[Head]) -> Failure {
     };
     Failure::field(format!("{field}.head"), problem)
 }
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::sim::{SimHost, presets};
+    use blkpilot_env::{Environment as _, ResetOptions};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mode::Knob;
+
+    struct Cluster {
+        spec: EnvSpec,
+        observation: Observation,
+        guests: Vec<GuestStatus>,
+        modes: Modes,
+    }
+
+    /// Guests `trading` (auto), `ingestion` (advise), `builds` (observe) and `backup` (not opted in).
+    fn cluster() -> Cluster {
+        let mut host = SimHost::fixed(presets::by_name("mixed").unwrap()).unwrap();
+        let observation = host.reset(Some(1), &ResetOptions::new()).unwrap();
+        let guest = |name: &str| GuestStatus {
+            name: name.to_owned(),
+            opted_in: name != "backup",
+            mode: (name == "trading").then_some(Mode::Auto),
+            targets: vec!["vda".to_owned()],
+            problem: None,
+        };
+        let names = observation.disk_ids.iter().map(|id| guest_of(id));
+        let observe = GuestConfig {
+            mode: Some(Mode::Observe),
+            knobs: Some(vec![Knob::Channel]),
+            ..GuestConfig::default()
+        };
+        Cluster {
+            spec: host.spec().clone(),
+            guests: names.map(guest).collect(),
+            observation,
+            modes: Modes {
+                default: Mode::Advise,
+                guests: BTreeMap::from([("builds".to_owned(), observe)]),
+            },
+        }
+    }
+
+    impl Cluster {
+        fn row(&self, guest: &str) -> usize {
+            let ids = &self.observation.disk_ids;
+            ids.iter().position(|id| guest_of(id) == guest).unwrap()
+        }
+
+        fn is_open(&self, observation: &Observation, guest: &str) -> bool {
+            let row = observation.masks.disks.row(self.row(guest));
+            row.iter().any(|reason| reason.is_allowed())
+        }
+
+        fn situation(&self) -> Situation<'_> {
+            Situation {
+                host: "local",
+                spec: &self.spec,
+                observation: &self.observation,
+                guests: &self.guests,
+                modes: &self.modes,
+            }
+        }
+    }
+
+    fn choice(disk: &str, head: &str, level: &str) -> Choice {
+        Choice {
+            row: Row::of_disk_id(disk),
+            head: head.to_owned(),
+            level: level.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_mode_opens_a_guest_to_the_purposes_it_admits() {
+        let cluster = cluster();
+        let open = |purpose, guest| {
+            let seen = restrict(
+                &cluster.observation,
+                &cluster.guests,
+                &cluster.modes,
+                purpose,
+            );
+            cluster.is_open(&seen, guest)
+        };
+        assert!(open(Purpose::Advice, "trading") && open(Purpose::Auto, "trading"));
+        assert!(open(Purpose::Advice, "ingestion") && !open(Purpose::Auto, "ingestion"));
+        assert!(!open(Purpose::Advice, "builds") && !open(Purpose::Auto, "builds"));
+    }
+
+    #[test]
+    fn a_reason_that_stood_before_is_kept() {
+        let mut cluster = cluster();
+        let row = cluster.row("builds");
+        cluster.observation.masks.disks[[row, 0]] = MaskReason::Frozen;
+        let seen = restrict(
+            &cluster.observation,
+            &cluster.guests,
+            &cluster.modes,
+            Purpose::Advice,
+        );
+        assert_eq!(seen.masks.disks[[row, 0]], MaskReason::Frozen);
+        assert_eq!(seen.masks.disks[[row, 1]], MaskReason::NotEnabled);
+    }
+
+    #[test]
+    fn a_choice_on_a_shared_iothread_holds_for_all_its_disks() {
+        let mut cluster = cluster();
+        let (first, second) = (cluster.row("trading"), cluster.row("ingestion"));
+        let group = cluster.observation.disk_group[first];
+        cluster.observation.disk_group[second] = group;
+        let both = cluster.observation.current.disks[[first, 0]];
+        cluster.observation.current.disks[[second, 0]] = both;
+        let chosen = [
+            choice("trading/vda", "channel", "channel-3"),
+            choice("trading/vda", "cache", "buffered"),
+        ];
+        let action = explicit(cluster.situation(), &chosen).unwrap();
+        assert_eq!(
+            (action.disks[[first, 0]], action.disks[[second, 0]]),
+            (4, 4)
+        );
+        assert_eq!(
+            (action.disks[[first, 1]], action.disks[[second, 1]]),
+            (1, 0)
+        );
+        let apart = [
+            choice("trading/vda", "channel", "channel-3"),
+            choice("ingestion/vda", "channel", "channel-2"),
+        ];
+        let refused = explicit(cluster.situation(), &apart).unwrap_err();
+        assert_eq!(refused.reason(), "ACTION_GROUP_DISAGREES");
+    }
+
+    proptest! {
+        /// What is admitted changes what was named, to what was named, on guests that allow it.
+        #[test]
+        fn what_is_admitted_is_what_was_asked_for_and_allowed(
+            asked in prop::collection::vec((0_usize..5, 0_usize..4, 0_usize..6), 0..6),
+        ) {
+            let cluster = cluster();
+            let guests = ["trading", "ingestion", "builds", "backup", "nobody"];
+            let heads = ["channel", "cache", "polling", "colour"];
+            let levels = ["float", "channel-1", "direct", "buffered", "adaptive", "red"];
+            let disk = |guest: usize| format!("{}/vda", guests[guest]);
+            let choices: Vec<Choice> = asked
+                .iter()
+                .map(|(g, h, l)| choice(&disk(*g), heads[*h], levels[*l]))
+                .collect();
+            if let Ok(action) = explicit(cluster.situation(), &choices) {
+                for (guest, head, level) in &asked {
+                    prop_assert!(*guest < 2, "{} was admitted", guests[*guest]);
+                    let set = action.disks[[cluster.row(guests[*guest]), *head]];
+                    let name = cluster.spec.disk_heads[*head].level_name(set);
+                    prop_assert_eq!(name.as_str(), levels[*level]);
+                }
+                let changed = action.disks.iter().zip(&cluster.observation.current.disks);
+                prop_assert!(changed.filter(|(a, b)| a != b).count() <= asked.len());
+            }
+        }
+    }
+}

@@ -148,6 +148,8 @@ pub struct ServiceConfig {
     pub loopback_may_change: bool,
     /// Most environments held at once.
     pub max_environments: usize,
+    /// Most that the decision log may take; the oldest decisions go first.
+    pub max_log_bytes: u64,
 }
 
 /// Where to listen.
@@ -334,6 +336,12 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     let uri = section
         .text("uri")
         .unwrap_or_else(|| "qemu:///system".to_owned());
+    if uri.is_empty() {
+        section.problem(
+            "uri",
+            "= \"\" must be a libvirt URI such as \"qemu:///system\"",
+        );
+    }
     let interval = section.span("interval").unwrap_or(Duration::from_secs(2));
     if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) {
         let text = humantime::format_duration(interval);
@@ -443,6 +451,9 @@ fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
     policy
 }
 
+/// Two segments of the decision log: the one that is written, and a whole one before it.
+const LEAST_LOG_MIB: u64 = 128;
+
 fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
     let listen = match section.text("listen") {
         None => Some(Listen::Unix(DEFAULT_SOCKET.into())),
@@ -467,12 +478,20 @@ fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
             format!("= {max_environments} must be in [1, 10000]"),
         );
     }
+    let max_log_mib = section.integer("max_log_mib").unwrap_or(1024);
+    if !(LEAST_LOG_MIB..=1 << 20).contains(&max_log_mib) {
+        section.problem(
+            "max_log_mib",
+            format!("= {max_log_mib} must be in [{LEAST_LOG_MIB}, {}]", 1 << 20),
+        );
+    }
     section.finish();
     Some(ServiceConfig {
         listen: listen?,
         data_dir: base.join(data_dir?),
         loopback_may_change,
         max_environments: max_environments as usize,
+        max_log_bytes: max_log_mib.saturating_mul(1 << 20),
     })
 }
 

@@ -12,6 +12,9 @@ use crate::decision::Decision;
 /// Rows of recent decisions that can be listed; older ones stand in the log's files only.
 const MOST_ROWS: usize = 50_000;
 
+/// Decisions between two looks at the size of the log.
+const RETENTION_EVERY: u32 = 1000;
+
 /// Recent recorded decisions, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct History(Arc<Mutex<Recent>>);
@@ -79,21 +82,30 @@ impl History {
 pub struct Recorder {
     writer: Writer,
     history: History,
+    most_bytes: u64,
+    until_retention: u32,
 }
 
 impl Recorder {
-    /// Opens the log in `dir` and reads what can be listed of it.
+    /// Opens the log in `dir`, lets it take at most `most_bytes`, and reads what can be listed of
+    /// it.
     ///
     /// # Errors
     /// `Locked` when another process writes it, `Format`, `Io`.
-    pub fn open(dir: &Path) -> Result<Self, LogError> {
-        let (writer, recovery) = Writer::open(dir, Config::default())?;
+    pub fn open(dir: &Path, most_bytes: u64) -> Result<Self, LogError> {
+        let (mut writer, recovery) = Writer::open(dir, Config::default())?;
         if recovery.torn_bytes > 0 || recovery.damaged_lines > 0 {
             tracing::warn!(?recovery, dir = %dir.display(), "recovered the decision log");
         }
+        writer.retain(most_bytes)?;
         let history = History::default();
         read(dir, &history)?;
-        Ok(Self { writer, history })
+        Ok(Self {
+            writer,
+            history,
+            most_bytes,
+            until_retention: RETENTION_EVERY,
+        })
     }
 
     /// The reading end.
@@ -123,8 +135,25 @@ impl Recorder {
                 .append(&Event::Decision(Box::new(row.clone())))?;
         }
         self.writer.commit()?;
+        self.retain();
         decision.durable = true;
         Ok(self.history.push(decision))
+    }
+
+    /// Removes the oldest segments now and then. A log that cannot be shortened is still a log.
+    fn retain(&mut self) {
+        self.until_retention -= 1;
+        if self.until_retention > 0 {
+            return;
+        }
+        self.until_retention = RETENTION_EVERY;
+        match self.writer.retain(self.most_bytes) {
+            Ok(0) => {}
+            Ok(removed) => {
+                tracing::info!(removed, "removed the oldest segments of the decision log")
+            }
+            Err(error) => tracing::warn!(%error, "the decision log was not shortened"),
+        }
     }
 
     /// Appends outcomes; they become durable with the next decision or [`Recorder::flush`].

@@ -208,7 +208,10 @@ async fn serve(
 fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     let spec = spec_of(&config.host.kind);
     let (policy, policy_ref) = policy::load(&config.policy, &spec)?;
-    let recorder = Recorder::open(&config.service.data_dir.join("decisions"))?;
+    let recorder = Recorder::open(
+        &config.service.data_dir.join("decisions"),
+        config.service.max_log_bytes,
+    )?;
     let guests = config.host.guests.clone();
     let data_dir = config.service.data_dir;
     let (kind, interval, seed, connect): (_, _, _, Connect) = match config.host.kind {

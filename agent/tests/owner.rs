@@ -147,7 +147,7 @@ impl Case {
             policy_ref: PolicyRef::default(),
             seed: 1,
             connect: Box::new(connect),
-            recorder: Recorder::open(dir.path()).unwrap(),
+            recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
         };
         let (host, _) = start(config).unwrap();
         Self {
