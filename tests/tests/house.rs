@@ -12,10 +12,19 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("blkpilot-host", &["blkpilot-env"]),
     ("blkpilot-models", &["blkpilot-env"]),
     ("blkpilot-log", &["blkpilot-env", "blkpilot-models"]),
-    ("blkpilot-learn", &["blkpilot-env", "blkpilot-models", "blkpilot-log"]),
+    (
+        "blkpilot-learn",
+        &["blkpilot-env", "blkpilot-models", "blkpilot-log"],
+    ),
     (
         "blkpilot-agent",
-        &["blkpilot-env", "blkpilot-host", "blkpilot-models", "blkpilot-log", "blkpilot-proto"],
+        &[
+            "blkpilot-env",
+            "blkpilot-host",
+            "blkpilot-models",
+            "blkpilot-log",
+            "blkpilot-proto",
+        ],
     ),
     (
         "blkpilot-lab",
@@ -48,13 +57,27 @@ const ARROWS: [(&str, &[&str]); 9] = [
 const HOMES: [(&str, &[&str]); 8] = [
     ("tch", &["blkpilot-learn"]),
     // Whoever has a binary or test that links libtorch needs its path from torch-sys.
-    ("torch-sys", &["blkpilot-learn", "blkpilot-lab", "blkpilot-tests"]),
+    (
+        "torch-sys",
+        &["blkpilot-learn", "blkpilot-lab", "blkpilot-tests"],
+    ),
     ("virt", &["blkpilot-host"]),
     ("virt-sys", &["blkpilot-host"]),
     ("procfs", &["blkpilot-host"]),
     ("rusqlite", &["blkpilot-host", "blkpilot-agent"]),
-    ("tokio", &["blkpilot-agent", "blkpilot-lab", "blkpilot-tests"]),
-    ("tonic", &["blkpilot-proto", "blkpilot-agent", "blkpilot-lab", "blkpilot-tests"]),
+    (
+        "tokio",
+        &["blkpilot-agent", "blkpilot-lab", "blkpilot-tests"],
+    ),
+    (
+        "tonic",
+        &[
+            "blkpilot-proto",
+            "blkpilot-agent",
+            "blkpilot-lab",
+            "blkpilot-tests",
+        ],
+    ),
 ];
 
 fn metadata() -> Metadata {
@@ -67,7 +90,11 @@ fn metadata() -> Metadata {
 }
 
 fn members(metadata: &Metadata) -> BTreeMap<String, &Package> {
-    metadata.workspace_packages().into_iter().map(|p| (p.name.to_string(), p)).collect()
+    metadata
+        .workspace_packages()
+        .into_iter()
+        .map(|p| (p.name.to_string(), p))
+        .collect()
 }
 
 /// Names that a crate's own code may use: its dependencies but not its dev-dependencies.
@@ -85,10 +112,19 @@ fn arrows_between_crates_point_one_way() {
     let metadata = metadata();
     let members = members(&metadata);
     let planned: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
-    assert_eq!(members.keys().map(String::as_str).collect::<BTreeSet<_>>(), planned);
+    assert_eq!(
+        members.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        planned
+    );
     for (name, allowed) in ARROWS {
-        for dependency in named_by(members[name]).iter().filter(|d| planned.contains(d.as_str())) {
-            assert!(allowed.contains(&dependency.as_str()), "{name} must not lean on {dependency}");
+        for dependency in named_by(members[name])
+            .iter()
+            .filter(|d| planned.contains(d.as_str()))
+        {
+            assert!(
+                allowed.contains(&dependency.as_str()),
+                "{name} must not lean on {dependency}"
+            );
         }
     }
 }
@@ -111,7 +147,14 @@ fn external_crates_stay_in_their_homes() {
 fn what_a_plain_build_makes_does_not_reach_libtorch() {
     let metadata = metadata();
     let resolve = metadata.resolve.as_ref().expect("cargo metadata resolves");
-    let id_of = |name: &str| &metadata.packages.iter().find(|p| p.name == name).expect("is in the graph").id;
+    let id_of = |name: &str| {
+        &metadata
+            .packages
+            .iter()
+            .find(|p| p.name == name)
+            .expect("is in the graph")
+            .id
+    };
     let torch = id_of("torch-sys");
     for member in &metadata.workspace_default_members[..] {
         let mut seen = BTreeSet::new();
@@ -121,9 +164,15 @@ fn what_a_plain_build_makes_does_not_reach_libtorch() {
                 continue;
             }
             assert_ne!(id, torch, "{member} reaches torch-sys");
-            let node = resolve.nodes.iter().find(|n| n.id == *id).expect("each package has a node");
+            let node = resolve
+                .nodes
+                .iter()
+                .find(|n| n.id == *id)
+                .expect("each package has a node");
             let normal = |d: &&cargo_metadata::NodeDep| {
-                d.dep_kinds.iter().any(|k| k.kind != DependencyKind::Development)
+                d.dep_kinds
+                    .iter()
+                    .any(|k| k.kind != DependencyKind::Development)
             };
             left.extend(node.deps.iter().filter(normal).map(|d| &d.pkg));
         }
@@ -132,10 +181,15 @@ fn what_a_plain_build_makes_does_not_reach_libtorch() {
 
 #[test]
 fn every_dependency_has_a_licence_that_deny_toml_allows() {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deny.toml")).unwrap();
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deny.toml")).unwrap();
     let deny: toml::Table = text.parse().unwrap();
-    let allowed: BTreeSet<&str> =
-        deny["licenses"]["allow"].as_array().unwrap().iter().map(|l| l.as_str().unwrap()).collect();
+    let allowed: BTreeSet<&str> = deny["licenses"]["allow"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l.as_str().unwrap())
+        .collect();
     for package in &metadata().packages {
         let licence = package.license.as_deref().unwrap_or("none");
         // Old manifests separate alternatives by a slash.
@@ -145,6 +199,10 @@ fn every_dependency_has_a_licence_that_deny_toml_allows() {
             let full = requirement.to_string();
             allowed.contains(full.as_str())
         });
-        assert!(fits, "{} {} is licensed {licence}, which deny.toml does not allow", package.name, package.version);
+        assert!(
+            fits,
+            "{} {} is licensed {licence}, which deny.toml does not allow",
+            package.name, package.version
+        );
     }
 }
