@@ -150,7 +150,7 @@ impl Recorder {
         match self.writer.retain(self.most_bytes) {
             Ok(0) => {}
             Ok(removed) => {
-                tracing::info!(removed, "removed the oldest segments of the decision log")
+                tracing::info!(removed, "removed the oldest segments of the decision log");
             }
             Err(error) => tracing::warn!(%error, "the decision log was not shortened"),
         }
