@@ -1,4 +1,11 @@
 //! The blkpilot service: serves a policy over gRPC and retunes running guests.
+//!
+//! Reading order: [`config`], [`backend`] (what a host must do, live or simulated), [`admission`]
+//! (what may be changed: pure), [`decision`] and [`history`] (what is decided and recorded),
+//! [`owner`] (the one thread that touches a host) and [`handle`] (how to ask it), [`environments`]
+//! and [`hosted`], the services over them, [`server`] (all of it together). [`remote`] and [`client`]
+//! are the other end of the wire; [`cli`] is the binary.
+
 pub mod admission;
 pub mod backend;
 pub mod cli;
