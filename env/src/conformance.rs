@@ -211,6 +211,10 @@ fn check_step(spec: &EnvSpec, before: &Observation, step: &Step) -> Result<(), S
     )?;
     ensure(!(step.terminated && step.truncated), || {
         "terminated and truncated at once".to_owned()
+    })?;
+    let shows_next = spec.autoreset == Autoreset::SameStep && step.is_last();
+    ensure(step.final_observation.is_some() == shows_next, || {
+        "final_observation belongs to the last step under SameStep, and only there".to_owned()
     })
 }
 
@@ -253,7 +257,9 @@ mod tests {
                 .unwrap()
             };
             check(make, DEMANDS).unwrap();
-            check(|| AutoresetEnv::new(make(), Autoreset::SameStep), DEMANDS).unwrap();
+            for mode in [Autoreset::SameStep, Autoreset::NextStep] {
+                check(|| AutoresetEnv::new(make(), mode), DEMANDS).unwrap();
+            }
         }
     }
 }

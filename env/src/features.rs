@@ -483,7 +483,7 @@ fn column(columns: &[Column], name: &str) -> usize {
 /// What is seen at `after`, over the window since `before`.
 ///
 /// The two samples need not list the same disks: one that has just appeared is shown without rates
-/// (`CounterReset`), one that is gone is not shown. Channels and devices are matched by position.
+/// (`CounterReset`), one that is gone is not shown. Everything is matched by its name.
 /// `interval` is the length of one decision interval.
 #[must_use]
 pub fn observe(
@@ -622,6 +622,18 @@ pub(crate) trait Named {
     fn id(&self) -> &str;
 }
 
+impl Named for crate::sample::DeviceSample {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Named for crate::sample::ChannelSample {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
 impl Named for crate::sample::DiskSample {
     fn id(&self) -> &str {
         &self.id
@@ -630,10 +642,11 @@ impl Named for crate::sample::DiskSample {
 
 /// Busy share of the CPUs behind a channel level; all CPUs for `float`.
 fn lane_load(before: &HostSample, after: &HostSample, level: usize, span_s: f64) -> f64 {
-    match level
-        .checked_sub(1)
-        .and_then(|c| before.channels.get(c).zip(after.channels.get(c)))
-    {
+    let channel = level.checked_sub(1).and_then(|row| {
+        let now = after.channels.get(row)?;
+        Some((find(&before.channels, row, &now.id)?, now))
+    });
+    match channel {
         Some((b, a)) => share_of_cpus(b.busy_ns, a.busy_ns, a.cpus.len() as f64, span_s),
         None => share_of_cpus(
             before.host.cpu_busy_ns,
@@ -664,9 +677,7 @@ fn channel_table(before: &HostSample, after: &HostSample, span_s: f64) -> Table 
             .filter_map(|(b, a)| DiskWindow::between(b, a, span_s).iothread_cores.ok())
             .map(|cores| cores.min(1.0))
             .sum();
-        let vcpu = before
-            .channels
-            .get(row)
+        let vcpu = find(&before.channels, row, &channel.id)
             .map_or(Err(Validity::CounterReset), |b| {
                 crate::sample::gained(b.vcpu_ns, channel.vcpu_ns)
             });
@@ -703,9 +714,7 @@ fn pair_table(after: &HostSample) -> Array3<f32> {
 fn device_table(before: &HostSample, after: &HostSample, span_s: f64) -> Table {
     let mut table = Table::zeros(after.devices.len(), DEVICE.len());
     for (row, device) in after.devices.iter().enumerate() {
-        let window = before
-            .devices
-            .get(row)
+        let window = find(&before.devices, row, &device.id)
             .map(|b| DeviceWindow::between(b, device, span_s));
         let get = |f: fn(&DeviceWindow) -> Reading<f64>| {
             window.as_ref().map_or(Err(Validity::CounterReset), f)

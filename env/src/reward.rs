@@ -37,7 +37,7 @@ pub enum RewardTerm {
     PageCache,
     /// Writes accepted but not yet on the device.
     Writeback,
-    /// Settings changed in this window.
+    /// Settings of the disk, or the scheduler of its device, changed in this window.
     Change,
     /// p99 above the objective.
     Slo,
@@ -256,9 +256,8 @@ fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
     let latency = seen.latency_us_mean.ok()?;
     let read_share = seen.read_share.ok()?;
     let reference = reference_us(&device.reference, read_share, seen.request_bytes.ok()?);
-    let await_us = before
-        .devices
-        .get(now.device)
+    let device_before = find(&before.devices, now.device, &device.id);
+    let await_us = device_before
         .and_then(|b| DeviceWindow::between(b, device, span_s).await_us.ok())
         .unwrap_or(reference);
 
@@ -286,6 +285,7 @@ fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
         .zip(now.settings.levels())
         .filter(|(a, b)| **a != *b)
         .count();
+    let switched = device_before.is_some_and(|b| b.scheduler != device.scheduler);
     Some([
         scale * run_delay,
         scale * (in_device - to_device * reference),
@@ -294,7 +294,7 @@ fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
         config.cpu * cpu_us / (cpu_us + reference),
         config.page_cache * cached.min(1.0),
         config.writeback * (owed_s / span_s).min(2.0),
-        config.change * changes as f64,
+        config.change * (changes + usize::from(switched)) as f64,
         config.slo * excess,
     ])
 }

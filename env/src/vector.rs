@@ -1,4 +1,4 @@
-//! Autoreset, and many environments stepped together.
+//! Autoreset: what happens when an environment is stepped beyond the end of its episode.
 
 use crate::decision::JointAction;
 use crate::environment::{EnvError, Environment, ResetOptions, Rewards, Step};
@@ -10,7 +10,8 @@ use crate::spec::{Autoreset, EnvSpec};
 pub struct AutoresetEnv<E> {
     inner: E,
     spec: EnvSpec,
-    reset_is_due: bool,
+    /// The levels in force when the episode ended, while a reset is due.
+    ended_with: Option<JointAction>,
 }
 
 impl<E: Environment> AutoresetEnv<E> {
@@ -23,7 +24,7 @@ impl<E: Environment> AutoresetEnv<E> {
         Self {
             inner,
             spec,
-            reset_is_due: false,
+            ended_with: None,
         }
     }
 
@@ -32,10 +33,11 @@ impl<E: Environment> AutoresetEnv<E> {
         &self.inner
     }
 
-    fn reset_step(&mut self) -> Result<Step, EnvError> {
+    /// A step that only resets: its action is ignored, and none of the disks that were acted on
+    /// counts.
+    fn reset_step(&mut self, ended_with: JointAction) -> Result<Step, EnvError> {
         let observation = self.inner.reset(None, &ResetOptions::new())?;
-        let (disks, terms) = (observation.disk_count(), self.spec.reward_terms.len());
-        self.reset_is_due = false;
+        let (disks, terms) = (ended_with.disks.nrows(), self.spec.reward_terms.len());
         Ok(Step {
             rewards: Rewards {
                 total: ndarray::Array1::zeros(disks),
@@ -43,7 +45,7 @@ impl<E: Environment> AutoresetEnv<E> {
                 terms: ndarray::Array2::zeros((disks, terms)),
                 counted: vec![false; disks],
             },
-            executed: observation.current.clone(),
+            executed: ended_with,
             observation,
             terminated: false,
             truncated: false,
@@ -62,19 +64,19 @@ impl<E: Environment> Environment for AutoresetEnv<E> {
         seed: Option<u64>,
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
-        self.reset_is_due = false;
+        self.ended_with = None;
         self.inner.reset(seed, options)
     }
 
     fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
-        if self.reset_is_due {
-            return self.reset_step();
+        if let Some(ended_with) = self.ended_with.take() {
+            return self.reset_step(ended_with);
         }
         let mut step = self.inner.step(action)?;
         if step.is_last() {
             match self.spec.autoreset {
                 Autoreset::Disabled => {}
-                Autoreset::NextStep => self.reset_is_due = true,
+                Autoreset::NextStep => self.ended_with = Some(step.observation.current.clone()),
                 Autoreset::SameStep => {
                     let first = self.inner.reset(None, &ResetOptions::new())?;
                     let last = std::mem::replace(&mut step.observation, first);

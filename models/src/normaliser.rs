@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 /// Normalised values are clipped to ± this.
 pub const CLIP: f32 = 10.0;
 
-/// A column whose deviation in training was smaller than this counts as constant, and is not
-/// divided: else noise in the last digits would fill the network's range.
+/// A column whose deviation in training was smaller than this counts as constant: it says nothing,
+/// and what served observations hold there must not reach weights that were never trained.
 const LEAST_STD: f64 = 1e-4;
+/// Deviation that stands for "constant": whatever is divided by it is 0 to a network.
+const CONSTANT_STD: f64 = 1e30;
 
 /// How far outside the range seen in training a value may lie before it is called novel, as a share
 /// of that range; and for columns that never varied, absolutely.
@@ -371,7 +373,11 @@ impl Moments {
 
     fn std(&self) -> f64 {
         let std = (self.squares / self.count.max(1) as f64).sqrt();
-        if std < LEAST_STD { 1.0 } else { std }
+        if std < LEAST_STD {
+            CONSTANT_STD
+        } else {
+            std
+        }
     }
 }
 

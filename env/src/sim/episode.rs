@@ -8,7 +8,7 @@ use super::boot::{first_sample, lanes_of};
 use super::network::{Channel, Class, Device, Discipline, Lane, Network, Solution};
 use super::page_cache::{CacheUser, Popularity, characteristic_time};
 use super::scenario::{DiskModel, Phase, Scenario};
-use super::served::{Served, add};
+use super::served::{Served, Stall, add};
 use crate::decision::JointAction;
 use crate::observation::Observation;
 use crate::sample::{Cache, DiskSettings, HostSample, Polling};
@@ -58,8 +58,12 @@ struct DiskState {
     dirty_bytes: f64,
     /// Buffered writes accepted in the last interval, bytes per second.
     inflow: f64,
-    /// Time for which the disk stands still at the start of the next interval.
+    /// Time for which the disk is about to stand still, beside flushing, and time for which requests
+    /// in flight have already stood still.
     stall_s: f64,
+    stalled_s: f64,
+    /// Whether it stands still until its dirty pages are on the device.
+    is_flushing: bool,
 }
 
 impl DiskState {
@@ -76,6 +80,8 @@ impl DiskState {
             dirty_bytes: 0.0,
             inflow: 0.0,
             stall_s: 0.0,
+            stalled_s: 0.0,
+            is_flushing: false,
         }
     }
 }
@@ -127,10 +133,9 @@ impl Episode {
                 continue;
             }
             if wanted.cache != sample.settings.cache {
-                // Going back to direct writes the dirty pages out first.
-                let reference = &self.scenario.devices[self.scenario.disks[row].device].reference;
-                state.stall_s = REOPEN_STALL_S + state.dirty_bytes / reference.bytes_per_sec;
-                state.dirty_bytes = 0.0;
+                state.stall_s += REOPEN_STALL_S;
+                // Going back to direct writes the dirty pages out before anything else is served.
+                state.is_flushing = wanted.cache == Cache::Direct && state.dirty_bytes > 0.0;
             }
             sample.settings = wanted;
             sample.since_change = Duration::ZERO;
@@ -346,9 +351,16 @@ impl Episode {
 
     /// Write-back of one device, bytes per second.
     fn writeback_rate(&self, device: usize) -> f64 {
+        // A disk that waits for its dirty pages wants them written at once.
+        let is_urgent = self.of_device(device).any(|i| self.disks[i].is_flushing);
+        let horizon_s = if is_urgent {
+            self.scenario.interval_s.min(WRITEBACK_HORIZON_S)
+        } else {
+            WRITEBACK_HORIZON_S
+        };
         let wanted: f64 = self
             .of_device(device)
-            .map(|i| self.disks[i].dirty_bytes / WRITEBACK_HORIZON_S)
+            .map(|i| self.disks[i].dirty_bytes / horizon_s)
             .sum();
         let inflow: f64 = self.of_device(device).map(|i| self.disks[i].inflow).sum();
         let dirty: f64 = self
@@ -376,6 +388,23 @@ impl Episode {
         (0..self.disks.len()).filter(move |i| self.scenario.disks[*i].device == device)
     }
 
+    /// For how much of the coming interval a disk stands still: its share of the write-back before it,
+    /// if it waits for that, and the reopening itself. All dirty pages of a device drain together.
+    fn stall_s(&self, disk: usize) -> f64 {
+        let state = &self.disks[disk];
+        let dt = self.scenario.interval_s;
+        if !state.is_flushing {
+            return state.stall_s.min(dt);
+        }
+        let device = self.scenario.disks[disk].device;
+        let dirty: f64 = self
+            .of_device(device)
+            .map(|i| self.disks[i].dirty_bytes)
+            .sum();
+        let drained_s = dirty * self.writeback_load_per_byte(device) / MAX_WRITEBACK_LOAD;
+        (state.stall_s + drained_s).min(dt)
+    }
+
     fn advance_counters(&mut self, network: &Network, solution: &Solution, hits: &[Hit]) {
         let dt = self.scenario.interval_s;
         self.sample.at += Duration::from_secs_f64(dt);
@@ -388,7 +417,10 @@ impl Episode {
                 self.phase(i),
                 hits[i].now,
                 dt,
-                self.disks[i].stall_s,
+                Stall {
+                    now_s: self.stall_s(i),
+                    before_s: self.disks[i].stalled_s,
+                },
             );
             let size = self.lane_sizes[self.lane_of[i]] as f64;
             let sample = &mut self.sample.disks[i];
@@ -415,8 +447,10 @@ impl Episode {
                 device_requests[class.device][direction] += requests;
                 device_queue[class.device] += requests * served.device_s[direction] / dt;
             }
-            self.disks[i].throughput = flow.throughput;
-            self.disks[i].stall_s = 0.0;
+            let state = &mut self.disks[i];
+            state.throughput = flow.throughput;
+            state.stalled_s = served.unfinished_stall_s;
+            state.stall_s = 0.0;
         }
         for device in 0..self.scenario.devices.len() {
             let written = self.write_back(device, dt);
@@ -444,7 +478,12 @@ impl Episode {
         let keep = 1.0 - written / dirty;
         let members: Vec<usize> = self.of_device(device).collect();
         for i in members {
-            self.disks[i].dirty_bytes *= keep;
+            let state = &mut self.disks[i];
+            state.dirty_bytes *= keep;
+            if state.dirty_bytes < 1.0 {
+                state.dirty_bytes = 0.0;
+                state.is_flushing = false;
+            }
         }
         let requests = written / WRITEBACK_BYTES;
         let counters = &mut self.sample.devices[device].writes;

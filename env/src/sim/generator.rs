@@ -94,6 +94,7 @@ impl Generator {
         let disks = rng.random_range(self.disks.0..=self.disks.1);
         let channels = rng.random_range(self.channels.0..=self.channels.1);
         let devices = rng.random_range(self.devices.0..=self.devices.1);
+        let nodes = if chance(rng, 0.25) { 2 } else { 1 };
         let memory_gib = log_uniform(rng, 4.0, 256.0);
         let mut scenario = Scenario {
             name: "generated".to_owned(),
@@ -104,8 +105,10 @@ impl Generator {
             cache_gib: memory_gib * rng.random_range(0.2..0.9),
             dirty_limit_gib: memory_gib * 0.1,
             schedulers: self.schedulers,
-            channels: (0..channels).map(|_| draw_channel(rng)).collect(),
-            devices: (0..devices).map(|d| draw_device(d, rng)).collect(),
+            channels: (0..channels)
+                .map(|k| draw_channel(nodes * k / channels, rng))
+                .collect(),
+            devices: (0..devices).map(|d| draw_device(d, nodes, rng)).collect(),
             disks: Vec::with_capacity(disks),
         };
         // How much CPU a request costs is a property of the host (its CPU, whether it emulates).
@@ -126,20 +129,21 @@ fn chance(rng: &mut crate::Rng, probability: f64) -> bool {
     rng.random::<f64>() < probability
 }
 
-fn draw_channel(rng: &mut crate::Rng) -> ChannelModel {
+fn draw_channel(node: usize, rng: &mut crate::Rng) -> ChannelModel {
     let background = if chance(rng, 0.3) {
         rng.random_range(0.05..0.8)
     } else {
         0.02
     };
     ChannelModel {
-        cpus: 1,
-        numa: 0,
+        // A physical core has one CPU or two hyper-threads.
+        cpus: if chance(rng, 0.3) { 2 } else { 1 },
+        numa: node as u16,
         background_cores: background,
     }
 }
 
-fn draw_device(index: usize, rng: &mut crate::Rng) -> DeviceModel {
+fn draw_device(index: usize, nodes: usize, rng: &mut crate::Rng) -> DeviceModel {
     let name = format!("dev{index}");
     let mut device = match rng.random_range(0..10) {
         0..4 => presets::nvme(&name),
@@ -147,6 +151,7 @@ fn draw_device(index: usize, rng: &mut crate::Rng) -> DeviceModel {
         6 => presets::hdd(&name),
         _ => presets::capped_nvme(&name, log_uniform(rng, 300.0, 30_000.0)),
     };
+    device.numa = rng.random_range(0..nodes) as u16;
     let speed = log_uniform(rng, 0.6, 1.6);
     device.reference.read_us *= speed;
     device.reference.write_us *= speed;

@@ -330,31 +330,97 @@ mod tests {
         );
     }
 
-    #[test]
-    fn leaving_buffered_mode_pays_for_the_dirty_pages_at_once() {
+    /// A writer on a slow disk with some seconds of dirty pages, buffered, and the action back.
+    fn indebted() -> (SimHost, JointAction) {
         let mut scenario = presets::capped_device();
-        scenario.disks[0].phases[0].read_share = 0.0;
-        scenario.disks[0].capacity_gib = 60.0;
-        scenario.disks[0].phases[0].working_set_gib = 60.0;
+        scenario.noise = 0.0;
+        scenario.steps = 1000;
+        for disk in &mut scenario.disks {
+            disk.capacity_gib = 60.0;
+            disk.phases[0].read_share = 0.0;
+            disk.phases[0].request_kib = 64.0;
+            disk.phases[0].working_set_gib = 60.0;
+        }
         scenario.devices = vec![presets::hdd("sda")];
         let mut host = SimHost::fixed(scenario).unwrap();
         let obs = host.reset(Some(2), &ResetOptions::new()).unwrap();
         let mut action = obs.default.clone();
-        action.disks[[0, CACHE_HEAD]] = 1;
-        for _ in 0..5 {
-            host.step(&action).unwrap();
-        }
-        assert!(host.sample().unwrap().disks[0].dirty_bytes.unwrap() > 100 << 20);
+        action.disks.column_mut(CACHE_HEAD).fill(1);
+        host.step(&action).unwrap();
+        (host, obs.default)
+    }
+
+    #[test]
+    fn leaving_buffered_mode_stalls_until_every_dirty_byte_is_on_the_device() {
+        let (mut host, direct) = indebted();
         let before = host.sample().unwrap().clone();
-        host.step(&obs.default).unwrap();
-        let after = host.sample().unwrap();
-        let window = DiskWindow::between(&before.disks[0], &after.disks[0], 1.0);
+        let owed: u64 = before.disks.iter().map(|d| d.dirty_bytes.unwrap()).sum();
+        assert!(owed > 1 << 30, "{owed}");
+        let mut stalled_steps = 0;
+        let mut window = host.sample().unwrap().clone();
+        while host.sample().unwrap().host.dirty_bytes > 0 {
+            let step = host.step(&direct).unwrap();
+            let after = host.sample().unwrap().clone();
+            let still = after.disks[0].writes.requests == window.disks[0].writes.requests;
+            if still {
+                assert_eq!(step.rewards.own[0], crate::reward::RewardTerm::RANGE.0);
+                stalled_steps += 1;
+            }
+            window = after;
+        }
+        // 128 KiB per 4 ms write, and a fifth of the device is left to others.
+        let seconds = owed as f64 / (131_072.0 / 0.004 * 0.8);
         assert!(
-            window.latency_us_mean.unwrap() > 10_000.0,
-            "{:?}",
-            window.latency_us_mean
+            f64::from(stalled_steps) > seconds - 2.0,
+            "{stalled_steps} of {seconds} s"
         );
-        assert_eq!(after.disks[0].dirty_bytes, Ok(0));
+        let written = window.devices[0].writes.bytes - before.devices[0].writes.bytes;
+        assert!(written as f64 >= owed as f64 * 0.999, "{written} of {owed}");
+        // Those that waited show it when they complete at last.
+        let first = DiskWindow::between(&before.disks[0], &window.disks[0], 1.0);
+        assert!(first.latency_us_mean.unwrap() > 10_000.0);
+        assert!(
+            first.latency_us_p99.unwrap() >= 1e6,
+            "{:?}",
+            first.latency_us_p99
+        );
+    }
+
+    #[test]
+    fn flushes_are_counted() {
+        let mut scenario = presets::identical_disks(1, 2);
+        scenario.disks[0].phases[0].read_share = 0.5;
+        scenario.disks[0].phases[0].flush_share = 0.4;
+        let mut host = SimHost::fixed(scenario).unwrap();
+        let obs = host.reset(Some(2), &ResetOptions::new()).unwrap();
+        let column = host
+            .spec()
+            .disk_features
+            .iter()
+            .position(|f| f.name == "flush_share");
+        let share = obs.disks.values[[0, column.unwrap()]];
+        assert!((share - 0.2).abs() < 0.01, "{share}");
+    }
+
+    #[test]
+    fn flapping_the_scheduler_scores_lower_than_leaving_it() {
+        let flap = |flap: bool| {
+            let scenario = Scenario {
+                noise: 0.0,
+                ..presets::noisy_neighbour()
+            };
+            let mut host = SimHost::fixed(scenario).unwrap();
+            let obs = host.reset(Some(4), &ResetOptions::new()).unwrap();
+            let mut action = obs.default.clone();
+            let mut sum = 0.0;
+            for step in 0..20 {
+                action.devices.fill(if flap { step % 2 } else { 0 });
+                sum += host.step(&action).unwrap().rewards.terms.column(7).sum();
+            }
+            sum
+        };
+        assert!(flap(true) < flap(false) - 0.1);
+        assert_eq!(flap(false), 0.0);
     }
 
     #[test]

@@ -4,6 +4,13 @@ use super::network::{Class, Flow};
 use super::scenario::Phase;
 use crate::sample::{Cache, DiskSample, LATENCY_BOUNDS_US, LATENCY_BUCKETS, OpCounters, Reading};
 
+/// A disk that stands still: at the start of this interval, and since before it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stall {
+    pub(super) now_s: f64,
+    pub(super) before_s: f64,
+}
+
 /// What one disk completed in an interval.
 pub(super) struct Served {
     pub(super) requests: f64,
@@ -16,7 +23,12 @@ pub(super) struct Served {
     /// Least latency of a hit and of a visit to the device, by direction.
     floor_s: [f64; 3],
     pub(super) device_s: [f64; 2],
-    stall_time_s: f64,
+    flush_share: f64,
+    /// Requests that stood still, and for how long.
+    delayed: f64,
+    stall_s: f64,
+    /// Stall of requests that are still in flight at the end.
+    pub(super) unfinished_stall_s: f64,
 }
 
 impl Served {
@@ -26,7 +38,7 @@ impl Served {
         phase: &Phase,
         hit: f64,
         dt: f64,
-        stall_s: f64,
+        stall: Stall,
     ) -> Self {
         let work: f64 = class
             .visits
@@ -42,10 +54,14 @@ impl Served {
             }
         });
         let base = flow.lane_s + class.delay_s;
-        let stalled = stall_s.min(0.95 * dt);
+        let requests = flow.throughput * (dt - stall.now_s);
+        let stall_s = stall.before_s + stall.now_s;
+        // All requests in flight wait for the end of the stall and complete after it.
+        let is_over = requests >= 1.0;
+        let is_waiting = class.outstanding > 0.0 && !is_over;
         let write_visits = class.visits[1] / (1.0 - phase.read_share).max(1e-12);
         Self {
-            requests: flow.throughput * (dt - stalled),
+            requests,
             request_bytes: phase.request_kib * 1024.0,
             read_share: phase.read_share,
             hit,
@@ -62,7 +78,14 @@ impl Served {
                     + (class.server_s[1] + class.transfer_s) * write_visits.min(1.0),
             ],
             device_s,
-            stall_time_s: stalled * class.outstanding,
+            flush_share: phase.flush_share,
+            delayed: if is_over && stall_s > 0.0 {
+                class.outstanding.min(requests)
+            } else {
+                0.0
+            },
+            stall_s,
+            unfinished_stall_s: if is_waiting { stall_s } else { 0.0 },
         }
     }
 
@@ -71,7 +94,7 @@ impl Served {
         let writes = (self.requests * (1.0 - self.read_share)).round();
         let missed = reads * (1.0 - self.hit);
         let read_s = self.hit_s * self.hit + self.latency_s[0] * (1.0 - self.hit);
-        let stall_share = self.stall_time_s / (reads + writes).max(1.0);
+        let stall_share = self.delayed * self.stall_s / (reads + writes).max(1.0);
         bump(
             &mut sample.reads,
             reads,
@@ -84,6 +107,7 @@ impl Served {
             self.request_bytes,
             self.latency_s[1] + stall_share,
         );
+        sample.flushes += (writes * self.flush_share).round() as u64;
         let to_device = if sample.settings.cache == Cache::Direct {
             reads
         } else {
@@ -94,11 +118,23 @@ impl Served {
             to_device * self.request_bytes,
         );
         if let Ok(counts) = &mut sample.latency_counts {
-            spread(counts, reads - missed, self.floor_s[0], self.hit_s);
-            spread(counts, missed, self.floor_s[1], self.latency_s[0]);
-            spread(counts, writes, self.floor_s[2], self.latency_s[1]);
+            let prompt = 1.0 - self.delayed / self.requests.max(1.0);
+            spread(
+                counts,
+                (reads - missed) * prompt,
+                self.floor_s[0],
+                self.hit_s,
+            );
+            spread(counts, missed * prompt, self.floor_s[1], self.latency_s[0]);
+            spread(counts, writes * prompt, self.floor_s[2], self.latency_s[1]);
+            counts[bucket(self.stall_s * 1e6)] += self.delayed as u64;
         }
     }
+}
+
+/// The bucket of a latency.
+fn bucket(latency_us: f64) -> usize {
+    LATENCY_BOUNDS_US.partition_point(|bound| f64::from(*bound) < latency_us)
 }
 
 /// Spreads `requests` over the histogram: a fixed floor plus an exponential wait.
