@@ -373,11 +373,7 @@ impl Moments {
 
     fn std(&self) -> f64 {
         let std = (self.squares / self.count.max(1) as f64).sqrt();
-        if std < LEAST_STD {
-            CONSTANT_STD
-        } else {
-            std
-        }
+        if std < LEAST_STD { CONSTANT_STD } else { std }
     }
 }
 
