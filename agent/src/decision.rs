@@ -184,7 +184,7 @@ fn log_source(source: Source) -> LogSource {
 }
 
 impl Made {
-    /// Takes over what the host did.
+    /// Takes over what the host did. A failure may be one of a guest that has no row here.
     pub fn execute(&mut self, executed: &JointAction, failures: &[String]) {
         let reason = if failures.is_empty() {
             "the guest has gone, or the host kept its value".to_owned()
@@ -195,13 +195,13 @@ impl Made {
             row.set_executed(*turn, executed, &reason);
         }
         let mut heads = self.decision.rows.iter().flat_map(|row| &row.heads);
-        let is_altered = heads.any(|head| head.altered.is_some());
-        self.decision.state = if is_altered {
+        let is_failed = !failures.is_empty() || heads.any(|head| head.altered.is_some());
+        self.decision.state = if is_failed {
             State::Failed
         } else {
             State::Applied
         };
-        self.decision.error = is_altered.then_some(reason);
+        self.decision.error = is_failed.then_some(reason);
     }
 }
 

@@ -13,7 +13,7 @@ use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
 };
 use blkpilot_agent::config::OnExit;
-use blkpilot_agent::decision::PolicyRef;
+use blkpilot_agent::decision::{PolicyRef, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request};
 use blkpilot_agent::history::Recorder;
 use blkpilot_agent::mode::Mode;
@@ -32,6 +32,8 @@ struct Fate {
     /// Guests whose settings cannot be changed.
     stubborn: Mutex<Vec<String>>,
     rollbacks: AtomicU32,
+    /// What a rollback cannot put back.
+    left_behind: Mutex<Vec<String>>,
 }
 
 struct Fragile {
@@ -108,7 +110,9 @@ impl HostBackend for Fragile {
     ) -> Result<Execution, BackendError> {
         self.check()?;
         self.fate.rollbacks.fetch_add(1, Ordering::SeqCst);
-        self.host.rollback(obs, guest)
+        let mut execution = self.host.rollback(obs, guest)?;
+        execution.failures = self.fate.left_behind.lock().unwrap().clone();
+        Ok(execution)
     }
 }
 
@@ -233,6 +237,25 @@ async fn what_did_not_take_effect_is_recorded_as_it_is() {
     };
     assert_eq!(altered("backup"), (1, 0, true));
     assert_eq!(altered("builds"), (1, 1, false));
+}
+
+fn back() -> ChangeCall {
+    ChangeCall {
+        request: Request::Rollback(None),
+        validate_only: false,
+        request_id: None,
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_that_leaves_a_guest_without_rows_behind_has_failed() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let failure = "guest opted-out: QEMU refused".to_owned();
+    case.fate.left_behind.lock().unwrap().push(failure.clone());
+    let decision = case.host.change(back()).await.unwrap();
+    assert_eq!(decision.state, State::Failed);
+    assert_eq!(decision.error, Some(failure));
 }
 
 /// Fails every time.

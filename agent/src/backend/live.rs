@@ -9,7 +9,7 @@ use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
 use blkpilot_host::guest::Guest;
-use blkpilot_host::inventory::RunningGuest;
+use blkpilot_host::inventory::{Inventory, RunningGuest};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement};
@@ -276,8 +276,8 @@ impl HostBackend for LibvirtHost {
     ) -> Result<Execution, BackendError> {
         let scope = match guest {
             None => Scope::Settings,
-            Some(name) => match self.host.inventory().by_name(name) {
-                Some(running) => Scope::Guest(running.guest.uuid.clone()),
+            Some(name) => match uuid_of(self.host.inventory(), name) {
+                Some(uuid) => Scope::Guest(uuid),
                 // It has gone, and its settings with it.
                 None => return Ok(unchanged(observation)),
             },
@@ -289,6 +289,17 @@ impl HostBackend for LibvirtHost {
         }
         execution.failures = self.failures(&outcomes);
         Ok(execution)
+    }
+}
+
+/// A guest that cannot be read goes by its UUID; its rollback then says why it failed.
+fn uuid_of(inventory: &Inventory, name: &str) -> Option<String> {
+    match inventory.by_name(name) {
+        Some(running) => Some(running.guest.uuid.clone()),
+        None => inventory
+            .unreadable
+            .contains_key(name)
+            .then(|| name.to_owned()),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::{HostError, HostResult};
 use crate::guest::{Guest, OptIn};
 use crate::hypervisor::Hypervisor;
 use crate::journal::GuestLife;
-use crate::knob::KnobIo;
+use crate::knob::{KnobIo, Purpose};
 use crate::process::{QemuProcess, find_qemus};
 use crate::qmp::NodeOptions;
 use crate::stats::GuestStats;
@@ -127,13 +127,23 @@ impl Inventory {
 }
 
 impl RunningGuest {
-    /// Access to its knobs.
+    /// Access to its knobs, as far as it has opted in.
     #[must_use]
     pub fn knobs<'a>(&'a self, hypervisor: &'a dyn Hypervisor) -> KnobIo<'a> {
+        self.knobs_to(Purpose::Tune, hypervisor)
+    }
+
+    /// Access to its knobs, to tune it or to put back what is journalled as ours.
+    pub(crate) fn knobs_to<'a>(
+        &'a self,
+        purpose: Purpose,
+        hypervisor: &'a dyn Hypervisor,
+    ) -> KnobIo<'a> {
         KnobIo {
             hypervisor,
             guest: &self.guest,
             nodes: &self.nodes,
+            purpose,
         }
     }
 }

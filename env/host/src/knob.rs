@@ -82,6 +82,17 @@ pub struct KnobIo<'a> {
     pub guest: &'a Guest,
     /// Its block nodes as QEMU was started with.
     pub nodes: &'a NodeOptions,
+    /// What they are turned for.
+    pub purpose: Purpose,
+}
+
+/// What a knob is read and written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To tune the guest: only what it has opted in to.
+    Tune,
+    /// To put back what is journalled as ours: always, or an opt-out would leave no way back.
+    Restore,
 }
 
 const DIRECT: &str = "direct";
@@ -207,8 +218,11 @@ impl KnobIo<'_> {
         }
     }
 
-    /// Refuses a knob that the guest has not opted in to.
+    /// Refuses a knob that the guest has not opted in to, unless our own change of it is put back.
     pub(crate) fn check_allowed(&self, knob: &Knob) -> HostResult<()> {
+        if self.purpose == Purpose::Restore {
+            return Ok(());
+        }
         let allowed = knob
             .kind()
             .map_or(self.guest.allows_monitor(), |kind| self.guest.allows(kind));
@@ -238,7 +252,10 @@ impl KnobIo<'_> {
     }
 
     fn qmp(&self) -> HostResult<Qmp<'_>> {
-        Qmp::of(self.hypervisor, self.guest)
+        match self.purpose {
+            Purpose::Tune => Qmp::of(self.hypervisor, self.guest),
+            Purpose::Restore => Ok(Qmp::to_put_back(self.hypervisor, self.guest)),
+        }
     }
 
     fn disk(&self, target: &str) -> HostResult<&GuestDisk> {

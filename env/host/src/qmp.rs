@@ -1,7 +1,8 @@
 //! The few QEMU monitor commands that libvirt has no call for, typed.
 //!
 //! Each of them marks the guest as tampered with (libvirt's `custom-monitor` taint), so they are
-//! only for guests that opted in; [`Qmp::of`] is the gate.
+//! only for guests that opted in; [`Qmp::of`] is the gate. The one way past it is
+//! [`Qmp::to_put_back`], for what we changed before a guest opted out.
 
 use std::collections::BTreeMap;
 
@@ -110,6 +111,12 @@ impl<'a> Qmp<'a> {
                 what: "its monitor".into(),
             })
         }
+    }
+
+    /// The monitor of a guest that may have opted out since we changed something that only the
+    /// monitor can put back. Only for a knob that is journalled as ours.
+    pub(crate) fn to_put_back(hypervisor: &'a dyn Hypervisor, guest: &'a Guest) -> Self {
+        Self { hypervisor, guest }
     }
 
     /// Finds the protocol node of a disk, anew each time: a snapshot or mirror replaces it.

@@ -4,7 +4,7 @@ use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record, RecordState};
-use crate::knob::{Change, Knob, KnobIo};
+use crate::knob::{Change, Knob, KnobIo, Purpose};
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -160,6 +160,7 @@ impl Tuner {
     }
 
     /// Restores original values, the latest change first. One that fails does not stop the others.
+    /// A guest that has opted out since is put back too: what is undone is our own change.
     ///
     /// # Errors
     /// `Journal`, when the records cannot be read at all.
@@ -230,7 +231,7 @@ impl Tuner {
         let Some(running) = self.find(inventory, record)? else {
             return Ok(Settlement::Moot);
         };
-        let io = running.knobs(hypervisor);
+        let io = running.knobs_to(Purpose::Restore, hypervisor);
         let current = io.read(&record.knob)?;
         if self.check_untouched(record, &current).is_err() {
             return Ok(Settlement::Frozen { found: current });
@@ -549,6 +550,32 @@ mod tests {
         }
         assert!(bench.host.monitor_commands.borrow().is_empty());
         assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn what_was_changed_goes_back_after_an_opt_out() {
+        for opted_out in ["mode=\"off\"", "mode=\"auto\" knobs=\"\""] {
+            let mut bench = Bench::new(FakeHypervisor::default());
+            bench.apply(&bind("1")).unwrap();
+            bench.apply(&buffered()).unwrap();
+            bench.host.xml = bench.host.xml.replace("mode=\"auto\"", opted_out);
+            assert!(matches!(
+                bench.apply(&bind("2")),
+                Err(HostError::NotOptedIn { .. })
+            ));
+            let settlements = bench.rollback(1);
+            let is_restored = |s: &Settlement| matches!(s, Settlement::Restored { .. });
+            assert!(
+                settlements.len() == 2 && settlements.iter().all(is_restored),
+                "{settlements:?}"
+            );
+            assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+            assert!(bench.host.direct.get());
+            // Nothing is ours any more, so nothing more is done.
+            bench.host.monitor_commands.borrow_mut().clear();
+            assert_eq!(bench.rollback(1), []);
+            assert!(bench.host.monitor_commands.borrow().is_empty());
+        }
     }
 
     #[test]
