@@ -328,7 +328,11 @@ impl Environments {
             .ok_or_else(|| unknown(id))
     }
 
-    /// Drops what nobody called for the length of its lease.
+    /// Drops what nobody called for the length of its lease; also done by every other call.
+    pub fn expire(&self, now: Instant) {
+        drop(self.sweep(now));
+    }
+
     fn sweep(&self, now: Instant) -> MutexGuard<'_, Registry> {
         let mut registry = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         registry.by_id.retain(|_, held| held.expires_at() > now);
@@ -366,6 +370,17 @@ mod tests {
         assert_eq!(held.list(at(70)).len(), 1);
         assert!(held.get("b", at(70)).is_err());
         held.get("a", at(109)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_lease_runs_out_without_another_call() {
+        let (held, start) = (Environments::new(2, []), Instant::now());
+        let made = held.create("a".into(), recipe(), start).await;
+        let made = Arc::downgrade(&made.unwrap());
+        held.expire(start + Duration::from_secs(59));
+        assert!(made.upgrade().is_some());
+        held.expire(start + Duration::from_secs(60));
+        assert!(made.upgrade().is_none());
     }
 
     #[tokio::test]

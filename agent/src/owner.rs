@@ -123,6 +123,8 @@ struct Owner {
     backoff: Duration,
     policy_error: Option<String>,
     attached: Option<Attached>,
+    /// Settings of an environment that has gone may be in force still.
+    restore_due: bool,
 }
 
 /// The last window, with masks that do not know modes.
@@ -166,6 +168,7 @@ impl Owner {
             backoff: config.interval,
             policy_error: None,
             attached: None,
+            restore_due: false,
             config,
         }
     }

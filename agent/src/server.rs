@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
@@ -34,6 +34,8 @@ use crate::{environment_service, tuner_service};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often environments are looked at whose lease may have run out.
+const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Calls of one connection that run at once.
 const MOST_CALLS: usize = 128;
 
@@ -77,6 +79,7 @@ pub enum ServeError {
 /// A service that listens.
 #[derive(Debug)]
 pub struct Server {
+    environments: Arc<Environments>,
     listener: Listener,
     router: Router,
     host: HostHandle,
@@ -115,8 +118,9 @@ impl Server {
         } else {
             LoopbackChanges::Refused
         };
-        let (health, router) = router(&host, environments, changes)?;
+        let (health, router) = router(&host, Arc::clone(&environments), changes)?;
         Ok(Self {
+            environments,
             listener,
             router,
             host,
@@ -139,6 +143,7 @@ impl Server {
     /// `Transport`; `Owner` if the host's owner has ended by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self {
+            environments,
             listener,
             router,
             host,
@@ -147,6 +152,7 @@ impl Server {
             health,
         } = self;
         let watching = tokio::spawn(follow_health(host.clone(), health));
+        let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stopped = async move {
             // Both a message and a sender that has gone mean stop.
@@ -169,6 +175,7 @@ impl Server {
         let _ = stop.send(());
         let drained = tokio::time::timeout(DRAIN, serving).await;
         watching.abort();
+        expiring.abort();
         let host = info.name.clone();
         let panicked = tokio::task::spawn_blocking(move || owner.join().is_err()).await;
         if by_itself || panicked.unwrap_or(true) {
@@ -295,6 +302,15 @@ fn router(
         .add_service(EnvironmentServiceServer::new(environment_service))
         .add_service(TunerServiceServer::new(tuner_service));
     Ok((reporter, router))
+}
+
+/// A client that has gone must not keep a host to itself until somebody else calls.
+async fn expire_leases(environments: Arc<Environments>) {
+    let mut ticks = tokio::time::interval(LEASE_CHECK);
+    loop {
+        ticks.tick().await;
+        environments.expire(Instant::now());
+    }
 }
 
 /// Keeps `grpc.health.v1` true: environments always work, the tuner while its host can be reached.

@@ -16,10 +16,13 @@ use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request};
 use blkpilot_agent::history::Recorder;
+use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
-use blkpilot_env::{EnvSpec, JointAction, Observation, Rng, TurnView};
+use blkpilot_env::{
+    EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
+};
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Policy, PolicyError};
 use tempfile::TempDir;
@@ -256,6 +259,41 @@ async fn a_rollback_that_leaves_a_guest_without_rows_behind_has_failed() {
     let decision = case.host.change(back()).await.unwrap();
     assert_eq!(decision.state, State::Failed);
     assert_eq!(decision.error, Some(failure));
+}
+
+#[tokio::test]
+async fn settings_of_an_environment_that_has_gone_go_back_once_the_host_answers() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let mut env = HostedEnvironment::attach(case.host.clone()).await.unwrap();
+    let env = tokio::task::spawn_blocking(move || {
+        env.reset(None, &ResetOptions::new()).unwrap();
+        env
+    });
+    let env = env.await.unwrap();
+    let rollbacks = || case.fate.rollbacks.load(Ordering::SeqCst);
+    assert_eq!(rollbacks(), 1);
+    case.fate.is_away.store(true, Ordering::SeqCst);
+    case.wait_for(|state| matches!(state, HostState::Unavailable(_)))
+        .await;
+    drop(env);
+    let attempts = case.fate.connections.load(Ordering::SeqCst);
+    let again = || case.fate.connections.load(Ordering::SeqCst) > attempts + 1;
+    eventually(again).await;
+    assert_eq!(rollbacks(), 1);
+    case.fate.is_away.store(false, Ordering::SeqCst);
+    eventually(|| rollbacks() == 2).await;
+}
+
+async fn eventually(is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .unwrap();
 }
 
 /// Fails every time.

@@ -75,21 +75,21 @@ impl Owner {
         ))
     }
 
-    /// Puts everything back when the environment has gone.
+    /// Puts everything back when the environment has gone; what fails is tried again at each look.
     pub(super) fn detach_if_gone(&mut self) {
-        if self
-            .attached
-            .as_ref()
-            .is_none_or(|attached| attached.lease.strong_count() > 0)
-        {
+        let is_gone = |attached: &Attached| attached.lease.strong_count() == 0;
+        if self.attached.as_ref().is_some_and(is_gone) {
+            self.attached = None;
+            self.restore_due = true;
+        }
+        if !self.restore_due {
             return;
         }
-        self.attached = None;
         if let Err(failure) = self.put_back() {
             tracing::error!(
                 host = self.config.name,
                 error = failure.message(),
-                "settings of an environment that has gone stay in force"
+                "settings of an environment that has gone stay in force: trying again"
             );
         }
     }
@@ -100,7 +100,12 @@ impl Owner {
             validate_only: false,
             request_id: None,
         };
-        self.change(&call).map(drop)
+        let done = self.change(&call)?;
+        if let Some(error) = &done.error {
+            tracing::warn!(host = self.config.name, error, "not all was put back");
+        }
+        self.restore_due = false;
+        Ok(())
     }
 
     pub(super) fn reset(&mut self, reply: oneshot::Sender<Result<Observation, EnvError>>) {
