@@ -109,7 +109,8 @@ pub struct GuestConfig {
     pub mode: Option<Mode>,
     /// Whether it has opted in; its own metadata decides if this says nothing.
     pub opt_in: Option<bool>,
-    /// The knobs that may be turned; its own metadata, or all, if this says nothing.
+    /// The knobs that may be turned; without `opt_in` only those that its metadata allows too.
+    /// Its own metadata, or all, if this says nothing.
     pub knobs: Option<Vec<Knob>>,
 }
 

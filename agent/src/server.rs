@@ -219,7 +219,11 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         &config.service.data_dir.join("decisions"),
         config.service.max_log_bytes,
     )?;
-    let guests = config.host.guests.clone();
+    let modes = Modes {
+        default: config.host.mode,
+        guests: config.host.guests,
+    };
+    let known = modes.clone();
     let data_dir = config.service.data_dir;
     let (kind, interval, seed, connect): (_, _, _, Connect) = match config.host.kind {
         HostKind::Simulated {
@@ -229,7 +233,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         } => {
             let interval_s = simulated::interval_s(&scenario).unwrap_or(1.0) / time_scale;
             let connect = move || {
-                let host = SimulatedHost::open(&scenario, seed, guests.clone())?;
+                let host = SimulatedHost::open(&scenario, seed, known.guests.clone())?;
                 Ok(Box::new(host) as _)
             };
             let interval = Duration::from_secs_f64(interval_s);
@@ -238,7 +242,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         HostKind::Libvirt(libvirt) => {
             let interval = libvirt.interval;
             let connect = move || {
-                let host = LibvirtHost::open(&libvirt, &guests, &data_dir)?;
+                let host = LibvirtHost::open(&libvirt, &known, &data_dir)?;
                 Ok(Box::new(host) as _)
             };
             // On a live host nothing is to be repeated, so each run draws anew.
@@ -251,10 +255,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         kind,
         spec,
         interval,
-        modes: Modes {
-            default: config.host.mode,
-            guests: config.host.guests,
-        },
+        modes,
         policy,
         policy_ref,
         seed,

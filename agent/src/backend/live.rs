@@ -9,13 +9,14 @@ use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
 use blkpilot_host::guest::Guest;
-use blkpilot_host::inventory::{Inventory, RunningGuest};
+use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement};
-use blkpilot_host::{HostError, KnobKind, OptIn, TuningMode};
+use blkpilot_host::{GuestOverride, HostError, KnobKind, TuningMode};
 
 use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
+use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
 use crate::mode::{Knob, Mode};
 
@@ -35,13 +36,13 @@ impl LibvirtHost {
     /// `Unavailable`, with what failed and the way out.
     pub fn open(
         config: &LibvirtConfig,
-        guests: &BTreeMap<String, GuestConfig>,
+        modes: &Modes,
         data_dir: &Path,
     ) -> Result<Self, BackendError> {
         let settings = LiveHostConfig {
             channels: config.channels.clone(),
             reserved_cpus: config.reserved_cpus.clone(),
-            guests: opt_ins(guests),
+            guests: rules(modes.default, &modes.guests),
             interval: config.interval,
             ..LiveHostConfig::new(data_dir.join("journal.db"))
         };
@@ -133,28 +134,22 @@ fn unavailable(error: &HostError) -> BackendError {
     BackendError::Unavailable(error.to_string())
 }
 
-/// What the configuration says in place of the guests' metadata.
-fn opt_ins(guests: &BTreeMap<String, GuestConfig>) -> BTreeMap<String, OptIn> {
-    let opt_in = |guest: &GuestConfig| {
-        let knobs = guest
+fn rules(default_mode: Mode, guests: &BTreeMap<String, GuestConfig>) -> GuestRules {
+    let said = |guest: &GuestConfig| GuestOverride {
+        opt_in: guest.opt_in,
+        mode: guest.mode.map(tuning_mode),
+        knobs: guest
             .knobs
-            .as_deref()
-            .unwrap_or(&[Knob::Channel, Knob::Cache, Knob::Polling]);
-        match guest.opt_in? {
-            true => Some(OptIn {
-                mode: tuning_mode(guest.mode.unwrap_or(Mode::Advise)),
-                knobs: knobs.iter().map(|k| knob_kind(*k)).collect(),
-            }),
-            false => Some(OptIn {
-                mode: TuningMode::Off,
-                knobs: std::collections::BTreeSet::new(),
-            }),
-        }
+            .as_ref()
+            .map(|knobs| knobs.iter().map(|knob| knob_kind(*knob)).collect()),
     };
-    let named = guests
-        .iter()
-        .filter_map(|(name, guest)| Some((name.clone(), opt_in(guest)?)));
-    named.collect()
+    GuestRules {
+        default_mode: tuning_mode(default_mode),
+        guests: guests
+            .iter()
+            .map(|(name, guest)| (name.clone(), said(guest)))
+            .collect(),
+    }
 }
 
 fn knob_kind(knob: Knob) -> KnobKind {
@@ -176,8 +171,8 @@ fn tuning_mode(mode: Mode) -> TuningMode {
 
 /// The guest's own mode. Shadow and canary need a candidate, which this daemon does not hold: they
 /// stand for advice.
-fn mode(opt_in: &OptIn) -> Mode {
-    match opt_in.mode {
+fn mode(mode: TuningMode) -> Mode {
+    match mode {
         TuningMode::Off => Mode::Off,
         TuningMode::Observe => Mode::Observe,
         TuningMode::Advise | TuningMode::Shadow | TuningMode::Canary => Mode::Advise,
@@ -316,7 +311,10 @@ fn status(running: &RunningGuest) -> GuestStatus {
     GuestStatus {
         name: guest.name.clone(),
         opted_in: guest.allows_monitor(),
-        mode: guest.opt_in.as_ref().map(mode),
+        mode: guest
+            .opt_in
+            .as_ref()
+            .and_then(|opt_in| Some(mode(opt_in.mode?))),
         targets: guest.disks.iter().map(|disk| disk.target.clone()).collect(),
         problem: running.life.is_none().then(|| stranger.to_owned()),
     }

@@ -14,10 +14,12 @@ use serde_json::json;
 use super::json::Json;
 use super::serve::interrupted;
 use super::{CliError, ObserveArgs, tables};
+use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::SimulatedHost;
 use crate::backend::{BackendError, HostBackend};
 use crate::config::{LibvirtConfig, OnExit};
+use crate::mode::Mode;
 use crate::tuner_wire::disk_state;
 
 const SEED: u64 = 0;
@@ -63,7 +65,11 @@ fn observe(args: &ObserveArgs, stop: &Receiver<()>) -> Result<(), CliError> {
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
     };
-    let mut host = LibvirtHost::open(&config, &BTreeMap::new(), journal.path())?;
+    let modes = Modes {
+        default: Mode::Observe,
+        guests: BTreeMap::new(),
+    };
+    let mut host = LibvirtHost::open(&config, &modes, journal.path())?;
     let seen = windows(args, &mut host, stop);
     host.leave_no_trace()?;
     seen

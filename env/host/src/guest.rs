@@ -89,7 +89,7 @@ pub enum TuningMode {
     Off,
     /// Read.
     Observe,
-    /// Read and advise: the default.
+    /// Read and advise.
     Advise,
     /// Log what a candidate would do.
     Shadow,
@@ -113,10 +113,57 @@ pub enum KnobKind {
 /// The opt-in of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OptIn {
-    /// What may be done.
-    pub mode: TuningMode,
+    /// What may be done; the host's mode where it says nothing.
+    pub mode: Option<TuningMode>,
     /// To which knobs.
     pub knobs: BTreeSet<KnobKind>,
+}
+
+/// What the service's configuration says of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GuestOverride {
+    /// Consent given or withheld in place of the guest's metadata.
+    pub opt_in: Option<bool>,
+    /// The mode, in place of the metadata's, but not of its `off`.
+    pub mode: Option<TuningMode>,
+    /// The knobs: with `opt_in` those allowed, else the most of the metadata's that are.
+    pub knobs: Option<BTreeSet<KnobKind>>,
+}
+
+impl GuestOverride {
+    /// The opt-in that holds for a guest whose metadata has `own`. Only `opt_in` is consent: the
+    /// other keys narrow what the guest consented to. `default` is the host's mode.
+    #[must_use]
+    pub fn settle(&self, own: Option<OptIn>, default: TuningMode) -> Option<OptIn> {
+        let own_mode = own.as_ref().and_then(|own| own.mode);
+        let own_knobs = own.as_ref().map(|own| own.knobs.clone());
+        let (mode, knobs) = match self.opt_in {
+            Some(false) => (Some(TuningMode::Off), BTreeSet::new()),
+            Some(true) => {
+                let own_mode = own_mode.filter(|mode| *mode != TuningMode::Off);
+                let knobs = self.knobs.clone().or(own_knobs);
+                (
+                    self.mode.or(own_mode),
+                    knobs.unwrap_or(KnobKind::ALL.into()),
+                )
+            }
+            None => {
+                let mut knobs = own_knobs?;
+                if let Some(allowed) = &self.knobs {
+                    knobs.retain(|knob| allowed.contains(knob));
+                }
+                let is_off = own_mode == Some(TuningMode::Off);
+                let mode = self.mode.filter(|_| !is_off).or(own_mode);
+                (mode, knobs)
+            }
+        };
+        let mode = Some(mode.unwrap_or(default));
+        Some(OptIn { mode, knobs })
+    }
+}
+
+impl KnobKind {
+    const ALL: [Self; 3] = [Self::Channel, Self::Cache, Self::Polling];
 }
 
 impl Guest {
@@ -168,7 +215,7 @@ impl Guest {
     pub fn allows_monitor(&self) -> bool {
         self.opt_in
             .as_ref()
-            .is_some_and(|opt_in| opt_in.mode != TuningMode::Off)
+            .is_some_and(|opt_in| opt_in.mode != Some(TuningMode::Off))
     }
 
     /// Whether the guest has opted in to this knob (in whatever mode but `off`).
@@ -322,9 +369,7 @@ fn opt_in(root: &Element) -> HostResult<Option<OptIn>> {
     let Some(tuning) = metadata.children.iter().find(|child| is_tuning(child)) else {
         return Ok(None);
     };
-    let mode = tuning
-        .attribute("mode")
-        .map_or(Ok(TuningMode::Advise), str::parse)?;
+    let mode = tuning.attribute("mode").map(str::parse).transpose()?;
     let knobs = tuning.attribute("knobs").unwrap_or("channel cache polling");
     let knobs = knobs
         .split_whitespace()
@@ -408,6 +453,65 @@ pub(crate) mod tests {
         assert!(guest.allows(KnobKind::Cache) && !guest.allows(KnobKind::Polling));
         let off = Guest::from_xml(&XML.replace("mode=\"auto\"", "mode=\"off\"")).unwrap();
         assert!(!off.allows(KnobKind::Cache) && !off.allows_monitor());
+    }
+
+    fn settled(configured: GuestOverride, xml: &str, default: TuningMode) -> Guest {
+        let mut guest = Guest::from_xml(xml).unwrap();
+        guest.opt_in = configured.settle(guest.opt_in, default);
+        guest
+    }
+
+    #[test]
+    fn configured_knobs_narrow_those_of_the_metadata() {
+        let configured = GuestOverride {
+            knobs: Some([KnobKind::Cache, KnobKind::Polling].into()),
+            ..GuestOverride::default()
+        };
+        let guest = settled(configured, XML, TuningMode::Advise);
+        let allowed = KnobKind::ALL.map(|knob| guest.allows(knob));
+        assert_eq!(allowed, [false, true, false]);
+    }
+
+    #[test]
+    fn a_configured_mode_off_stops_everything_and_no_mode_undoes_the_guests_own() {
+        let mode = |mode| GuestOverride {
+            mode: Some(mode),
+            ..GuestOverride::default()
+        };
+        let guest = settled(mode(TuningMode::Off), XML, TuningMode::Auto);
+        assert!(!guest.allows_monitor() && !guest.allows(KnobKind::Cache));
+        let own = XML.replace("mode=\"auto\"", "mode=\"off\"");
+        let guest = settled(mode(TuningMode::Auto), &own, TuningMode::Auto);
+        assert!(!guest.allows_monitor());
+    }
+
+    #[test]
+    fn the_hosts_mode_holds_for_an_opt_in_without_one_only() {
+        let mode_of = |xml: &str| {
+            let guest = settled(GuestOverride::default(), xml, TuningMode::Off);
+            guest.opt_in.unwrap().mode
+        };
+        assert_eq!(mode_of(XML), Some(TuningMode::Auto));
+        let without = XML.replace("mode=\"auto\"", "");
+        assert_eq!(mode_of(&without), Some(TuningMode::Off));
+    }
+
+    #[test]
+    fn only_a_configured_opt_in_is_consent() {
+        let other = XML.replace("https://blkpilot.dev/xmlns/1", "https://example.org/");
+        let with = |opt_in| GuestOverride {
+            opt_in,
+            mode: Some(TuningMode::Auto),
+            knobs: None,
+        };
+        for (opt_in, xml, is_allowed) in [
+            (None, &*other, false),
+            (Some(true), &*other, true),
+            (Some(false), XML, false),
+        ] {
+            let guest = settled(with(opt_in), xml, TuningMode::Advise);
+            assert_eq!(guest.allows(KnobKind::Cache), is_allowed);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::error::{HostError, HostResult};
-use crate::guest::{Guest, OptIn};
+use crate::guest::{Guest, GuestOverride, TuningMode};
 use crate::hypervisor::Hypervisor;
 use crate::journal::GuestLife;
 use crate::knob::{KnobIo, Purpose};
@@ -29,6 +29,24 @@ pub struct RunningGuest {
     pub hangs: bool,
 }
 
+/// What the service's configuration says of the guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestRules {
+    /// Mode of guests that opted in without one.
+    pub default_mode: TuningMode,
+    /// What is said of single guests, by name.
+    pub guests: BTreeMap<String, GuestOverride>,
+}
+
+impl Default for GuestRules {
+    fn default() -> Self {
+        Self {
+            default_mode: TuningMode::Advise,
+            guests: BTreeMap::new(),
+        }
+    }
+}
+
 /// All running guests by UUID.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
@@ -41,8 +59,7 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Reads the inventory. `configured`: opt-ins by guest name that the service's configuration
-    /// gives in place of the guest's metadata. `proc_root` is `/proc`.
+    /// Reads the inventory. `proc_root` is `/proc`.
     ///
     /// # Errors
     /// `Disconnected`; `Io` when the boot id cannot be read.
@@ -50,7 +67,7 @@ impl Inventory {
         hypervisor: &dyn Hypervisor,
         proc_root: &Path,
         stats: &[GuestStats],
-        configured: &BTreeMap<String, OptIn>,
+        rules: &GuestRules,
     ) -> HostResult<Self> {
         let boot_id_path = proc_root.join("sys/kernel/random/boot_id");
         let boot_id = fs::read_to_string(&boot_id_path)
@@ -62,12 +79,12 @@ impl Inventory {
             boot_id,
             ..Self::default()
         };
-        for GuestStats { uuid, name, .. } in stats {
+        for GuestStats { uuid, .. } in stats {
             match hypervisor
                 .guest_xml(uuid)
                 .and_then(|xml| Guest::from_xml(&xml))
             {
-                Ok(guest) => inventory.add(guest, processes.get(uuid), configured.get(name)),
+                Ok(guest) => inventory.add(guest, processes.get(uuid), rules),
                 Err(HostError::GuestGone { .. }) => {}
                 Err(error @ HostError::Disconnected { .. }) => return Err(error),
                 Err(error) => {
@@ -78,10 +95,10 @@ impl Inventory {
         Ok(inventory)
     }
 
-    fn add(&mut self, mut guest: Guest, process: Option<&QemuProcess>, configured: Option<&OptIn>) {
-        if let Some(opt_in) = configured {
-            guest.opt_in = Some(opt_in.clone());
-        }
+    fn add(&mut self, mut guest: Guest, process: Option<&QemuProcess>, rules: &GuestRules) {
+        let own = guest.opt_in.take();
+        let said = rules.guests.get(&guest.name).cloned().unwrap_or_default();
+        guest.opt_in = said.settle(own, rules.default_mode);
         let life = process.map(|process| GuestLife {
             boot_id: self.boot_id.clone(),
             uuid: guest.uuid.clone(),

@@ -28,7 +28,7 @@ pub mod tuner;
 pub use channel::{Channel, ChannelConfig, Channels};
 pub use cpuset::CpuSet;
 pub use error::{HostError, HostResult};
-pub use guest::{Guest, GuestDisk, KnobKind, OptIn, TuningMode};
+pub use guest::{Guest, GuestDisk, GuestOverride, KnobKind, OptIn, TuningMode};
 pub use hypervisor::Hypervisor;
 pub use inventory::{Inventory, RunningGuest};
 pub use knob::{Change, Knob};

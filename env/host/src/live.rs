@@ -17,9 +17,8 @@ use blkpilot_env::spec::{EnvSpec, Level};
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
-use crate::guest::OptIn;
 use crate::hypervisor::Hypervisor;
-use crate::inventory::{Inventory, RunningGuest};
+use crate::inventory::{GuestRules, Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record};
 use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
 use crate::stats::GuestStats;
@@ -40,8 +39,8 @@ pub struct LiveHostConfig {
     pub channels: ChannelConfig,
     /// CPUs that no disk may be bound to.
     pub reserved_cpus: CpuSet,
-    /// Opt-ins by guest name, in place of the guests' metadata.
-    pub guests: BTreeMap<String, OptIn>,
+    /// What may be done to the guests, beside what their metadata says.
+    pub guests: GuestRules,
     /// Reference latencies by kernel name of the device, in place of its class's.
     pub references: BTreeMap<String, DeviceReference>,
     /// Length of a decision interval.
@@ -64,7 +63,7 @@ impl LiveHostConfig {
             journal,
             channels: ChannelConfig::Cores,
             reserved_cpus: CpuSet::default(),
-            guests: BTreeMap::new(),
+            guests: GuestRules::default(),
             references: BTreeMap::new(),
             interval: Duration::from_secs(2),
             reward: RewardConfig::default(),
