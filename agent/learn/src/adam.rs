@@ -1,4 +1,5 @@
-//! Adam with moments that can be read and restored; those of libtorch's own are out of reach.
+//! Adam with moments that can be read; those of libtorch's own are out of reach. They are not saved:
+//! each training starts from zero moments.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +39,7 @@ pub struct Moments {
     pub second: Tensor,
 }
 
-/// The state of Adam: everything that a resumed training needs of it.
+/// Adam and its state.
 #[derive(Debug)]
 pub struct Adam {
     config: AdamConfig,

@@ -59,7 +59,7 @@ pub enum LearnError {
     },
     /// The loss is no longer a number.
     #[error(
-        "training diverged in update {update}: {quantity} is {value}; lower the learning rate or max_grad_norm, and go on from an earlier checkpoint"
+        "training diverged in update {update}: {quantity} is {value}; lower the learning rate or max_grad_norm, and train anew"
     )]
     Diverged {
         /// The update, from 0.
