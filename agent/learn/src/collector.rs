@@ -93,7 +93,8 @@ impl<E: Environment> Collector<E> {
     /// Plays `steps` host-steps in each environment, with levels drawn from the actor's policy.
     ///
     /// # Errors
-    /// `Environment` if one fails, `Torch` if libtorch does.
+    /// `Environment` if one fails, `Unfit` if one truncates an episode without its final observation
+    /// or changes its number of disks within one, `Torch` if libtorch fails.
     pub fn collect(&mut self, actor: Actor<'_>, steps: usize) -> Result<Rollout, LearnError> {
         let mut rollout = Rollout::empty(&self.spec, actor.normalisers, self.envs.len());
         for _ in 0..steps {
@@ -186,25 +187,27 @@ impl<E: Environment> Collector<E> {
         rows: Rows,
         rollout: &mut Rollout,
     ) -> Result<(), LearnError> {
-        let running = &mut self.running[index];
-        running.episodic_return += f64::from(step.rewards.host_mean().unwrap_or(0.0));
-        running.steps += 1;
-        let tail = match (&step.final_observation, step.terminated) {
-            (_, true) => Tail::Terminated,
-            (Some(last), false) => {
-                Tail::Cut(push_first_turns(&self.spec, last, &mut rollout.bootstraps)?)
-            }
-            (None, false) => Tail::Next,
-        };
-        if step.is_last() {
-            rollout
-                .episodes
-                .push(std::mem::replace(running, NOT_STARTED));
-        } else if step.observation.disk_count() != rows.disks.len() {
+        let last = last_of_episode(&step, index)?;
+        if last.is_some_and(|obs| obs.disk_count() != rows.disks.len()) {
             return Err(unfit(
                 index,
                 "its number of disks changed within an episode; end the episode there",
             ));
+        }
+        let tail = match last {
+            _ if step.terminated => Tail::Terminated,
+            Some(last) if step.truncated => {
+                Tail::Cut(push_first_turns(&self.spec, last, &mut rollout.bootstraps)?)
+            }
+            _ => Tail::Next,
+        };
+        let running = &mut self.running[index];
+        running.episodic_return += f64::from(step.rewards.host_mean().unwrap_or(0.0));
+        running.steps += 1;
+        if step.is_last() {
+            rollout
+                .episodes
+                .push(std::mem::replace(running, NOT_STARTED));
         }
         let before = std::mem::replace(&mut self.observations[index], step.observation);
         rollout.tracks[index].push(HostStep {
@@ -217,6 +220,20 @@ impl<E: Environment> Collector<E> {
             tail,
         });
         Ok(())
+    }
+}
+
+/// What the step shows of the episode that it belongs to; `None` after termination, where nothing
+/// follows.
+fn last_of_episode(step: &Step, index: usize) -> Result<Option<&Observation>, LearnError> {
+    match (&step.final_observation, step.terminated, step.truncated) {
+        (_, true, _) => Ok(None),
+        (_, false, false) => Ok(Some(&step.observation)),
+        (Some(last), false, true) => Ok(Some(last)),
+        (None, false, true) => Err(unfit(
+            index,
+            "it truncated an episode without a final observation; give Step::final_observation there",
+        )),
     }
 }
 

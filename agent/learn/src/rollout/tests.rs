@@ -238,3 +238,29 @@ fn an_environment_that_does_not_reset_itself_is_refused() {
     let error = Collector::new(vec![(CartPole::new(0), 0)], Rng::seed_from_u64(0)).unwrap_err();
     assert!(error.to_string().contains("AutoresetEnv"), "{error}");
 }
+
+/// As one that says it resets itself, but keeps the last observation of an episode to itself.
+#[test]
+fn a_truncation_without_a_final_observation_is_refused() {
+    let spec = EnvSpec {
+        autoreset: Autoreset::SameStep,
+        ..CartPole::default_spec()
+    };
+    let (network, normalisers) = (flat(&spec), identity(&spec));
+    let timer = Timer {
+        spec,
+        step: 0,
+        terminates: false,
+    };
+    let mut collector = Collector::new(vec![(timer, 0)], Rng::seed_from_u64(0)).unwrap();
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    let error = collector.collect(actor, 4).unwrap_err();
+    assert!(
+        matches!(error, LearnError::Unfit { index: 0, .. })
+            && error.to_string().contains("final observation"),
+        "{error}"
+    );
+}
