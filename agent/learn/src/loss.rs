@@ -108,8 +108,12 @@ pub(crate) struct PolicyLoss {
     entropy: Tensor,
     approx_kl: Tensor,
     clip_fraction: Tensor,
+    /// Number of turns that teach, which the means above are over.
+    turns: Tensor,
     /// Mean entropy per head, over the turns where it had a choice; [heads].
     head_entropy: Tensor,
+    /// Number of those turns; [heads].
+    head_turns: Tensor,
 }
 
 /// The loss of one minibatch: the clipped objectives of disks and devices, each a mean over its own
@@ -151,7 +155,8 @@ pub(crate) fn policy_loss(
     clip: f64,
 ) -> Result<PolicyLoss, TchError> {
     let judged = judge(scores, &lessons.batch, &lessons.levels)?;
-    let count = lessons.weights.f_sum(None::<Kind>)?.f_clamp_min(1.0)?;
+    let turns = lessons.weights.f_sum(None::<Kind>)?;
+    let count = turns.f_clamp_min(1.0)?;
     let mean = |tensor: &Tensor| {
         tensor
             .f_mul(&lessons.weights)?
@@ -170,11 +175,11 @@ pub(crate) fn policy_loss(
         .f_abs()?
         .f_gt(clip)?
         .f_to_kind(ratio.kind())?;
-    let free = lessons
-        .batch
-        .free
-        .f_sum_dim_intlist([0_i64].as_slice(), false, None::<Kind>)?
-        .f_clamp_min(1.0)?;
+    let head_turns =
+        lessons
+            .batch
+            .free
+            .f_sum_dim_intlist([0_i64].as_slice(), false, None::<Kind>)?;
     let entropy_sum = judged
         .entropy
         .f_sum_dim_intlist([0_i64].as_slice(), false, None::<Kind>)?;
@@ -187,7 +192,9 @@ pub(crate) fn policy_loss(
         )?)?,
         approx_kl: mean(&ratio.f_sub_scalar(1.0)?.f_sub(&log_ratio)?)?,
         clip_fraction: mean(&left)?,
-        head_entropy: entropy_sum.f_div(&free)?,
+        turns,
+        head_entropy: entropy_sum.f_div(&head_turns.f_clamp_min(1.0)?)?,
+        head_turns,
     })
 }
 
@@ -228,17 +235,19 @@ pub(crate) struct Figures {
     pub(crate) approx_kl: f64,
     pub(crate) clip_fraction: f64,
     pub(crate) grad_norm: f64,
-    pub(crate) head_entropy: Vec<f64>,
+    /// Of disks' heads, then of devices'; `None` where no turn had a choice. Devices' are left out
+    /// where none had a turn.
+    pub(crate) head_entropy: Vec<Option<f64>>,
 }
 
 impl Loss {
     pub(crate) fn figures(&self) -> Result<Figures, TchError> {
-        let first = &self.policies[0];
         let mut head_entropy = Vec::new();
         for policy in &self.policies {
-            head_entropy.extend(Vec::<f64>::try_from(
-                policy.head_entropy.f_to_kind(Kind::Double)?,
-            )?);
+            let means = Vec::<f64>::try_from(policy.head_entropy.f_to_kind(Kind::Double)?)?;
+            let turns = Vec::<f64>::try_from(policy.head_turns.f_to_kind(Kind::Double)?)?;
+            let pairs = means.into_iter().zip(turns);
+            head_entropy.extend(pairs.map(|(mean, turns)| (turns > 0.0).then_some(mean)));
         }
         let sum = |of: fn(&PolicyLoss) -> &Tensor| -> Result<f64, TchError> {
             self.policies
@@ -246,12 +255,20 @@ impl Loss {
                 .map(|policy| of(policy).f_double_value(&[]))
                 .sum()
         };
+        let turns = sum(|p| &p.turns)?.max(1.0);
+        let pooled = |of: fn(&PolicyLoss) -> &Tensor| -> Result<f64, TchError> {
+            let mut total = 0.0;
+            for policy in &self.policies {
+                total += of(policy).f_double_value(&[])? * policy.turns.f_double_value(&[])?;
+            }
+            Ok(total / turns)
+        };
         Ok(Figures {
             policy_loss: sum(|p| &p.objective)?,
             value_loss: self.value.f_double_value(&[])?,
             entropy: sum(|p| &p.entropy)?,
-            approx_kl: first.approx_kl.f_double_value(&[])?,
-            clip_fraction: first.clip_fraction.f_double_value(&[])?,
+            approx_kl: pooled(|p| &p.approx_kl)?,
+            clip_fraction: pooled(|p| &p.clip_fraction)?,
             grad_norm: 0.0,
             head_entropy,
         })

@@ -61,7 +61,8 @@ pub struct PpoConfig {
     pub entropy_coefficient: Schedule,
     /// Greatest norm of the gradient.
     pub max_grad_norm: f64,
-    /// An update ends once the policy has moved this far: approximate KL divergence per turn × 1.5.
+    /// An update ends once the policy has moved this far: approximate KL divergence per turn, of
+    /// disks and devices together, above 1.5 × this.
     pub target_kl: Option<f64>,
 }
 
@@ -76,11 +77,13 @@ pub struct UpdateReport {
     pub value_loss: f64,
     /// Entropy per turn in nats: the sum of the heads'.
     pub entropy: f64,
-    /// Entropy of each head that had a choice, by name; disks' heads, then devices'.
+    /// Entropy of each head, by name, over the minibatches in which it had a choice; disks' heads,
+    /// then devices'. Heads that had none are left out.
     pub head_entropy: Vec<(String, f64)>,
-    /// Estimate of the KL divergence from the policy that played: mean of (ratio − 1) − ln ratio.
+    /// Estimate of the KL divergence from the policy that played: mean of (ratio − 1) − ln ratio
+    /// over the turns of disks and devices.
     pub approx_kl: f64,
-    /// Share of turns whose ratio left the clip range.
+    /// Share of these turns whose ratio left the clip range.
     pub clip_fraction: f64,
     /// Norm of the gradient before it was clipped.
     pub grad_norm: f64,
@@ -320,6 +323,8 @@ fn clip_gradients(gradients: &[Tensor], most: f64) -> Result<f64, TchError> {
 struct Tally {
     minibatches: usize,
     sums: Figures,
+    /// Per head the sum of its entropies, and how many minibatches had one.
+    heads: Vec<(f64, usize)>,
 }
 
 impl Tally {
@@ -332,11 +337,15 @@ impl Tally {
         sums.approx_kl += figures.approx_kl;
         sums.clip_fraction += figures.clip_fraction;
         sums.grad_norm += figures.grad_norm;
-        sums.head_entropy.resize(figures.head_entropy.len(), 0.0);
-        sums.head_entropy
-            .iter_mut()
-            .zip(&figures.head_entropy)
-            .for_each(|(sum, own)| *sum += own);
+        // A minibatch without devices has fewer heads.
+        let heads = self.heads.len().max(figures.head_entropy.len());
+        self.heads.resize(heads, (0.0, 0));
+        for ((sum, count), own) in self.heads.iter_mut().zip(&figures.head_entropy) {
+            if let Some(own) = own {
+                *sum += own;
+                *count += 1;
+            }
+        }
     }
 
     fn report(&self, spec: &EnvSpec) -> UpdateReport {
@@ -350,8 +359,9 @@ impl Tally {
             clip_fraction: mean(self.sums.clip_fraction),
             grad_norm: mean(self.sums.grad_norm),
             head_entropy: heads
-                .zip(&self.sums.head_entropy)
-                .map(|(head, sum)| (head.name.clone(), mean(*sum)))
+                .zip(&self.heads)
+                .filter(|(_, (_, count))| *count > 0)
+                .map(|(head, (sum, count))| (head.name.clone(), sum / *count as f64))
                 .collect(),
             minibatches: self.minibatches,
             ..UpdateReport::default()

@@ -188,6 +188,62 @@ fn target_kl_ends_an_update_early() {
     assert!(report.minibatches < 50, "{}", report.minibatches);
 }
 
+/// Devices alone have moved, each by ln ratio = −0.4: e^−0.4 − 1 + 0.4 per turn of theirs, and all of
+/// them are outside the clip range.
+#[test]
+fn how_far_the_policy_moved_counts_the_turns_of_devices() {
+    let mut collector = hosts(4);
+    let ppo = Ppo::new(collector.spec(), Architecture::default(), config(), 3).unwrap();
+    let rollout = ppo.play(&mut collector).unwrap();
+    let estimates = rollout.estimate(&ppo.network, ppo.config.discount).unwrap();
+    let disks = Lessons::of_disks(&rollout.disks, &estimates).unwrap();
+    let devices = Lessons::of_devices(&rollout.devices, &estimates).unwrap();
+    let devices = Lessons {
+        log_probs: &devices.log_probs + 0.4,
+        ..devices
+    };
+    let seen = loss(&ppo.network, &disks, Some(&devices), &WEIGHTS)
+        .unwrap()
+        .figures()
+        .unwrap();
+    let teaching = |weights: &[bool]| weights.iter().filter(|w| **w).count() as f64;
+    let moved = teaching(&estimates.device_weights);
+    let share = moved / (moved + teaching(&estimates.disk_weights));
+    assert!(share > 0.0 && share < 1.0, "{share}");
+    let kl = share * ((-0.4_f64).exp() - 1.0 + 0.4);
+    assert!((seen.approx_kl - kl).abs() < 1e-5, "{}", seen.approx_kl);
+    assert!((seen.clip_fraction - share).abs() < 1e-6);
+}
+
+#[test]
+fn entropy_of_a_head_is_averaged_over_the_minibatches_that_had_it() {
+    let spec = SimHost::generated(Generator {
+        schedulers: true,
+        ..Generator::default()
+    })
+    .unwrap()
+    .spec()
+    .clone();
+    let mut tally = Tally::default();
+    for head_entropy in [
+        vec![Some(1.0), Some(0.5), None, Some(0.25)],
+        vec![Some(2.0), None, None],
+        vec![Some(3.0), Some(0.7), None, Some(0.75)],
+    ] {
+        tally.add(&Figures {
+            head_entropy,
+            ..Figures::default()
+        });
+    }
+    let report = tally.report(&spec);
+    let want = [("channel", 2.0), ("cache", 0.6), ("scheduler", 0.5)];
+    assert_eq!(report.head_entropy.len(), want.len());
+    for ((name, got), (head, mean)) in report.head_entropy.iter().zip(want) {
+        assert_eq!(name, head);
+        assert!((got - mean).abs() < 1e-12, "{name}: {got}");
+    }
+}
+
 #[test]
 fn a_loss_that_is_not_finite_is_an_error_with_a_way_out() {
     let env = AutoresetEnv::new(CartPole::new(0), Autoreset::SameStep);
