@@ -447,10 +447,12 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_column_is_not_divided() {
+    fn a_constant_column_says_nothing_whatever_it_holds_later() {
         let (_, statistics) = seen(&[4.0, 4.0]);
-        assert_eq!(statistics.normalisers().disk.std[0], 1.0);
-        assert_eq!(statistics.normalisers().disk.mean[0], 4.0);
+        let normaliser = statistics.normalisers().disk;
+        assert_eq!(normaliser.mean[0], 4.0);
+        let later = normalise(Scale::Linear, 400.0, normaliser.mean[0], normaliser.std[0]);
+        assert!(later.abs() < 1e-20, "{later}");
     }
 
     #[test]
