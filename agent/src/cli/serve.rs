@@ -13,9 +13,10 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
         println!("{}: can be served", args.config.display());
         return Ok(());
     }
+    // Before anything is opened: a signal during the start must end in order too.
+    let stop = interrupted()?;
     let server = Server::start(config).await?;
     println!("listening on {}", server.address());
-    let stop = interrupted()?;
     server.run(stop).await?;
     Ok(())
 }
