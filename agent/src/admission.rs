@@ -25,11 +25,12 @@ pub struct Modes {
 }
 
 impl Modes {
-    /// The mode of a guest: the configuration's, else its own, else the host's.
+    /// The mode of a guest: what the backend made of its own and the configuration's, else the
+    /// configuration's, else the host's.
     #[must_use]
     pub fn of(&self, guest: &GuestStatus) -> Mode {
         let configured = self.guests.get(&guest.name).and_then(|g| g.mode);
-        configured.or(guest.mode).unwrap_or(self.default)
+        guest.mode.or(configured).unwrap_or(self.default)
     }
 }
 

@@ -84,7 +84,7 @@ pub struct GuestStatus {
     pub name: String,
     /// Whether it has agreed to be changed.
     pub opted_in: bool,
-    /// What it says itself may happen to it, if anything.
+    /// What may happen to it, by its own word within the configuration's; `None` if it says nothing.
     pub mode: Option<Mode>,
     /// Targets of its disks, observed or not.
     pub targets: Vec<String>,
