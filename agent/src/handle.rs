@@ -1,7 +1,7 @@
 //! A host as the rest of the service sees it: what its owner shows, and how to ask it for something.
 
-use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blkpilot_env::{EnvError, EnvSpec, JointAction, Observation, Step};
@@ -87,8 +87,19 @@ pub(crate) enum Command {
     Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
     Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
-    Stop(OnExit, oneshot::Sender<Option<Arc<Decision>>>),
+    /// There is a stop to take: see [`Stop`].
+    Wake,
 }
+
+/// That the owner shall end. Not in the queue, for it must not be lost when that is full.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub(crate) on_exit: OnExit,
+    pub(crate) reply: oneshot::Sender<Result<Option<Arc<Decision>>, Failure>>,
+}
+
+/// Where a stop is left for the owner.
+pub(crate) type StopSlot = Arc<Mutex<Option<Stop>>>;
 
 /// Held by whoever has the host as an environment; the owner sees when it is dropped.
 #[derive(Debug)]
@@ -104,6 +115,7 @@ pub struct HostHandle {
     /// What has been recorded.
     pub history: History,
     pub(crate) commands: SyncSender<Command>,
+    pub(crate) stop: StopSlot,
     /// Weak, so that watchers see the end when the owner has gone.
     pub(crate) decisions: broadcast::WeakSender<Arc<Decision>>,
 }
@@ -162,13 +174,20 @@ impl HostHandle {
         Ok(decisions.subscribe())
     }
 
-    /// Ends the owner, after the calls that wait; with `Revert`, everything is put back first, which
-    /// is the decision that is returned.
+    /// Ends the owner, before the calls that wait; with `Revert`, everything is put back first, which
+    /// is the decision that is returned: `None` when nothing had been seen that it could name.
     ///
     /// # Errors
-    /// `HOST_STOPPED`, `HOST_BUSY`.
+    /// `HOST_STOPPED`; with `Revert` why nothing was put back.
     pub async fn stop(&self, on_exit: OnExit) -> Result<Option<Arc<Decision>>, Failure> {
-        self.ask(|reply| Command::Stop(on_exit, reply)).await
+        let (reply, answer) = oneshot::channel();
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stop { on_exit, reply });
+        // An owner whose queue is full is awake, and looks at the slot before its next call.
+        match self.commands.try_send(Command::Wake) {
+            Ok(()) | Err(TrySendError::Full(_)) => {}
+            Err(TrySendError::Disconnected(_)) => return Err(self.stopped()),
+        }
+        answer.await.map_err(|_| self.stopped())?
     }
 
     pub(crate) async fn ask<T>(

@@ -9,8 +9,8 @@ mod attached;
 mod change;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use crate::config::OnExit;
 use crate::decision::{Context, Decider, Decision, Made, PolicyRef, Source, make, now_us};
 use crate::handle::{
     Answer, ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Request,
-    ShownWindow, unavailable,
+    ShownWindow, Stop, StopSlot, unavailable,
 };
 use crate::history::Recorder;
 use crate::mode::Mode;
@@ -92,7 +92,9 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         default_mode: config.modes.default,
         policy: config.policy_ref.clone(),
     });
+    let stop = StopSlot::default();
     let handle = HostHandle {
+        stop: Arc::clone(&stop),
         info,
         view,
         history: config.recorder.history(),
@@ -101,9 +103,12 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
     };
     let name = format!("host-{}", config.name);
     let owner = Owner::new(config, shown, decisions);
-    let thread = std::thread::Builder::new()
-        .name(name)
-        .spawn(move || owner.run(&inbox))?;
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        owner.run(&inbox, &stop);
+        drop(inbox);
+        // Whoever asked too late hears so.
+        stop.lock().unwrap_or_else(PoisonError::into_inner).take();
+    })?;
     Ok((handle, thread))
 }
 
@@ -173,8 +178,14 @@ impl Owner {
         }
     }
 
-    fn run(mut self, inbox: &Receiver<Command>) {
+    fn run(mut self, inbox: &Receiver<Command>, stop: &Mutex<Option<Stop>>) {
         loop {
+            let asked = stop.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(Stop { on_exit, reply }) = asked {
+                // Nobody waits any more if the reply cannot be sent.
+                let _ = reply.send(self.leave(on_exit));
+                return;
+            }
             let pause = self.next_look.saturating_duration_since(Instant::now());
             // However many calls wait, the host is looked at in time.
             if pause.is_zero() {
@@ -182,11 +193,6 @@ impl Owner {
                 continue;
             }
             match inbox.recv_timeout(pause) {
-                Ok(Command::Stop(on_exit, reply)) => {
-                    // Nobody waits any more if the reply cannot be sent.
-                    let _ = reply.send(self.leave(on_exit));
-                    return;
-                }
                 Ok(command) => self.serve(command),
                 Err(RecvTimeoutError::Timeout) => self.look(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -203,7 +209,7 @@ impl Owner {
             Command::Attach(reply) => drop(reply.send(self.attach())),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),
-            Command::Stop(..) => unreachable!("run takes Stop itself"),
+            Command::Wake => {}
         }
     }
 
@@ -417,9 +423,9 @@ impl Owner {
     }
 
     /// The last decision, if there is one.
-    fn leave(&mut self, on_exit: OnExit) -> Option<Arc<Decision>> {
+    fn leave(&mut self, on_exit: OnExit) -> Result<Option<Arc<Decision>>, Failure> {
         if on_exit == OnExit::Keep {
-            return None;
+            return Ok(None);
         }
         let call = ChangeCall {
             request: Request::Rollback(None),
@@ -427,16 +433,35 @@ impl Owner {
             request_id: None,
         };
         match self.change(&call) {
-            Ok(decision) => Some(decision),
-            Err(failure) => {
+            Ok(decision) => Ok(Some(decision)),
+            // It was put back, and that is what counts here.
+            Err(failure) if failure.reason() == "NOT_RECORDED" => {
                 tracing::error!(
                     host = self.config.name,
                     error = failure.message(),
-                    "not put back: the journal keeps what was changed, and the next start takes it up"
+                    "leaving"
                 );
-                None
+                Ok(None)
             }
+            Err(_) => self.put_back_unseen().map(|()| None),
         }
+    }
+
+    /// Puts everything back without a window, so without a decision: there are no rows to name.
+    fn put_back_unseen(&mut self) -> Result<(), Failure> {
+        let put_back = |owner: &mut Self| {
+            let backend = match &mut owner.backend {
+                Some(backend) => backend,
+                None => owner.backend.insert((owner.config.connect)()?),
+            };
+            backend.rollback(&Observation::default(), None)
+        };
+        let left_behind = match put_back(self) {
+            Ok(execution) if execution.failures.is_empty() => return Ok(()),
+            Ok(execution) => execution.failures.join("; "),
+            Err(error) => error.to_string(),
+        };
+        Err(Failure::new(Code::Unavailable, "NOT_PUT_BACK", left_behind))
     }
 }
 

@@ -34,6 +34,8 @@ use crate::{environment_service, tuner_service};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long the owner of a host may take to put it back and end.
+const STOP: Duration = Duration::from_secs(30);
 /// How often environments are looked at whose lease may have run out.
 const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Calls of one connection that run at once.
@@ -66,6 +68,16 @@ pub enum ServeError {
         /// Name of the host.
         host: String,
         /// What happened.
+        problem: String,
+    },
+    /// The host was not put back when the service ended.
+    #[error(
+        "host {host} is not as it was: {problem}; the journal keeps what was changed: start the service again and roll back"
+    )]
+    NotPutBack {
+        /// Name of the host.
+        host: String,
+        /// What was left behind, and why.
         problem: String,
     },
     /// Serving failed.
@@ -140,7 +152,7 @@ impl Server {
     /// under way end.
     ///
     /// # Errors
-    /// `Transport`; `Owner` if the host's owner has ended by itself.
+    /// `Transport`; `Owner` if the host's owner has ended by itself or does not end; `NotPutBack`.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self {
             environments,
@@ -166,9 +178,7 @@ impl Server {
             () = ended => true,
         };
         tracing::info!(?on_exit, "stopping");
-        if let Ok(Some(decision)) = host.stop(on_exit).await {
-            tracing::info!(decision = %decision.id, error = decision.error, "put everything back");
-        }
+        let left = leave(&host, on_exit).await;
         // Its streams end with the owner.
         let info = Arc::clone(&host.info);
         drop(host);
@@ -177,13 +187,21 @@ impl Server {
         watching.abort();
         expiring.abort();
         let host = info.name.clone();
-        let panicked = tokio::task::spawn_blocking(move || owner.join().is_err()).await;
-        if by_itself || panicked.unwrap_or(true) {
+        let ended_well = join(owner).await;
+        if by_itself || ended_well == Some(false) {
             return Err(ServeError::Owner {
                 host,
                 problem: "its owner ended by itself, which is our bug: restart the service"
                     .to_owned(),
             });
+        }
+        if let Err(problem) = left {
+            tracing::error!(host, problem, "not put back");
+            return Err(ServeError::NotPutBack { host, problem });
+        }
+        if ended_well.is_none() {
+            let problem = format!("its owner did not end in {STOP:?}: a call to the host hangs");
+            return Err(ServeError::Owner { host, problem });
         }
         match drained {
             Ok(Ok(served)) => Ok(served?),
@@ -193,6 +211,35 @@ impl Server {
             }
         }
     }
+}
+
+/// Ends the owner, and says what it left behind.
+async fn leave(host: &HostHandle, on_exit: OnExit) -> Result<(), String> {
+    let Ok(left) = tokio::time::timeout(STOP, host.stop(on_exit)).await else {
+        return Err(format!(
+            "no answer in {STOP:?}: a call to the host hangs, and on_exit may not have been done"
+        ));
+    };
+    match (on_exit, left) {
+        (OnExit::Keep, _) | (_, Ok(None)) => Ok(()),
+        (OnExit::Revert, Ok(Some(decision))) => {
+            tracing::info!(decision = %decision.id, error = decision.error, "put back");
+            decision.error.clone().map_or(Ok(()), Err)
+        }
+        (OnExit::Revert, Err(failure)) => Err(failure.message().to_owned()),
+    }
+}
+
+/// Whether the owner ended as it should; `None` if it has not. It is not waited for in a blocking
+/// task, which would keep the process from ending.
+async fn join(owner: JoinHandle<()>) -> Option<bool> {
+    let ended = async {
+        while !owner.is_finished() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(STOP, ended).await.ok()?;
+    Some(owner.join().is_ok())
 }
 
 async fn serve(

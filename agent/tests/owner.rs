@@ -37,6 +37,10 @@ struct Fate {
     rollbacks: AtomicU32,
     /// What a rollback cannot put back.
     left_behind: Mutex<Vec<String>>,
+    /// A look does not end.
+    is_stuck: AtomicBool,
+    /// No window ends.
+    is_blind: AtomicBool,
 }
 
 struct Fragile {
@@ -66,7 +70,8 @@ impl HostBackend for Fragile {
     }
 
     fn first_window(&self) -> Duration {
-        Duration::from_millis(1)
+        let is_blind = self.fate.is_blind.load(Ordering::SeqCst);
+        Duration::from_millis(if is_blind { 60_000 } else { 1 })
     }
 
     fn restart_window(&mut self) -> Result<(), BackendError> {
@@ -75,6 +80,9 @@ impl HostBackend for Fragile {
 
     fn observe(&mut self) -> Result<Window, BackendError> {
         self.check()?;
+        while self.fate.is_stuck.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.host.observe()
     }
 
@@ -127,7 +135,11 @@ struct Case {
 
 impl Case {
     fn new(mode: Mode, policy: Box<dyn Policy>) -> Self {
-        let (fate, dir) = (Arc::new(Fate::default()), TempDir::new().unwrap());
+        Self::with(Fate::default(), mode, policy)
+    }
+
+    fn with(fate: Fate, mode: Mode, policy: Box<dyn Policy>) -> Self {
+        let (fate, dir) = (Arc::new(fate), TempDir::new().unwrap());
         let connect = {
             let fate = Arc::clone(&fate);
             move || {
@@ -358,4 +370,49 @@ async fn leaving_puts_everything_back_only_if_asked_to() {
             "HOST_STOPPED"
         );
     }
+}
+
+#[tokio::test]
+async fn leaving_puts_back_also_what_was_never_seen() {
+    let fate = Fate {
+        is_blind: true.into(),
+        ..Fate::default()
+    };
+    let case = Case::with(fate, Mode::Advise, least_loaded());
+    assert_eq!(case.host.stop(OnExit::Revert).await.unwrap(), None);
+    assert_eq!(case.fate.rollbacks.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn leaving_a_host_that_is_away_says_that_nothing_was_put_back() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    case.fate.is_away.store(true, Ordering::SeqCst);
+    let failure = case.host.stop(OnExit::Revert).await.unwrap_err();
+    assert_eq!(failure.reason(), "NOT_PUT_BACK");
+}
+
+#[tokio::test]
+async fn a_stop_is_not_lost_when_the_queue_is_full() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    case.fate.is_stuck.store(true, Ordering::SeqCst);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let host = case.host.clone();
+        calls.spawn(async move { host.propose().await });
+    }
+    // Calls that waited were answered until the owner was stuck; now the queue is full.
+    let refused = loop {
+        if let Err(failure) = calls.join_next().await.unwrap().unwrap() {
+            break failure;
+        }
+    };
+    assert_eq!(refused.reason(), "HOST_BUSY");
+    let host = case.host.clone();
+    let stopping = tokio::spawn(async move { host.stop(OnExit::Revert).await });
+    tokio::task::yield_now().await;
+    case.fate.is_stuck.store(false, Ordering::SeqCst);
+    assert!(stopping.await.unwrap().unwrap().is_some());
+    assert_eq!(case.fate.rollbacks.load(Ordering::SeqCst), 1);
 }
