@@ -52,6 +52,17 @@ pub enum TrialError {
     /// The plan measures nothing.
     #[error("a trial needs at least one alternation and one measured interval")]
     Empty,
+    /// The first reset failed.
+    #[error("the trial did not start: {0}")]
+    NotStarted(#[source] EnvError),
+    /// However the trial ended, what it had in force was not put back.
+    #[error("{}the guests are not back at their defaults: {reason}", ended(trial.as_deref()))]
+    NotRestored {
+        /// Why the trial ended early; `None` if it did not.
+        trial: Option<Box<TrialError>>,
+        /// Why it was not put back.
+        reason: String,
+    },
     /// The environment refused or failed.
     #[error(transparent)]
     Environment(#[from] EnvError),
@@ -61,6 +72,10 @@ pub enum TrialError {
     /// It was interrupted.
     #[error("interrupted")]
     Interrupted,
+}
+
+fn ended(trial: Option<&TrialError>) -> String {
+    trial.map_or_else(String::new, |error| format!("{error}; "))
 }
 
 /// A figure of one half: its name, such as `web/vda iops`, and how it is compared.
@@ -110,11 +125,10 @@ pub struct Report {
 /// Runs a trial. `tune` chooses the action of a tuned interval; `tick` is called after each
 /// interval and ends the trial by returning `false`.
 ///
-/// The environment is left at its defaults, also after an error or an interruption, as far as it
-/// answers.
+/// The environment is left at its defaults, also after an error or an interruption.
 ///
 /// # Errors
-/// See [`TrialError`].
+/// See [`TrialError`]; after `NotStarted` and `NotRestored` the defaults may not be in force.
 pub fn run(
     env: &mut dyn Environment,
     tune: &mut dyn FnMut(&Observation) -> Result<JointAction, TrialError>,
@@ -125,17 +139,30 @@ pub fn run(
         return Err(TrialError::Empty);
     }
     let spec = env.spec().clone();
-    let mut observation = env.reset(None, &ResetOptions::new())?;
+    let mut observation = env
+        .reset(None, &ResetOptions::new())
+        .map_err(TrialError::NotStarted)?;
     let mut halves = Halves {
         default: Vec::new(),
         tuned: Vec::new(),
         settings: Vec::new(),
     };
     let result = alternate(env, &spec, &mut observation, tune, plan, tick, &mut halves);
-    let restored = env.step(&observation.default.clone());
+    if let Err(reason) = restore(env, &observation.default) {
+        let trial = result.err().map(Box::new);
+        return Err(TrialError::NotRestored { trial, reason });
+    }
     result?;
-    restored?;
     Ok(report(plan, &halves))
+}
+
+fn restore(env: &mut dyn Environment, default: &JointAction) -> Result<(), String> {
+    let step = env.step(default).map_err(|error| error.to_string())?;
+    if step.executed == *default {
+        Ok(())
+    } else {
+        Err("the host kept some settings".to_owned())
+    }
 }
 
 struct Halves {
@@ -434,6 +461,52 @@ mod tests {
         assert!(matches!(result, Err(TrialError::Interrupted)));
         let sample = env.sample().unwrap();
         assert!(sample.disks.iter().all(|d| d.settings == d.default));
+    }
+
+    /// A host that fails for good after some steps.
+    struct Mortal {
+        host: SimHost,
+        steps_left: u32,
+    }
+
+    impl Environment for Mortal {
+        fn spec(&self) -> &EnvSpec {
+            self.host.spec()
+        }
+
+        fn reset(
+            &mut self,
+            seed: Option<u64>,
+            options: &ResetOptions,
+        ) -> Result<Observation, EnvError> {
+            self.host.reset(seed, options)
+        }
+
+        fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+            self.steps_left = self
+                .steps_left
+                .checked_sub(1)
+                .ok_or(EnvError::EpisodeOver)?;
+            self.host.step(action)
+        }
+    }
+
+    #[test]
+    fn a_trial_that_could_not_restore_the_defaults_says_so() {
+        let mut tune = |obs: &Observation| Ok(obs.default.clone());
+        // In the midst of the trial, and at its last step, which restores.
+        for (steps_left, is_early) in [(5, true), (48, false)] {
+            let mut env = Mortal {
+                host: host(presets::capped_device()),
+                steps_left,
+            };
+            match run(&mut env, &mut tune, PLAN, &mut |_| true) {
+                Err(TrialError::NotRestored { trial, .. }) => {
+                    assert_eq!(trial.is_some(), is_early);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

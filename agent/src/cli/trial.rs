@@ -84,9 +84,20 @@ fn try_out(
     };
     let report = trial::run(&mut env, &mut tune, plan, &mut tick);
     bar.finish_and_clear();
-    report.map_err(|error| {
-        CliError::Failed(format!("{error}; the guests are back at their defaults"))
-    })
+    report.map_err(|error| CliError::Failed(outcome(&error)))
+}
+
+/// Why there is no report, and what is in force now.
+fn outcome(error: &TrialError) -> String {
+    match error {
+        TrialError::Empty => error.to_string(),
+        TrialError::NotStarted(_) | TrialError::NotRestored { .. } => {
+            format!("{error}; put them back with `blkpilot rollback`")
+        }
+        TrialError::Environment(_) | TrialError::Policy(_) | TrialError::Interrupted => {
+            format!("{error}; the guests are back at their defaults")
+        }
+    }
 }
 
 fn progress(plan: Plan) -> ProgressBar {
