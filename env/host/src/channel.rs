@@ -34,6 +34,8 @@ pub enum ChannelConfig {
 pub struct Channels {
     list: Vec<Channel>,
     online: CpuSet,
+    /// Where an IOThread that is bound to no channel may run.
+    float: CpuSet,
 }
 
 impl Channels {
@@ -69,6 +71,11 @@ impl Channels {
         Ok(Self {
             list,
             online: topology.online.clone(),
+            float: topology
+                .online
+                .iter()
+                .filter(|cpu| !reserved.contains(*cpu))
+                .collect(),
         })
     }
 
@@ -88,13 +95,14 @@ impl Channels {
     }
 
     /// The CPUs that a level stands for. Level 0 is what the IOThread had before us, unless that
-    /// was a channel; then all CPUs. `None` for a level that does not exist.
+    /// was a channel; then all CPUs that are not reserved. `None` for a level that does not exist,
+    /// and where all CPUs are reserved.
     #[must_use]
     pub fn cpus_of(&self, level: Level, original: &CpuSet) -> Option<CpuSet> {
         match usize::from(level).checked_sub(1) {
             Some(channel) => self.list.get(channel).map(|channel| channel.cpus.clone()),
             None if self.level_of(original) == 0 => Some(original.clone()),
-            None => Some(self.online.clone()),
+            None => Some(self.float.clone()).filter(|cpus| !cpus.is_empty()),
         }
     }
 
@@ -209,6 +217,8 @@ mod tests {
         let channels = Channels::new(&ChannelConfig::Cores, &topology(), &reserved).unwrap();
         assert_eq!(channels.list().len(), 1);
         assert_eq!(channels.list()[0].id, "core-1");
+        let core = "1,3".parse().unwrap();
+        assert_eq!(channels.cpus_of(0, &core), Some(core));
         let given = ChannelConfig::Given(vec![("a".into(), "0".parse().unwrap())]);
         assert!(Channels::new(&given, &topology(), &reserved).is_err());
     }
