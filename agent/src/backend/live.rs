@@ -272,7 +272,7 @@ impl HostBackend for LibvirtHost {
         let scope = match guest {
             None => Scope::Settings,
             Some(name) => match uuid_of(self.host.inventory(), name) {
-                Some(uuid) => Scope::Guest(uuid),
+                Some(uuid) => Scope::GuestSettings(uuid),
                 // It has gone, and its settings with it.
                 None => return Ok(unchanged(observation)),
             },

@@ -70,6 +70,8 @@ pub enum Scope {
     Settings,
     /// One guest, by UUID.
     Guest(String),
+    /// One guest, by UUID, but for its latency histograms.
+    GuestSettings(String),
     /// One knob of one guest.
     Knob(String, Knob),
 }
@@ -332,10 +334,12 @@ impl Tuner {
 
 impl Scope {
     fn holds(&self, record: &Record) -> bool {
+        let is_setting = !matches!(record.knob, Knob::Histogram { .. });
         match self {
             Self::Host => true,
-            Self::Settings => !matches!(record.knob, Knob::Histogram { .. }),
+            Self::Settings => is_setting,
             Self::Guest(uuid) => record.life.uuid == *uuid,
+            Self::GuestSettings(uuid) => record.life.uuid == *uuid && is_setting,
             Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
         }
     }
@@ -550,6 +554,21 @@ mod tests {
         }
         assert!(bench.host.monitor_commands.borrow().is_empty());
         assert_eq!(bench.tuner.records().unwrap(), []);
+    }
+
+    #[test]
+    fn a_guests_settings_go_back_without_its_histograms() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        let target = "vda".to_owned();
+        bench.apply(&Change::Histogram { target }).unwrap();
+        let scope = Scope::GuestSettings(UUID.into());
+        bench
+            .tuner
+            .rollback(&bench.host, &bench.host.inventory(1), &scope)
+            .unwrap();
+        assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+        assert!(bench.host.histogram.borrow().is_some());
     }
 
     #[test]
