@@ -82,7 +82,9 @@ impl LibvirtHost {
         let failure = |outcome: &Outcome| {
             let problem = match &outcome.result {
                 Settlement::Frozen { found } => {
-                    format!("somebody else set it to {found}, so it is left alone")
+                    format!(
+                        "somebody else set it to {found}, so it is left alone: set back what it was and roll back, or restart the guest, to have it tuned again"
+                    )
                 }
                 Settlement::Failed { reason } => reason.clone(),
                 Settlement::Restored { .. } | Settlement::Moot | Settlement::Kept { .. } => {

@@ -66,9 +66,9 @@ pub enum HostError {
         /// The knob, or `its monitor`.
         what: String,
     },
-    /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
+    /// Somebody else changed the knob; it is left alone until it has its original value again.
     #[error(
-        "guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}; unfreeze it to take over again"
+        "guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}; set it back to {original} and roll back, or restart the guest, to have it tuned again"
     )]
     Frozen {
         /// Name of the guest.
@@ -79,6 +79,8 @@ pub enum HostError {
         ours: String,
         /// What was found.
         theirs: String,
+        /// What it was before we ever changed it.
+        original: String,
     },
     /// A value was written, and another one was read back.
     #[error("guest {guest}: {knob} was set to {wanted}, but reads {found}")]

@@ -133,6 +133,7 @@ impl FakeHypervisor {
         Inventory {
             boot_id: "boot".into(),
             guests,
+            qemus: [(UUID.to_owned(), started)].into(),
             ..Inventory::default()
         }
     }

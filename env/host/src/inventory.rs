@@ -54,8 +54,11 @@ pub struct Inventory {
     pub boot_id: String,
     /// The guests.
     pub guests: BTreeMap<String, RunningGuest>,
-    /// Guests whose XML could not be understood, with the reason: they are left alone.
+    /// Guests that cannot be told apart or whose XML could not be understood, with the reason: they
+    /// are left alone.
     pub unreadable: BTreeMap<String, String>,
+    /// UUID and start of every QEMU process that was found, in clock ticks since boot.
+    pub qemus: BTreeSet<(String, u64)>,
 }
 
 impl Inventory {
@@ -74,17 +77,32 @@ impl Inventory {
             .map_err(HostError::io(&boot_id_path))?
             .trim()
             .to_owned();
-        let processes = find_qemus(proc_root);
+        let processes = find_qemus(proc_root)?;
+        let started = processes.iter().flat_map(|(uuid, all)| {
+            let start = |process: &QemuProcess| (uuid.clone(), process.started_ticks);
+            all.iter().map(start)
+        });
         let mut inventory = Self {
             boot_id,
+            qemus: started.collect(),
             ..Self::default()
         };
         for GuestStats { uuid, .. } in stats {
+            let process = match processes.get(uuid).map(Vec::as_slice) {
+                Some([process]) => Some(process),
+                None | Some([]) => None,
+                Some(several) => {
+                    let pids: Vec<_> = several.iter().map(|p| p.pid.to_string()).collect();
+                    let problem = format!("processes {} all name this UUID", pids.join(", "));
+                    inventory.unreadable.insert(uuid.clone(), problem);
+                    continue;
+                }
+            };
             match hypervisor
                 .guest_xml(uuid)
                 .and_then(|xml| Guest::from_xml(&xml))
             {
-                Ok(guest) => inventory.add(guest, processes.get(uuid), rules),
+                Ok(guest) => inventory.add(guest, process, rules),
                 Err(HostError::GuestGone { .. }) => {}
                 Err(error @ HostError::Disconnected { .. }) => return Err(error),
                 Err(error) => {
@@ -117,6 +135,20 @@ impl Inventory {
                 hangs: false,
             },
         );
+    }
+
+    /// Whether a life of a guest is surely over: the host has booted since, or its QEMU was looked
+    /// for and not found, though one of its UUID would have been if libvirt says that one runs.
+    #[must_use]
+    pub fn has_ended(&self, life: &GuestLife) -> bool {
+        if life.boot_id != self.boot_id {
+            return true;
+        }
+        let mut starts = self.qemus.iter().filter(|(uuid, _)| *uuid == life.uuid);
+        let is_listed =
+            self.guests.contains_key(&life.uuid) || self.unreadable.contains_key(&life.uuid);
+        let is_hidden = is_listed && starts.clone().next().is_none();
+        !is_hidden && starts.all(|(_, start)| *start != life.qemu_started_ticks)
     }
 
     /// Whether the inventory is still that of these guests: same UUIDs, same QEMUs.

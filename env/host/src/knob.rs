@@ -99,7 +99,7 @@ const DIRECT: &str = "direct";
 const BUFFERED: &str = "buffered";
 const COUNTING: &str = "counting";
 const ABSENT: &str = "absent";
-const FOREIGN: &str = "foreign";
+pub(crate) const FOREIGN: &str = "foreign";
 
 impl Knob {
     /// The opt-in that it needs; `None` when any opt-in will do.

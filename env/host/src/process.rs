@@ -42,13 +42,19 @@ pub struct ThreadTimes {
     pub wait_ns: u64,
 }
 
-/// Finds the QEMU of each guest by `-uuid` on its command line; libvirt has no call for it.
-/// `root` is `/proc`.
-#[must_use]
-pub fn find_qemus(root: &Path) -> BTreeMap<String, QemuProcess> {
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+/// Finds the QEMUs of each guest by `-uuid` on their command lines; libvirt has no call for it.
+/// More than one for a UUID means that somebody else names it too. `root` is `/proc`.
+///
+/// # Errors
+/// `Io` when the processes cannot be listed.
+pub fn find_qemus(root: &Path) -> HostResult<BTreeMap<String, Vec<QemuProcess>>> {
+    let entries = fs::read_dir(root).map_err(HostError::io(root))?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok());
-    pids.filter_map(|pid| qemu_at(root, pid)).collect()
+    let mut found: BTreeMap<String, Vec<QemuProcess>> = BTreeMap::new();
+    for (uuid, process) in pids.filter_map(|pid| qemu_at(root, pid)) {
+        found.entry(uuid).or_default().push(process);
+    }
+    Ok(found)
 }
 
 fn qemu_at(root: &Path, pid: i32) -> Option<(String, QemuProcess)> {
@@ -266,7 +272,7 @@ mod tests {
             fs::create_dir(dir.path().join(pid)).unwrap();
             fs::write(dir.path().join(pid).join("cmdline"), command_line).unwrap();
         }
-        assert!(find_qemus(dir.path()).is_empty());
+        assert!(find_qemus(dir.path()).unwrap().is_empty());
     }
 
     #[test]

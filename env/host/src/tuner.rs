@@ -4,7 +4,7 @@ use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record, RecordState};
-use crate::knob::{Change, Knob, KnobIo, Purpose};
+use crate::knob::{Change, FOREIGN, Knob, KnobIo, Purpose};
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -130,9 +130,14 @@ impl Tuner {
         // Before anything is read: a guest without opt-in gets no monitor command at all.
         io.check_allowed(&knob)?;
         let current = io.read(&knob)?;
-        let record = self.journal.record(life, &knob)?;
-        if let Some(record) = &record {
-            self.check_untouched(record, &current)?;
+        check_ours(running, &knob, &current)?;
+        let mut record = self.journal.record(life, &knob)?;
+        if let Some(known) = &record {
+            if self.is_original(known, &current)? {
+                record = None;
+            } else {
+                self.check_untouched(known, &current)?;
+            }
         }
         let applied = Applied {
             knob,
@@ -235,16 +240,15 @@ impl Tuner {
         };
         let io = running.knobs_to(Purpose::Restore, hypervisor);
         let current = io.read(&record.knob)?;
-        if self.check_untouched(record, &current).is_err() {
-            return Ok(Settlement::Frozen { found: current });
-        }
-        if current != record.original {
+        if !self.is_original(record, &current)? {
+            if self.check_untouched(record, &current).is_err() {
+                return Ok(Settlement::Frozen { found: current });
+            }
             write_and_check(&io, &record.knob, &record.original)?;
+            self.journal.drop_record(&record.life, &record.knob)?;
         }
-        self.journal.drop_record(&record.life, &record.knob)?;
-        Ok(Settlement::Restored {
-            original: record.original.clone(),
-        })
+        let original = record.original.clone();
+        Ok(Settlement::Restored { original })
     }
 
     fn compare(
@@ -257,6 +261,9 @@ impl Tuner {
             return Ok(Settlement::Moot);
         };
         let current = running.knobs(hypervisor).read(&record.knob)?;
+        if self.is_original(record, &current)? {
+            return Ok(Settlement::Restored { original: current });
+        }
         if self.check_untouched(record, &current).is_err() {
             return Ok(Settlement::Frozen { found: current });
         }
@@ -272,26 +279,27 @@ impl Tuner {
         inventory: &'a Inventory,
         record: &Record,
     ) -> HostResult<Option<&'a RunningGuest>> {
+        if inventory.has_ended(&record.life) {
+            self.journal.drop_record(&record.life, &record.knob)?;
+            return Ok(None);
+        }
         let running = inventory.guests.get(&record.life.uuid);
-        if inventory.unreadable.contains_key(&record.life.uuid)
-            || running.is_some_and(|guest| guest.life.is_none())
-        {
-            let reason =
-                "its QEMU or XML cannot be read, so it cannot be told whether it is the same"
-                    .into();
-            return Err(HostError::Unsupported {
+        match running.filter(|guest| guest.life.as_ref() == Some(&record.life)) {
+            Some(running) => check_answering(running).map(|()| Some(running)),
+            None => Err(HostError::Unsupported {
                 what: format!("guest {}", record.guest),
-                reason,
-            });
+                reason: "its QEMU may still run, but cannot be found or read through libvirt: see that libvirt lists it, and try again".into(),
+            }),
         }
-        let same = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
-        if let Some(running) = same {
-            check_answering(running)?;
-        }
-        if same.is_none() {
+    }
+
+    /// Whether a knob has its original value, whoever set it: then its record is dropped.
+    fn is_original(&self, record: &Record, current: &str) -> HostResult<bool> {
+        let is_original = current == record.original;
+        if is_original {
             self.journal.drop_record(&record.life, &record.knob)?;
         }
-        Ok(same)
+        Ok(is_original)
     }
 
     /// Freezes a knob whose value is neither ours nor, in an open intent, the one before.
@@ -310,6 +318,7 @@ impl Tuner {
             knob: record.knob.to_string(),
             ours: record.value.clone(),
             theirs: current.to_owned(),
+            original: record.original.clone(),
         })
     }
 
@@ -358,6 +367,16 @@ fn check_answering(running: &RunningGuest) -> HostResult<()> {
         return Err(HostError::Late { what });
     }
     Ok(())
+}
+
+fn check_ours(running: &RunningGuest, knob: &Knob, current: &str) -> HostResult<()> {
+    if !matches!(knob, Knob::Histogram { .. }) || current != FOREIGN {
+        return Ok(());
+    }
+    Err(HostError::Unsupported {
+        what: format!("guest {}: {knob}", running.guest.name),
+        reason: "somebody else counts latencies in other buckets; it is left alone".into(),
+    })
 }
 
 fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> {
@@ -569,6 +588,63 @@ mod tests {
             .unwrap();
         assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
         assert!(bench.host.histogram.borrow().is_some());
+    }
+
+    #[test]
+    fn a_frozen_knob_that_is_back_at_its_original_is_free_again() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
+        let frozen = bench.apply(&bind("2")).unwrap_err().to_string();
+        assert!(frozen.contains("set it back to 0-3"), "{frozen}");
+        *bench.host.cpus.borrow_mut() = "0-3".parse().unwrap();
+        let original = "0-3".to_owned();
+        assert_eq!(bench.rollback(1), [Settlement::Restored { original }]);
+        assert_eq!(bench.tuner.records().unwrap(), []);
+        bench.apply(&bind("2")).unwrap();
+    }
+
+    #[test]
+    fn a_record_is_kept_until_its_qemu_has_surely_ended() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        let roll_back = |inventory: &Inventory| {
+            let outcomes = bench
+                .tuner
+                .rollback(&bench.host, inventory, &Scope::Host)
+                .unwrap();
+            outcomes.into_iter().next().unwrap().result
+        };
+        // libvirt does not list it, lists it without a process, cannot read it: it may still run.
+        let mut unlisted = bench.host.inventory(1);
+        unlisted.guests.clear();
+        let mut unseen = bench.host.inventory(1);
+        unseen.qemus.clear();
+        unseen.guests.get_mut(UUID).unwrap().life = None;
+        let mut unreadable = unlisted.clone();
+        unreadable.qemus.clear();
+        unreadable.unreadable.insert(UUID.into(), "?".into());
+        for inventory in [&unlisted, &unseen, &unreadable] {
+            let result = roll_back(inventory);
+            assert!(matches!(result, Settlement::Failed { .. }), "{result:?}");
+        }
+        let rebooted = Inventory {
+            boot_id: "another".into(),
+            ..unlisted
+        };
+        assert_eq!(roll_back(&rebooted), Settlement::Moot);
+    }
+
+    #[test]
+    fn a_histogram_of_somebody_else_is_left_alone() {
+        let bench = Bench::new(FakeHypervisor::default());
+        *bench.host.histogram.borrow_mut() = Some(vec![1, 2]);
+        let target = "vda".to_owned();
+        assert!(matches!(
+            bench.apply(&Change::Histogram { target }),
+            Err(HostError::Unsupported { .. })
+        ));
+        assert_eq!(*bench.host.histogram.borrow(), Some(vec![1, 2]));
     }
 
     #[test]
