@@ -170,7 +170,7 @@ fn play(
         .map(|term| term.name())
         .eq(spec.reward_terms.iter());
     // Of its own, so that what a policy draws does not shift the workload.
-    let mut rng = Rng::seed_from_u64(seed);
+    let mut rng = seeds::decisions(seed);
     policy.reset();
     let mut obs = env.reset(Some(seed), &ResetOptions::new())?;
     let (mut rewards, mut losses) = (Vec::new(), Vec::new());

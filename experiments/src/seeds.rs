@@ -4,6 +4,9 @@
 //! distinct keys of the generator. Later episodes of a training environment go on in the stream that
 //! its seed started. Evaluation seed i is the same in every run, so runs can be compared.
 
+use blkpilot_env::Rng;
+use rand::SeedableRng as _;
+
 const EVALUATION: u64 = 1 << 63;
 
 /// Seed of one environment of a training run.
@@ -18,6 +21,15 @@ pub fn evaluation(episode: usize) -> u64 {
     EVALUATION | episode as u64
 }
 
+/// What a policy draws from in the episode of a seed. Not the environment's stream of that seed, or
+/// what is drawn for a decision would follow from what was drawn for the host.
+#[must_use]
+pub fn decisions(seed: u64) -> Rng {
+    let mut rng = Rng::seed_from_u64(seed);
+    rng.set_stream(1);
+    rng
+}
+
 /// SplitMix64's finaliser: runs with neighbouring seeds share no environment.
 fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -29,6 +41,8 @@ fn mix(value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use rand::RngExt as _;
 
     use super::*;
 
@@ -46,5 +60,14 @@ mod tests {
             }
         }
         assert!((0..1000).all(|episode| evaluation(episode) >= EVALUATION));
+    }
+
+    #[test]
+    fn a_policy_and_its_host_share_no_draws() {
+        let seed = evaluation(3);
+        let draws = |mut rng: Rng| -> [u64; 8] { std::array::from_fn(|_| rng.random()) };
+        assert_eq!(draws(decisions(seed)), draws(decisions(seed)));
+        let (policy, host) = (draws(decisions(seed)), draws(Rng::seed_from_u64(seed)));
+        assert!(policy.iter().all(|draw| !host.contains(draw)));
     }
 }

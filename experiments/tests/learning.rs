@@ -6,13 +6,12 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use blkpilot_env::{Environment, Level, ResetOptions, Rng};
+use blkpilot_env::{Environment, Level, ResetOptions};
 use blkpilot_lab::compare::BASELINES;
 use blkpilot_lab::train::{Existing, Run, Summary, train};
 use blkpilot_lab::{Config, environments, seeds};
 use blkpilot_models::baseline::RandomPolicy;
 use blkpilot_models::{Checkpoint, NetworkPolicy, Policy, Selection, decide};
-use rand::SeedableRng as _;
 
 const SEED: u64 = 1;
 
@@ -43,7 +42,7 @@ fn final_channels(config: &Config, policy: &mut dyn Policy, episode: usize) -> V
     let mut env = environments::make(&config.environment).unwrap();
     let (spec, seed) = (env.spec().clone(), seeds::evaluation(episode));
     let channel = spec.disk_head("channel").unwrap();
-    let mut rng = Rng::seed_from_u64(seed);
+    let mut rng = seeds::decisions(seed);
     let mut obs = env.reset(Some(seed), &ResetOptions::new()).unwrap();
     loop {
         let action = decide(policy, &spec, &obs, &mut rng).unwrap().action;
