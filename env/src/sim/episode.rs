@@ -8,7 +8,7 @@ use super::boot::{first_sample, lanes_of};
 use super::network::{Channel, Class, Device, Discipline, Lane, Network, Solution};
 use super::page_cache::{CacheUser, Popularity, characteristic_time};
 use super::scenario::{DiskModel, Phase, Scenario};
-use super::served::{Served, Stall, add};
+use super::served::{Served, add};
 use crate::decision::JointAction;
 use crate::observation::Observation;
 use crate::sample::{Cache, DiskSettings, HostSample, Polling};
@@ -58,11 +58,10 @@ struct DiskState {
     dirty_bytes: f64,
     /// Buffered writes accepted in the last interval, bytes per second.
     inflow: f64,
-    /// Time for which the disk is about to stand still, beside flushing, and time for which requests
-    /// in flight have already stood still.
+    /// Time for which the disk stands still at the start of the next interval.
     stall_s: f64,
-    stalled_s: f64,
-    /// Whether it stands still until its dirty pages are on the device.
+    /// Whether its dirty pages are written out so that it can go back to direct. New writes wait for
+    /// the device meanwhile.
     is_flushing: bool,
 }
 
@@ -80,7 +79,6 @@ impl DiskState {
             dirty_bytes: 0.0,
             inflow: 0.0,
             stall_s: 0.0,
-            stalled_s: 0.0,
             is_flushing: false,
         }
     }
@@ -129,13 +127,24 @@ impl Episode {
             let levels: [Level; 3] = std::array::from_fn(|head| action.disks[[row, head]]);
             let wanted =
                 DiskSettings::from_levels(levels).expect("check_action has seen these levels");
+            // Going back to direct takes effect once the dirty pages are on the device: they are
+            // written back from outside first, while the disk goes on being served.
+            state.is_flushing = sample.settings.cache == Cache::Buffered
+                && wanted.cache == Cache::Direct
+                && state.dirty_bytes > 0.0;
+            let wanted = DiskSettings {
+                cache: if state.is_flushing {
+                    Cache::Buffered
+                } else {
+                    wanted.cache
+                },
+                ..wanted
+            };
             if wanted == sample.settings {
                 continue;
             }
             if wanted.cache != sample.settings.cache {
-                state.stall_s += REOPEN_STALL_S;
-                // Going back to direct writes the dirty pages out before anything else is served.
-                state.is_flushing = wanted.cache == Cache::Direct && state.dirty_bytes > 0.0;
+                state.stall_s = REOPEN_STALL_S;
             }
             sample.settings = wanted;
             sample.since_change = Duration::ZERO;
@@ -145,6 +154,17 @@ impl Episode {
                 device.scheduler = action.devices[[row, 0]];
             }
         }
+    }
+
+    /// The levels in force for an action that was applied: what is still being prepared is not.
+    pub(super) fn executed(&self, action: &JointAction) -> JointAction {
+        let mut executed = action.clone();
+        for (row, disk) in self.sample.disks.iter().enumerate() {
+            for (head, level) in disk.settings.levels().into_iter().enumerate() {
+                executed.disks[[row, head]] = level;
+            }
+        }
+        executed
     }
 
     /// Lets one interval pass: phases move on, the network is solved, the counters advance.
@@ -312,7 +332,7 @@ impl Episode {
         let buffered = self.is_buffered(i);
         let (visits, delay_s, cpu_s) = if buffered {
             let copy_s = bytes / COPY_BYTES_PER_SEC + BUFFERED_DELAY_S;
-            let sync = self.synchronous_write_share(phase);
+            let sync = self.synchronous_write_share(i);
             (
                 [read * (1.0 - hit.now), write * sync],
                 copy_s,
@@ -343,15 +363,20 @@ impl Episode {
 
     /// Share of buffered writes that wait for the device: those that a flush follows, and more and
     /// more of them as dirty pages approach the limit.
-    fn synchronous_write_share(&self, phase: &Phase) -> f64 {
+    fn synchronous_write_share(&self, disk: usize) -> f64 {
+        if self.disks[disk].is_flushing {
+            return 1.0;
+        }
         let dirty: f64 = self.disks.iter().map(|d| d.dirty_bytes).sum();
         let full = dirty / (self.scenario.dirty_limit_gib * GIB);
-        (2.0 * full - 1.0).clamp(0.0, 1.0).max(phase.flush_share)
+        (2.0 * full - 1.0)
+            .clamp(0.0, 1.0)
+            .max(self.phase(disk).flush_share)
     }
 
     /// Write-back of one device, bytes per second.
     fn writeback_rate(&self, device: usize) -> f64 {
-        // A disk that waits for its dirty pages wants them written at once.
+        // Pages that keep a disk from going back to direct are written at once.
         let is_urgent = self.of_device(device).any(|i| self.disks[i].is_flushing);
         let horizon_s = if is_urgent {
             self.scenario.interval_s.min(WRITEBACK_HORIZON_S)
@@ -388,23 +413,6 @@ impl Episode {
         (0..self.disks.len()).filter(move |i| self.scenario.disks[*i].device == device)
     }
 
-    /// For how much of the coming interval a disk stands still: its share of the write-back before it,
-    /// if it waits for that, and the reopening itself. All dirty pages of a device drain together.
-    fn stall_s(&self, disk: usize) -> f64 {
-        let state = &self.disks[disk];
-        let dt = self.scenario.interval_s;
-        if !state.is_flushing {
-            return state.stall_s.min(dt);
-        }
-        let device = self.scenario.disks[disk].device;
-        let dirty: f64 = self
-            .of_device(device)
-            .map(|i| self.disks[i].dirty_bytes)
-            .sum();
-        let drained_s = dirty * self.writeback_load_per_byte(device) / MAX_WRITEBACK_LOAD;
-        (state.stall_s + drained_s).min(dt)
-    }
-
     fn advance_counters(&mut self, network: &Network, solution: &Solution, hits: &[Hit]) {
         let dt = self.scenario.interval_s;
         self.sample.at += Duration::from_secs_f64(dt);
@@ -417,10 +425,7 @@ impl Episode {
                 self.phase(i),
                 hits[i].now,
                 dt,
-                Stall {
-                    now_s: self.stall_s(i),
-                    before_s: self.disks[i].stalled_s,
-                },
+                self.disks[i].stall_s.min(dt),
             );
             let size = self.lane_sizes[self.lane_of[i]] as f64;
             let sample = &mut self.sample.disks[i];
@@ -449,7 +454,6 @@ impl Episode {
             }
             let state = &mut self.disks[i];
             state.throughput = flow.throughput;
-            state.stalled_s = served.unfinished_stall_s;
             state.stall_s = 0.0;
         }
         for device in 0..self.scenario.devices.len() {
@@ -482,7 +486,13 @@ impl Episode {
             state.dirty_bytes *= keep;
             if state.dirty_bytes < 1.0 {
                 state.dirty_bytes = 0.0;
+            }
+            if state.dirty_bytes == 0.0 && state.is_flushing {
+                let sample = &mut self.sample.disks[i];
+                sample.settings.cache = Cache::Direct;
+                sample.since_change = Duration::ZERO;
                 state.is_flushing = false;
+                state.stall_s = REOPEN_STALL_S;
             }
         }
         let requests = written / WRITEBACK_BYTES;
@@ -534,7 +544,7 @@ impl Episode {
         for (i, hit) in hits.iter().enumerate() {
             let (read_share, bytes) =
                 (self.phase(i).read_share, self.phase(i).request_kib * 1024.0);
-            let sync = self.synchronous_write_share(self.phase(i));
+            let sync = self.synchronous_write_share(i);
             let buffered = self.is_buffered(i);
             let state = &mut self.disks[i];
             if buffered {

@@ -4,13 +4,6 @@ use super::network::{Class, Flow};
 use super::scenario::Phase;
 use crate::sample::{Cache, DiskSample, LATENCY_BOUNDS_US, LATENCY_BUCKETS, OpCounters, Reading};
 
-/// A disk that stands still: at the start of this interval, and since before it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stall {
-    pub(super) now_s: f64,
-    pub(super) before_s: f64,
-}
-
 /// What one disk completed in an interval.
 pub(super) struct Served {
     pub(super) requests: f64,
@@ -27,8 +20,6 @@ pub(super) struct Served {
     /// Requests that stood still, and for how long.
     delayed: f64,
     stall_s: f64,
-    /// Stall of requests that are still in flight at the end.
-    pub(super) unfinished_stall_s: f64,
 }
 
 impl Served {
@@ -38,7 +29,7 @@ impl Served {
         phase: &Phase,
         hit: f64,
         dt: f64,
-        stall: Stall,
+        stall_s: f64,
     ) -> Self {
         let work: f64 = class
             .visits
@@ -54,11 +45,7 @@ impl Served {
             }
         });
         let base = flow.lane_s + class.delay_s;
-        let requests = flow.throughput * (dt - stall.now_s);
-        let stall_s = stall.before_s + stall.now_s;
-        // All requests in flight wait for the end of the stall and complete after it.
-        let is_over = requests >= 1.0;
-        let is_waiting = class.outstanding > 0.0 && !is_over;
+        let requests = flow.throughput * (dt - stall_s);
         let write_visits = class.visits[1] / (1.0 - phase.read_share).max(1e-12);
         Self {
             requests,
@@ -79,13 +66,13 @@ impl Served {
             ],
             device_s,
             flush_share: phase.flush_share,
-            delayed: if is_over && stall_s > 0.0 {
+            // All requests in flight wait for the end of the stall and complete after it.
+            delayed: if stall_s > 0.0 {
                 class.outstanding.min(requests)
             } else {
                 0.0
             },
             stall_s,
-            unfinished_stall_s: if is_waiting { stall_s } else { 0.0 },
         }
     }
 
