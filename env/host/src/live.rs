@@ -92,6 +92,8 @@ pub struct LiveHost {
     inventory: Inventory,
     inventory_read_at: Duration,
     is_connected: bool,
+    /// Since the last time that the guests were read.
+    is_reconnected: bool,
     histograms_tried: BTreeSet<(GuestLife, String)>,
     spec: EnvSpec,
     episode: Option<Episode>,
@@ -147,6 +149,7 @@ impl LiveHost {
             inventory: Inventory::default(),
             inventory_read_at: Duration::ZERO,
             is_connected: true,
+            is_reconnected: false,
             histograms_tried: BTreeSet::new(),
             spec: kvm_host_spec(&[]),
             episode: None,
@@ -157,10 +160,12 @@ impl LiveHost {
             topology,
             tuner,
         };
-        host.read_guests()?;
+        // First of all, so that it is known which guests hang.
+        host.read_sample()?;
+        host.note_hanging();
         let outcomes = host.tuner.reconcile(&*host.hypervisor, &host.inventory)?;
-        // Starts the latency histograms, so that the first window has a p99.
-        host.sample()?;
+        // So that the first window has a p99.
+        host.start_histograms();
         Ok((host, outcomes))
     }
 
@@ -196,18 +201,26 @@ impl LiveHost {
     /// # Errors
     /// `Disconnected`, `Late` when too many guests hang, `Io`.
     pub fn sample(&mut self) -> HostResult<HostSample> {
+        let sample = self.read_sample()?;
+        self.start_histograms();
+        Ok(sample)
+    }
+
+    fn read_sample(&mut self) -> HostResult<HostSample> {
         let stats = self.read_guests()?;
+        self.sample_of(&stats)
+    }
+
+    fn sample_of(&mut self, stats: &[GuestStats]) -> HostResult<HostSample> {
         let sources = Sources {
             hypervisor: &self.hypervisor,
             inventory: &self.inventory,
-            stats: &stats,
+            stats,
             channels: &self.channels,
             tuner: &self.tuner,
             now: self.clock.now(),
         };
-        let sample = self.telemetry.sample(&sources)?;
-        self.start_histograms();
-        Ok(sample)
+        self.telemetry.sample(&sources)
     }
 
     /// Applies an action that was chosen on `observation`, as far as it can be; what fails keeps
@@ -226,6 +239,7 @@ impl LiveHost {
             applied: vec![],
             failed: vec![],
         };
+        execution.failed = self.hanging(observation, action);
         for planned in self.plan(observation, action) {
             let ids = || {
                 planned
@@ -334,10 +348,19 @@ impl LiveHost {
             )?;
             self.inventory_read_at = now;
         }
+        self.note_hanging();
+        if std::mem::take(&mut self.is_reconnected) {
+            // The readers went with the connection, and with them what is known of who hangs.
+            self.sample_of(&stats)?;
+            self.note_hanging();
+        }
+        Ok(stats)
+    }
+
+    fn note_hanging(&mut self) {
         for running in self.inventory.guests.values_mut() {
             running.hangs = self.telemetry.hangs(running);
         }
-        Ok(stats)
     }
 
     fn read_stats(&mut self) -> HostResult<Vec<GuestStats>> {
@@ -345,6 +368,7 @@ impl LiveHost {
             self.telemetry.forget_readers();
             self.hypervisor = (self.connector)()?;
             self.is_connected = true;
+            self.is_reconnected = true;
         }
         let stats = self.stats_reader.read(&self.connector);
         self.is_connected = !matches!(stats, Err(HostError::Disconnected { .. }));
@@ -376,7 +400,8 @@ impl LiveHost {
         let mut plan = Vec::new();
         let mut seen = BTreeSet::new();
         for (row, id) in observation.disk_ids.iter().enumerate() {
-            let Some((running, target)) = self.find(id) else {
+            let Some((running, target)) = self.find(id).filter(|(running, _)| !running.hangs)
+            else {
                 continue;
             };
             for head in 0..action.disks.ncols() {
@@ -403,6 +428,23 @@ impl LiveHost {
             }
         }
         plan
+    }
+
+    /// Disks that an action would change but whose guest hangs: it is not even asked.
+    fn hanging(
+        &self,
+        observation: &Observation,
+        action: &JointAction,
+    ) -> Vec<(Vec<String>, HostError)> {
+        let is_changed = |row: usize| action.disks.row(row) != observation.current.disks.row(row);
+        let rows = observation.disk_ids.iter().enumerate();
+        let changed = rows.filter(|(row, _)| is_changed(*row));
+        let late = changed.filter_map(|(_, id)| {
+            let (running, _) = self.find(id).filter(|(running, _)| running.hangs)?;
+            let what = format!("guest {}: its monitor", running.guest.name);
+            Some((vec![id.clone()], HostError::Late { what }))
+        });
+        late.collect()
     }
 
     fn find<'a>(&self, id: &'a str) -> Option<(&RunningGuest, &'a str)> {

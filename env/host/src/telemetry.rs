@@ -64,6 +64,8 @@ struct DiskSources<'a> {
     guest_stats: &'a GuestStats,
     threads: &'a QemuThreads,
     monitor: Option<&'a MonitorReading>,
+    /// It has not answered in time.
+    hangs: bool,
 }
 
 /// The reference latencies that a kind of device has unless the configuration says otherwise: those
@@ -140,6 +142,7 @@ impl Telemetry {
                     guest_stats,
                     threads: &threads,
                     monitor,
+                    hangs: self.hangs(running),
                 };
                 let sample = self.disk(sources, &from, device, &mut groups);
                 last.insert(sample.id.clone(), counters);
@@ -566,6 +569,9 @@ fn knob_mask(
     };
     if !from.running.guest.allows(kind) {
         MaskReason::NotEnabled
+    } else if from.hangs {
+        // A change might never return; what keeps it from answering may be over by the next sample.
+        MaskReason::JobRunning
     } else if sources.tuner.is_frozen(life, knob).unwrap_or(true) {
         // A journal that cannot be read allows nothing either.
         MaskReason::Frozen
