@@ -101,8 +101,11 @@ struct SanityArgs {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     seeds: u64,
     /// Directory to write to
-    #[arg(long, value_name = "DIR", default_value = "out/cartpole")]
+    #[arg(long, value_name = "DIR", default_value = "out/sanity")]
     out: PathBuf,
+    /// Replace the runs that stand in the directory
+    #[arg(long)]
+    overwrite: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -131,17 +134,12 @@ fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
             .join(format!("seed-{seed}"))
     };
     let out = args.out.clone().unwrap_or_else(default_out);
-    let existing = if args.overwrite {
-        Existing::Overwrite
-    } else {
-        Existing::Refuse
-    };
     let mut progress = Progress::over(config.training.env_steps);
     let run = Run {
         config: &config,
         seed,
         out: &out,
-        existing,
+        existing: existing(args.overwrite),
     };
     let summary = train(&run, &stop_flag(), &mut |event| progress.show(&event))?;
     progress.end();
@@ -208,6 +206,7 @@ fn run_sanity(args: &SanityArgs) -> Result<ExitCode, LabError> {
         &config,
         args.seeds,
         &args.out,
+        existing(args.overwrite),
         &stop_flag(),
         &mut |_, event| {
             progress.show(&event);
@@ -241,6 +240,14 @@ fn sanity_text(result: &Sanity) -> String {
         result.runs.len(),
         result.threshold
     )
+}
+
+fn existing(overwrite: bool) -> Existing {
+    if overwrite {
+        Existing::Overwrite
+    } else {
+        Existing::Refuse
+    }
 }
 
 /// Set when somebody presses Ctrl-C or the process is told to end.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::LabError;
 use crate::compare::TRAINED;
 use crate::config::Config;
-use crate::train::{Event, Existing, Run, train};
+use crate::train::{Event, Existing, Run, refuse_used, train};
 
 /// Mean return, over the evaluation episodes of a run, that counts as solved.
 pub const THRESHOLD: f64 = 475.0;
@@ -57,22 +57,28 @@ pub fn config() -> Result<Config, LabError> {
 /// miss the threshold.
 ///
 /// # Errors
-/// As [`train`]; `Interrupted`.
+/// As [`train`], `OutExists` for any of the directories before the first seed is trained;
+/// `Interrupted`.
 pub fn sanity(
     config: &Config,
     seeds: u64,
     out: &Path,
+    existing: Existing,
     stop: &AtomicBool,
     watch: &mut dyn FnMut(u64, Event<'_>),
 ) -> Result<Sanity, LabError> {
+    let dir = |seed: u64| out.join(format!("seed-{seed}"));
+    if existing == Existing::Refuse {
+        (1..=seeds).try_for_each(|seed| refuse_used(&dir(seed)))?;
+    }
     let mut runs = Vec::new();
     for seed in 1..=seeds {
-        let out = out.join(format!("seed-{seed}"));
+        let out = dir(seed);
         let run = Run {
             config,
             seed,
             out: &out,
-            existing: Existing::Overwrite,
+            existing,
         };
         let summary = train(&run, stop, &mut |event| watch(seed, event))?;
         if summary.interrupted {

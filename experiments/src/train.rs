@@ -279,12 +279,7 @@ impl Files {
     fn create(run: &Run<'_>) -> Result<Self, LabError> {
         let out = run.out;
         match run.existing {
-            Existing::Refuse if is_used(out) => {
-                return Err(LabError::OutExists {
-                    dir: out.to_owned(),
-                });
-            }
-            Existing::Refuse => {}
+            Existing::Refuse => refuse_used(out)?,
             Existing::Overwrite => remove_run(out)?,
         }
         let failed = |source| LabError::Write {
@@ -369,8 +364,17 @@ impl Files {
     }
 }
 
-fn is_used(dir: &Path) -> bool {
-    dir.is_file() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+/// `OutExists` if there is something in the directory of a run.
+pub(crate) fn refuse_used(dir: &Path) -> Result<(), LabError> {
+    let is_used =
+        dir.is_file() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    if is_used {
+        Err(LabError::OutExists {
+            dir: dir.to_owned(),
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// Removes what a run writes, and nothing else.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_lab::compare::{BASELINES, TRAINED, compare};
 use blkpilot_lab::train::{Event, Existing, Run, Summary, train};
-use blkpilot_lab::{Config, LabError};
+use blkpilot_lab::{Config, LabError, sanity};
 use blkpilot_models::Checkpoint;
 
 const TINY: &str = r#"
@@ -170,6 +170,39 @@ fn a_run_is_not_overwritten_unless_asked_and_then_only_what_runs_write() {
     ));
     again(Existing::Overwrite).unwrap();
     assert!(dir.path().join("notes.txt").exists());
+}
+
+#[test]
+fn sanity_overwrites_no_seed_unless_asked_and_looks_before_it_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let second = dir.path().join("seed-2");
+    std::fs::create_dir(&second).unwrap();
+    std::fs::write(second.join("summary.json"), "earlier").unwrap();
+    let refused = lab(&[
+        "sanity",
+        "--seeds",
+        "2",
+        "--out",
+        dir.path().to_str().unwrap(),
+    ]);
+    assert_eq!(refused.status.code(), Some(2));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        text.contains("seed-2") && text.contains("--overwrite"),
+        "{text}"
+    );
+    assert!(!dir.path().join("seed-1").exists());
+
+    let mut config = sanity::config().unwrap();
+    config.training.env_steps = 512;
+    config.evaluation.episodes = 2;
+    let (stop, mut watch) = (AtomicBool::new(false), |_: u64, _: Event<'_>| ());
+    let out = dir.path();
+    sanity::sanity(&config, 2, out, Existing::Overwrite, &stop, &mut watch).unwrap();
+    assert_ne!(
+        std::fs::read_to_string(second.join("summary.json")).unwrap(),
+        "earlier"
+    );
 }
 
 #[test]
