@@ -130,6 +130,8 @@ struct Owner {
     attached: Option<Attached>,
     /// Settings of an environment that has gone may be in force still.
     restore_due: bool,
+    /// Since the start: before that nothing of it can have been changed.
+    was_reached: bool,
 }
 
 /// The last window, with masks that do not know modes.
@@ -174,6 +176,7 @@ impl Owner {
             policy_error: None,
             attached: None,
             restore_due: false,
+            was_reached: false,
             config,
         }
     }
@@ -230,6 +233,7 @@ impl Owner {
             Some(backend) => backend,
             None => {
                 let backend = self.backend.insert((self.config.connect)()?);
+                self.was_reached = true;
                 let wait = backend.first_window();
                 if !wait.is_zero() {
                     self.next_look = Instant::now() + wait;
@@ -459,6 +463,10 @@ impl Owner {
         let left_behind = match put_back(self) {
             Ok(execution) if execution.failures.is_empty() => return Ok(()),
             Ok(execution) => execution.failures.join("; "),
+            Err(error) if !self.was_reached => {
+                tracing::warn!(host = self.config.name, %error, "never reached, so nothing to put back");
+                return Ok(());
+            }
             Err(error) => error.to_string(),
         };
         Err(Failure::new(Code::Unavailable, "NOT_PUT_BACK", left_behind))
