@@ -134,9 +134,9 @@ impl GuestOverride {
     /// The opt-in that holds for a guest whose metadata has `own`. Only `opt_in` is consent: the
     /// other keys narrow what the guest consented to. `default` is the host's mode.
     #[must_use]
-    pub fn settle(&self, own: Option<OptIn>, default: TuningMode) -> Option<OptIn> {
-        let own_mode = own.as_ref().and_then(|own| own.mode);
-        let own_knobs = own.as_ref().map(|own| own.knobs.clone());
+    pub fn settle(&self, own: Option<&OptIn>, default: TuningMode) -> Option<OptIn> {
+        let own_mode = own.and_then(|own| own.mode);
+        let own_knobs = own.map(|own| own.knobs.clone());
         let (mode, knobs) = match self.opt_in {
             Some(false) => (Some(TuningMode::Off), BTreeSet::new()),
             Some(true) => {
@@ -455,9 +455,9 @@ pub(crate) mod tests {
         assert!(!off.allows(KnobKind::Cache) && !off.allows_monitor());
     }
 
-    fn settled(configured: GuestOverride, xml: &str, default: TuningMode) -> Guest {
+    fn settled(configured: &GuestOverride, xml: &str, default: TuningMode) -> Guest {
         let mut guest = Guest::from_xml(xml).unwrap();
-        guest.opt_in = configured.settle(guest.opt_in, default);
+        guest.opt_in = configured.settle(guest.opt_in.as_ref(), default);
         guest
     }
 
@@ -467,7 +467,7 @@ pub(crate) mod tests {
             knobs: Some([KnobKind::Cache, KnobKind::Polling].into()),
             ..GuestOverride::default()
         };
-        let guest = settled(configured, XML, TuningMode::Advise);
+        let guest = settled(&configured, XML, TuningMode::Advise);
         let allowed = KnobKind::ALL.map(|knob| guest.allows(knob));
         assert_eq!(allowed, [false, true, false]);
     }
@@ -478,17 +478,17 @@ pub(crate) mod tests {
             mode: Some(mode),
             ..GuestOverride::default()
         };
-        let guest = settled(mode(TuningMode::Off), XML, TuningMode::Auto);
+        let guest = settled(&mode(TuningMode::Off), XML, TuningMode::Auto);
         assert!(!guest.allows_monitor() && !guest.allows(KnobKind::Cache));
         let own = XML.replace("mode=\"auto\"", "mode=\"off\"");
-        let guest = settled(mode(TuningMode::Auto), &own, TuningMode::Auto);
+        let guest = settled(&mode(TuningMode::Auto), &own, TuningMode::Auto);
         assert!(!guest.allows_monitor());
     }
 
     #[test]
     fn the_hosts_mode_holds_for_an_opt_in_without_one_only() {
         let mode_of = |xml: &str| {
-            let guest = settled(GuestOverride::default(), xml, TuningMode::Off);
+            let guest = settled(&GuestOverride::default(), xml, TuningMode::Off);
             guest.opt_in.unwrap().mode
         };
         assert_eq!(mode_of(XML), Some(TuningMode::Auto));
@@ -509,7 +509,7 @@ pub(crate) mod tests {
             (Some(true), &*other, true),
             (Some(false), XML, false),
         ] {
-            let guest = settled(with(opt_in), xml, TuningMode::Advise);
+            let guest = settled(&with(opt_in), xml, TuningMode::Advise);
             assert_eq!(guest.allows(KnobKind::Cache), is_allowed);
         }
     }

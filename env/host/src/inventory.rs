@@ -114,9 +114,8 @@ impl Inventory {
     }
 
     fn add(&mut self, mut guest: Guest, process: Option<&QemuProcess>, rules: &GuestRules) {
-        let own = guest.opt_in.take();
         let said = rules.guests.get(&guest.name).cloned().unwrap_or_default();
-        guest.opt_in = said.settle(own, rules.default_mode);
+        guest.opt_in = said.settle(guest.opt_in.as_ref(), rules.default_mode);
         let life = process.map(|process| GuestLife {
             boot_id: self.boot_id.clone(),
             uuid: guest.uuid.clone(),
