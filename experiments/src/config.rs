@@ -16,6 +16,8 @@ use toml::{Table, Value};
 
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;
+/// Most host-steps of one rollout, over all environments: every turn of it is held in memory.
+pub const MOST_ROLLOUT_STEPS: usize = 1 << 18;
 
 /// An experiment that can be run.
 #[derive(Debug, Clone, PartialEq)]
@@ -441,7 +443,14 @@ fn training(table: Table, check: &mut Check) -> Option<Training> {
         |n| n >= 1,
         "must be at least 1",
     );
-    let least = 2 * (envs.unwrap_or(1) * steps.unwrap_or(1)) as u64;
+    let rollout = envs.unwrap_or(1).saturating_mul(steps.unwrap_or(1));
+    if rollout > MOST_ROLLOUT_STEPS {
+        let text = format!(
+            "= {rollout} host-steps, all held in memory: must be at most {MOST_ROLLOUT_STEPS}"
+        );
+        at.check.problem("training.envs × training.steps", text);
+    }
+    let least = 2 * rollout.min(MOST_ROLLOUT_STEPS) as u64;
     let wanted = format!(
         "must be at least {least}: one rollout of envs × steps to warm up and one to learn from"
     );
@@ -659,6 +668,24 @@ mod tests {
             );
         }
         assert_eq!(found.len(), wanted.len(), "{found:#?}");
+    }
+
+    #[test]
+    fn a_rollout_is_bounded_and_no_product_overflows() {
+        let rollout = |envs: &str, steps: &str| {
+            let text = GOOD
+                .replace("env_steps = 1000", "env_steps = 1_000_000")
+                .replace("envs = 4", &format!("envs = {envs}"))
+                .replace("        steps = 8", &format!("        steps = {steps}"));
+            Config::parse(Path::new("x.toml"), &text).map_err(|error| error.to_string())
+        };
+        assert!(rollout("4096", "64").is_ok());
+        let wanted = "x.toml: training.envs × training.steps = 268435456 host-steps, all held in \
+                      memory: must be at most 262144";
+        assert_eq!(rollout("4096", "65_536").unwrap_err(), wanted);
+        let most = i64::MAX.to_string();
+        let error = rollout(&most, &most).unwrap_err();
+        assert_eq!(error.lines().count(), 3, "{error}");
     }
 
     #[test]
