@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use crate::fixture::{Fixture, FixtureConfig, GuestSpec};
+use crate::fixture::{Fixture, FixtureConfig, FixtureError, GuestSpec};
 
 /// A fixture with these guests, or `None` after saying loudly that the test is skipped.
 ///
@@ -14,15 +14,17 @@ use crate::fixture::{Fixture, FixtureConfig, GuestSpec};
 /// ```
 ///
 /// # Panics
-/// When live tests are required (`BLKPILOT_REQUIRE_LIVE=1`) and cannot run.
+/// When the fixture fails on a machine that has what it needs, and when live tests are required
+/// (`BLKPILOT_REQUIRE_LIVE=1`) and cannot run.
 #[must_use]
 pub fn fixture(test: &str, guests: Vec<GuestSpec>) -> Option<Fixture> {
     match Fixture::start(FixtureConfig { guests }) {
         Ok(fixture) => Some(fixture),
-        Err(unavailable) => {
+        Err(FixtureError::Unavailable(unavailable)) => {
             skip(test, &unavailable.reason);
             None
         }
+        Err(broken) => panic!("live test {test}: the fixture is broken: {broken}"),
     }
 }
 

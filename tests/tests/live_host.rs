@@ -234,12 +234,14 @@ fn knobs_turn_on_a_real_guest_survive_libvirtd_and_go_back() {
         .iter()
         .filter(|outcome| matches!(outcome.result, Settlement::Kept { .. }))
         .count();
-    assert_eq!(kept, outcomes.len(), "{outcomes:?}");
+    // Three knobs, and perhaps histograms.
+    assert!(kept >= 3 && kept == outcomes.len(), "{outcomes:?}");
     let outcomes = host.rollback(&Scope::Host).unwrap();
     assert!(
-        outcomes
-            .iter()
-            .all(|o| matches!(o.result, Settlement::Restored { .. })),
+        outcomes.len() >= 3
+            && outcomes
+                .iter()
+                .all(|o| matches!(o.result, Settlement::Restored { .. })),
         "{outcomes:?}"
     );
     assert_eq!(affinity(pid, "IO iothread1"), all_cpus());
@@ -381,9 +383,10 @@ fn a_guest_that_hangs_delays_nobody_and_comes_back() {
     }
     let outcomes = host.rollback(&Scope::Guest(uuid)).unwrap();
     assert!(
-        outcomes
-            .iter()
-            .all(|o| matches!(o.result, Settlement::Restored { .. })),
+        !outcomes.is_empty()
+            && outcomes
+                .iter()
+                .all(|o| matches!(o.result, Settlement::Restored { .. })),
         "{outcomes:?}"
     );
     assert_eq!(poll_max_ns(&fixture, "stuck"), "32768");
