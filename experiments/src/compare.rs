@@ -32,7 +32,7 @@ const MOST_STEPS: usize = 1_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// Mean over its intervals of the host mean of the own rewards.
+    /// Mean of the host mean of the own rewards, over its intervals in which a disk counts.
     RewardPerInterval,
     /// Sum of its rewards.
     Return,
@@ -61,8 +61,10 @@ impl fmt::Display for Measure {
 pub struct Comparison {
     /// What stands for an episode.
     pub measure: Measure,
-    /// Episodes per policy.
+    /// Episodes per policy that the figures are over.
     pub episodes: usize,
+    /// Further seeds that are left out for all policies: with one of them nothing counted.
+    pub left_out: usize,
     /// What the intervals come from.
     pub resampled: &'static str,
     /// Resamples behind each interval.
@@ -98,7 +100,8 @@ pub struct Difference {
 /// baseline. `each_episode` is called after every episode and says whether to go on.
 ///
 /// # Errors
-/// `Interrupted` if not; `Checkpoint` if the policy does not fit the environment; `Policy` or `Environment` if one fails.
+/// `Interrupted` if not; `Policy` if the checkpoint does not fit the environment; `Decide` or
+/// `Environment` if one fails; `NothingCounted` if that is so on every seed.
 pub fn compare(
     config: &Config,
     checkpoint: &Checkpoint,
@@ -124,7 +127,15 @@ pub fn compare(
         }
         played.insert(policy.name().to_owned(), episodes);
     }
-    Ok(figures(measure, config.evaluation.episodes, &played))
+    let left_out = leave_out_empty(&mut played);
+    let kept = config.evaluation.episodes - left_out;
+    if kept == 0 {
+        return Err(LabError::NothingCounted { seeds: left_out });
+    }
+    Ok(Comparison {
+        left_out,
+        ..figures(measure, kept, &played)
+    })
 }
 
 /// Number of episodes that [`compare`] plays.
@@ -154,7 +165,8 @@ fn policies(spec: &EnvSpec, checkpoint: &Checkpoint) -> Result<Vec<Box<dyn Polic
 /// What one episode came to.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Episode {
-    reward: f64,
+    /// `None` if nothing counted.
+    reward: Option<f64>,
     loss: Option<f64>,
 }
 
@@ -182,11 +194,10 @@ fn play(
             losses.extend(mean_loss(&step.rewards).map(f64::from));
         }
         if step.is_last() {
-            let sum: f64 = rewards.iter().sum();
-            let reward = match measure {
-                Measure::Return => sum,
-                Measure::RewardPerInterval => sum / rewards.len().max(1) as f64,
-            };
+            let reward = (!rewards.is_empty()).then(|| match measure {
+                Measure::Return => rewards.iter().sum(),
+                Measure::RewardPerInterval => mean(&rewards),
+            });
             return Ok(Episode {
                 reward,
                 loss: (!losses.is_empty()).then(|| mean(&losses)),
@@ -200,12 +211,29 @@ fn play(
     })
 }
 
+/// Leaves out, for all policies, each seed on which nothing counted for one of them: a 0 there would
+/// pass for a reward, and a better one than most. Returns how many seeds.
+fn leave_out_empty(played: &mut BTreeMap<String, Vec<Episode>>) -> usize {
+    let seeds = played.values().map(Vec::len).max().unwrap_or(0);
+    let kept: Vec<bool> = (0..seeds)
+        .map(|seed| played.values().all(|own| own[seed].reward.is_some()))
+        .collect();
+    for episodes in played.values_mut() {
+        let mut kept = kept.iter();
+        episodes.retain(|_| kept.next() == Some(&true));
+    }
+    kept.iter().filter(|kept| !**kept).count()
+}
+
 fn figures(
     measure: Measure,
     episodes: usize,
     played: &BTreeMap<String, Vec<Episode>>,
 ) -> Comparison {
-    let rewards = |name: &str| -> Vec<f64> { played[name].iter().map(|e| e.reward).collect() };
+    let rewards = |name: &str| -> Vec<f64> {
+        let rewards = played[name].iter().map(|episode| episode.reward);
+        rewards.flatten().collect()
+    };
     let of = |name: &String| {
         let losses: Vec<f64> = played[name].iter().filter_map(|e| e.loss).collect();
         let rewards = rewards(name);
@@ -233,6 +261,7 @@ fn figures(
     Comparison {
         measure,
         episodes,
+        left_out: 0,
         resampled: "episodes: one per evaluation seed, the same seeds for all policies",
         resamples: RESAMPLES,
         policies: played.keys().map(of).collect(),
@@ -302,8 +331,12 @@ impl Comparison {
                 difference.map_or_else(String::new, |d| interval(d.ci95)),
             ]);
         }
+        let left_out = match self.left_out {
+            0 => String::new(),
+            seeds => format!(", {seeds} more left out because nothing counted in them"),
+        };
         format!(
-            "{table}\nreward: {}, mean over {} episodes; intervals resample {} ({} times)",
+            "{table}\nreward: {}, mean over {} episodes{left_out}; intervals resample {} ({} times)",
             self.measure, self.episodes, self.resampled, self.resamples
         )
     }
@@ -317,10 +350,36 @@ mod tests {
         rewards
             .iter()
             .map(|reward| Episode {
-                reward: *reward,
+                reward: Some(*reward),
                 loss: Some(-reward),
             })
             .collect()
+    }
+
+    /// Nothing counts for one policy on the second seed: what the other earned there is left out too.
+    #[test]
+    fn a_seed_on_which_nothing_counts_is_left_out_for_all() {
+        let mut played = BTreeMap::from([
+            (TRAINED.to_owned(), episodes(&[-1.0, -50.0, -3.0])),
+            ("random".to_owned(), episodes(&[-2.0, 0.0, -4.0])),
+        ]);
+        played.get_mut("random").unwrap()[1] = Episode {
+            reward: None,
+            loss: None,
+        };
+        assert_eq!(leave_out_empty(&mut played), 1);
+        let comparison = Comparison {
+            left_out: 1,
+            ..figures(Measure::RewardPerInterval, 2, &played)
+        };
+        assert_eq!(comparison.policies[TRAINED].reward_mean, -2.0);
+        assert_eq!(comparison.policies["random"].reward_mean, -3.0);
+        assert_eq!(comparison.differences["random"].mean, 1.0);
+        let table = comparison.table();
+        assert!(
+            table.contains("over 2 episodes, 1 more left out"),
+            "{table}"
+        );
     }
 
     #[test]

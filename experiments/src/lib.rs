@@ -75,6 +75,15 @@ pub enum LabError {
         /// Steps played.
         steps: usize,
     },
+    /// No evaluation episode says anything.
+    #[error(
+        "on each of {seeds} evaluation seeds there was a policy for which no disk ever counted: nothing to compare; \
+         evaluate more or longer episodes"
+    )]
+    NothingCounted {
+        /// Seeds played.
+        seeds: usize,
+    },
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
