@@ -367,20 +367,21 @@ fn channel_samples(
         .guests
         .values()
         .any(|running| !running.guest.is_kvm);
-    let channel = |(channel, hw_queues): (&crate::channel::Channel, u16)| {
+    let interpreted_ns = interpreted_vcpu_ns(sources);
+    let channel = |(row, (channel, hw_queues)): (usize, (&crate::channel::Channel, u16))| {
         let times = || channel.cpus.iter().filter_map(|cpu| cpus.get(cpu as usize));
-        let vcpu_ns = times().map(|cpu| cpu.guest_ns).sum();
+        let guest_ns: u64 = times().map(|cpu| cpu.guest_ns).sum();
         ChannelSample {
             id: channel.id.clone(),
             cpus: channel.cpus.iter().collect(),
             numa: channel.numa,
             hw_queues,
             busy_ns: times().map(|cpu| cpu.busy_ns).sum(),
-            vcpu_ns: if has_interpreted {
-                Err(Validity::Unsupported)
+            vcpu_ns: Ok(if has_interpreted {
+                interpreted_ns[row]
             } else {
-                Ok(vcpu_ns)
-            },
+                guest_ns
+            }),
         }
     };
     sources
@@ -388,8 +389,29 @@ fn channel_samples(
         .list()
         .iter()
         .zip(hw_queues)
+        .enumerate()
         .map(channel)
         .collect()
+}
+
+/// CPU time of all vCPUs by channel, each spread evenly over the CPUs on which it may run: the
+/// kernel counts no guest time for QEMU's interpreter.
+fn interpreted_vcpu_ns(sources: &Sources<'_>) -> Vec<u64> {
+    let mut by_channel = vec![0.0; sources.channels.list().len()];
+    for stats in sources.stats {
+        let Some(running) = sources.inventory.guests.get(&stats.uuid) else {
+            continue;
+        };
+        let guest = &running.guest;
+        for (vcpu, time_ns) in &stats.vcpu_time_ns {
+            let pin = guest.vcpu_pins.get(vcpu).or(guest.cpuset.as_ref());
+            let shares = sources.channels.vcpu_share(&[pin]);
+            for (sum, share) in by_channel.iter_mut().zip(shares) {
+                *sum += *time_ns as f64 * f64::from(share);
+            }
+        }
+    }
+    by_channel.into_iter().map(|ns| ns as u64).collect()
 }
 
 fn op_counters(counters: IoCounters) -> OpCounters {
