@@ -42,7 +42,8 @@ The directory then holds
 Ctrl-C ends the training early; policy/ and summary.json are written all the same.
 
 Training and evaluation never share a seed: training seeds have their highest bit clear, evaluation
-seeds have it set, and evaluation seed i is the same in every run.";
+seeds have it set, and evaluation seed i is the same in every run. A config plays those from its
+evaluation.first_seed on; choose settings on other seeds than those that you report.";
 
 const COMPARE_HELP: &str = "\
 Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals

@@ -63,6 +63,8 @@ pub struct Comparison {
     pub measure: Measure,
     /// Episodes per policy that the figures are over.
     pub episodes: usize,
+    /// Number of the first evaluation seed, the config's `evaluation.first_seed`; the others follow.
+    pub first_seed: u64,
     /// Further seeds that are left out for all policies: with one of them nothing counted.
     pub left_out: usize,
     /// What the intervals come from.
@@ -118,7 +120,7 @@ pub fn compare(
             episodes.push(play(
                 &mut env,
                 policy.as_mut(),
-                seeds::evaluation(episode),
+                config.evaluation.seed(episode),
                 measure,
             )?);
             if !each_episode() {
@@ -133,6 +135,7 @@ pub fn compare(
         return Err(LabError::NothingCounted { seeds: left_out });
     }
     Ok(Comparison {
+        first_seed: config.evaluation.first_seed,
         left_out,
         ..figures(measure, kept, &played)
     })
@@ -261,6 +264,7 @@ fn figures(
     Comparison {
         measure,
         episodes,
+        first_seed: 0,
         left_out: 0,
         resampled: "episodes: one per evaluation seed, the same seeds for all policies",
         resamples: RESAMPLES,
@@ -296,7 +300,10 @@ impl Comparison {
     /// The one of a run that was not compared: without policies.
     #[must_use]
     pub fn none(config: &Config) -> Self {
-        figures(Measure::of(config), 0, &BTreeMap::new())
+        Self {
+            first_seed: config.evaluation.first_seed,
+            ..figures(Measure::of(config), 0, &BTreeMap::new())
+        }
     }
 
     /// As a table for people.
@@ -336,8 +343,9 @@ impl Comparison {
             seeds => format!(", {seeds} more left out because nothing counted in them"),
         };
         format!(
-            "{table}\nreward: {}, mean over {} episodes{left_out}; intervals resample {} ({} times)",
-            self.measure, self.episodes, self.resampled, self.resamples
+            "{table}\nreward: {}, mean over {} episodes from evaluation seed {} on{left_out}; \
+             intervals resample {} ({} times)",
+            self.measure, self.episodes, self.first_seed, self.resampled, self.resamples
         )
     }
 }
@@ -377,7 +385,7 @@ mod tests {
         assert_eq!(comparison.differences["random"].mean, 1.0);
         let table = comparison.table();
         assert!(
-            table.contains("over 2 episodes, 1 more left out"),
+            table.contains("over 2 episodes from evaluation seed 0 on, 1 more left out"),
             "{table}"
         );
     }

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use toml::{Table, Value};
 
+use crate::seeds;
+
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;
 /// Most host-steps of one rollout, over all environments: every turn of it is held in memory.
@@ -79,6 +81,20 @@ pub struct Training {
 pub struct Evaluation {
     /// Episodes per policy, each on a seed of its own.
     pub episodes: usize,
+    /// Number of the first of these seeds; the others follow.
+    pub first_seed: u64,
+}
+
+impl Evaluation {
+    /// Greatest `first_seed`: far enough below [`seeds::evaluation`]'s range that no count of
+    /// episodes leaves it.
+    pub const GREATEST_FIRST_SEED: u64 = 1_000_000_000_000;
+
+    /// Seed of one of its episodes, from 0.
+    #[must_use]
+    pub fn seed(&self, episode: usize) -> u64 {
+        seeds::evaluation(self.first_seed + episode as u64)
+    }
 }
 
 /// One thing that is wrong with a config.
@@ -248,6 +264,7 @@ impl RawSchedule {
 #[serde(default, deny_unknown_fields)]
 struct RawEvaluation {
     episodes: Option<usize>,
+    first_seed: Option<u64>,
 }
 
 fn validate(table: Table, check: &mut Check) -> Option<Config> {
@@ -488,8 +505,16 @@ fn evaluation(table: Table, check: &mut Check) -> Evaluation {
         is_sane,
         "must be in [2, 100000]",
     );
+    let greatest = Evaluation::GREATEST_FIRST_SEED;
+    check.that(
+        "evaluation.first_seed",
+        raw.first_seed,
+        |seed| seed <= greatest,
+        &format!("must be in [0, {greatest}]"),
+    );
     Evaluation {
         episodes: raw.episodes.unwrap_or(20),
+        first_seed: raw.first_seed.unwrap_or(0),
     }
 }
 
@@ -629,6 +654,7 @@ mod tests {
         assert_eq!(config.name, "x");
         assert_eq!(config.architecture, Architecture::default());
         assert_eq!(config.training.checkpoint_every, 100);
+        assert_eq!(config.evaluation.first_seed, 0);
         assert_eq!(config.training.ppo.clip, Schedule::Constant(0.2));
         let EnvironmentConfig::SimHost {
             source: HostSource::Generated(generator),
@@ -686,6 +712,24 @@ mod tests {
         let most = i64::MAX.to_string();
         let error = rollout(&most, &most).unwrap_err();
         assert_eq!(error.lines().count(), 3, "{error}");
+    }
+
+    #[test]
+    fn evaluation_seeds_follow_the_first_and_stay_in_their_range() {
+        let parse = |first: &str| {
+            let text = format!("{GOOD}[evaluation]\nepisodes = 100_000\nfirst_seed = {first}\n");
+            Config::parse(Path::new("x.toml"), &text).map_err(|error| error.to_string())
+        };
+        let evaluation = parse("10_000").unwrap().evaluation;
+        assert_eq!(evaluation.seed(7), seeds::evaluation(10_007));
+        let evaluation = parse("1_000_000_000_000").unwrap().evaluation;
+        assert!(evaluation.seed(99_999) > evaluation.seed(0));
+        let error = parse("1_000_000_000_001").unwrap_err();
+        assert!(
+            error.contains("evaluation.first_seed = 1000000000001 must be in"),
+            "{error}"
+        );
+        assert!(parse("-1").is_err());
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Training seeds have their highest bit clear, evaluation seeds have it set; distinct seeds give
 //! distinct keys of the generator. Later episodes of a training environment go on in the stream that
-//! its seed started. Evaluation seed i is the same in every run, so runs can be compared.
+//! its seed started. Evaluation seed i is the same in every run, so runs can be compared; which ones are
+//! played is the config's `evaluation.first_seed` and `episodes`.
 
 use blkpilot_env::Rng;
 use rand::SeedableRng as _;
@@ -15,10 +16,10 @@ pub fn training(run: u64, environment: usize) -> u64 {
     mix(run ^ mix(environment as u64)) & !EVALUATION
 }
 
-/// Seed of one evaluation episode.
+/// Evaluation seed `number`, below 2⁶³.
 #[must_use]
-pub fn evaluation(episode: usize) -> u64 {
-    EVALUATION | episode as u64
+pub fn evaluation(number: u64) -> u64 {
+    EVALUATION | number
 }
 
 /// What a policy draws from in the episode of a seed. Not the environment's stream of that seed, or

@@ -40,7 +40,7 @@ fn learn(config: &Config) -> (Summary, Checkpoint) {
 /// The channel levels in force at the end of an evaluation episode, sorted.
 fn final_channels(config: &Config, policy: &mut dyn Policy, episode: usize) -> Vec<Level> {
     let mut env = environments::make(&config.environment).unwrap();
-    let (spec, seed) = (env.spec().clone(), seeds::evaluation(episode));
+    let (spec, seed) = (env.spec().clone(), config.evaluation.seed(episode));
     let channel = spec.disk_head("channel").unwrap();
     let mut rng = seeds::decisions(seed);
     let mut obs = env.reset(Some(seed), &ResetOptions::new()).unwrap();
@@ -80,6 +80,8 @@ fn four_identical_disks_end_on_one_channel_each() {
 fn quickstart_beats_every_baseline_with_a_fraction_of_its_budget() {
     let mut config = config("quickstart.toml");
     config.training.env_steps = 20_000;
+    // A test that is looked at again and again leaves the reported seeds alone.
+    config.evaluation.first_seed = 0;
     config.evaluation.episodes = 100;
     let (summary, _) = learn(&config);
     for baseline in BASELINES {
