@@ -340,7 +340,7 @@ impl Comparison {
         }
         let left_out = match self.left_out {
             0 => String::new(),
-            seeds => format!(", {seeds} more left out because nothing counted in them"),
+            seeds => format!(", {seeds} more left out, on which nothing counted"),
         };
         format!(
             "{table}\nreward: {}, mean over {} episodes from evaluation seed {} on{left_out}; \

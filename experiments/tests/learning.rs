@@ -74,8 +74,8 @@ fn four_identical_disks_end_on_one_channel_each() {
     );
 }
 
-/// Seed 1, 20,000 of the config's 150,000 host-steps, 100 evaluation episodes; the 95 % interval of
-/// the difference from each baseline must lie above 0.
+/// Seed 1, 20,000 host-steps, a fraction of the config's; 100 evaluation episodes; the 95 %
+/// interval of the difference from each baseline must lie above 0.
 #[test]
 fn quickstart_beats_every_baseline_with_a_fraction_of_its_budget() {
     let mut config = config("quickstart.toml");
