@@ -7,6 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly docs=docs/verification
 readonly out=$PWD/out/verify
 readonly lab=target/release/blkpilot-lab
+# Pairs of a default and a tuned half per guest.
+readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 mkdir -p "$docs" "$out"
 commit=$(git describe --always --dirty --exclude '*')
 machine="$(nproc) CPUs, $(. /etc/os-release && echo "$PRETTY_NAME"), $(rustc --version | cut -d' ' -f1,2)"
@@ -26,7 +28,7 @@ record() { # file, title, command: runs it and writes what it prints
 }
 
 rm -rf "$out"/{quickstart,four_identical,cartpole,trials}
-cargo build --release --workspace --bins
+cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
 record cartpole "CartPole-v1 by the same PPO, five seeds" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
 record quickstart "The quickstart policy against the baselines on unseen hosts" \
@@ -35,6 +37,6 @@ record four-identical "Four identical disks on four channels" \
     "$lab" train experiments/configs/four_identical.toml --out "$out/four_identical"
 for guest in poor-cache poor-binding; do
     record "trial-$guest" "Default against tuned windows on the guest $guest" \
-        scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" 12
+        scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" "$alternations"
 done
 record bench "Latency of decisions and calls" scripts/bench.sh

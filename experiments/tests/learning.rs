@@ -74,12 +74,12 @@ fn four_identical_disks_end_on_one_channel_each() {
     );
 }
 
-/// Seed 1, 20,000 host-steps, a fraction of the config's; 100 evaluation episodes; the 95 %
+/// Seed 1, 40,000 host-steps, a fraction of the config's; 100 evaluation episodes; the 95 %
 /// interval of the difference from each baseline must lie above 0.
 #[test]
 fn quickstart_beats_every_baseline_with_a_fraction_of_its_budget() {
     let mut config = config("quickstart.toml");
-    config.training.env_steps = 20_000;
+    config.training.env_steps = 40_000;
     // A test that is looked at again and again leaves the reported seeds alone.
     config.evaluation.first_seed = 0;
     config.evaluation.episodes = 100;
