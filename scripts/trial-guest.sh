@@ -31,6 +31,7 @@ leave() {
 trap leave EXIT
 
 start_guest() { # sets uri, or why not
+    : >"$run_dir/uri" # it is read before the fixture may have made it
     "$bin/blkpilot-fixture" up --guests "$guest" >"$run_dir/uri" 2>"$run_dir/fixture.log" &
     fixture=$!
     while kill -0 "$fixture" 2>/dev/null && [[ -z $uri ]]; do
