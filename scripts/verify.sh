@@ -23,7 +23,7 @@ record() { # file, title, command: runs it and writes what it prints
         printf '# %s\n\n' "$title"
         printf 'Command: `%s`  \n' "${*//$PWD\//}"
         printf 'Commit: `%s`  \nMachine: %s  \nTook: %d s\n\n' "$commit" "$machine" $((SECONDS - start))
-        printf '```text\n%s\n```\n' "$(sed "s|$PWD/||g" "$out/stdout")"
+        printf '```text\n%s\n```\n' "$(sed -E "s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/stdout")"
     } >"$docs/$file.md"
 }
 
