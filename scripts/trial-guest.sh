@@ -15,7 +15,10 @@ The release binaries must have been built.
 TEXT
     exit 2
 fi
-readonly guest=$1 policy=$2 out=$3 alternations=$4
+readonly guest=$1 alternations=$4
+policy=$(realpath "$2")
+mkdir -p "$3"
+out=$(realpath "$3")
 readonly bin=$PWD/target/release
 run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-trial.XXXXXX")
 daemon='' fixture=''
