@@ -75,7 +75,6 @@ wait_for_daemon() {
     fi
 }
 
-mkdir -p "$out"
 uri='' why=''
 start_guest
 write_config >"$out/blkpilot-$guest.toml"
