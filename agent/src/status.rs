@@ -132,7 +132,7 @@ impl From<ActionError> for Failure {
                 level_name,
                 reason,
             } => (
-                invalid("ACTION_MASKED")
+                Self::new(masked_code(*reason), "ACTION_MASKED", message.clone())
                     .with("row", row)
                     .with("head", head)
                     .with("level", level_name)
@@ -158,6 +158,15 @@ impl From<ActionError> for Failure {
             ),
         };
         failure.violating(field, message)
+    }
+}
+
+/// A level that is masked for a passing reason is worth another try; gRPC clients know that from the
+/// code.
+fn masked_code(reason: MaskReason) -> Code {
+    match reason {
+        MaskReason::Unresponsive => Code::Unavailable,
+        _ => Code::InvalidArgument,
     }
 }
 
@@ -325,5 +334,20 @@ mod tests {
         let violations = &details.bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "action[db/vda].cache");
         assert!(violations[0].description.contains("opted in"));
+    }
+
+    #[test]
+    fn only_a_guest_that_does_not_answer_is_worth_another_try() {
+        let code = |reason| {
+            let error = ActionError::Masked {
+                row: "db/vda".into(),
+                head: "cache".into(),
+                level_name: "buffered".into(),
+                reason,
+            };
+            Status::from(Failure::from(error)).code()
+        };
+        assert_eq!(code(MaskReason::Unresponsive), Code::Unavailable);
+        assert_eq!(code(MaskReason::JobRunning), Code::InvalidArgument);
     }
 }

@@ -133,6 +133,7 @@ wire_enum!(
         Frozen = Frozen,
         JobRunning = JobRunning,
         Dwell = Dwell,
+        Unresponsive = Unresponsive,
     ]
 );
 

@@ -100,6 +100,8 @@ pub enum MaskReason {
     JobRunning,
     /// The last change is too recent.
     Dwell,
+    /// The guest's monitor did not answer in time; it may by the next sample.
+    Unresponsive,
 }
 
 impl MaskReason {
@@ -130,6 +132,7 @@ impl MaskReason {
             Self::Frozen => "somebody else changed the knob, so it is frozen",
             Self::JobRunning => "a block or libvirt job is running on the guest",
             Self::Dwell => "the last change is too recent",
+            Self::Unresponsive => "the guest did not answer in time (try again)",
         }
     }
 }

@@ -115,7 +115,23 @@ data_dir = \"data\"
         tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     }
 
+    /// Sets one level, as an orchestrator does: again where a guest did not answer in time, which
+    /// happens on a machine that is busy enough.
     async fn set(&self, disk: &str, head: &str, level: &str) -> Result<v1::Decision, Status> {
+        let setting = async {
+            loop {
+                match self.set_once(disk, head, level).await {
+                    Err(status) if is_unresponsive(&status) => {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, setting).await.unwrap()
+    }
+
+    async fn set_once(&self, disk: &str, head: &str, level: &str) -> Result<v1::Decision, Status> {
         let choice = v1::LevelChoice {
             name: disk_name(disk),
             head: head.to_owned(),
@@ -172,6 +188,15 @@ fn reason(status: &Status) -> String {
         .unwrap()
         .reason
         .clone()
+}
+
+/// Whether a level was refused because its guest did not answer in time.
+fn is_unresponsive(status: &Status) -> bool {
+    let details = status.get_error_details();
+    details
+        .error_info()
+        .and_then(|info| info.metadata.get("mask_reason"))
+        .is_some_and(|reason| reason == v1::MaskReason::Unresponsive.as_str_name())
 }
 
 fn has(guests: &Result<Vec<v1::Guest>, Status>, name: &str) -> bool {

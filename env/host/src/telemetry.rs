@@ -593,7 +593,7 @@ fn knob_mask(
         MaskReason::NotEnabled
     } else if from.hangs {
         // A change might never return; what keeps it from answering may be over by the next sample.
-        MaskReason::JobRunning
+        MaskReason::Unresponsive
     } else if sources.tuner.is_frozen(life, knob).unwrap_or(true) {
         // A journal that cannot be read allows nothing either.
         MaskReason::Frozen
@@ -610,7 +610,8 @@ fn cache_mask(from: &DiskSources<'_>) -> [MaskReason; 2] {
     match (cache_obstacle(from.disk, false), job_runs) {
         (Some(_), _) => [MaskReason::Unsupported; 2],
         // A guest whose monitor does not answer now would not take the change either.
-        (None, None | Some(true)) => [MaskReason::JobRunning; 2],
+        (None, None) => [MaskReason::Unresponsive; 2],
+        (None, Some(true)) => [MaskReason::JobRunning; 2],
         (None, Some(false)) if cache_obstacle(from.disk, true).is_some() => {
             [MaskReason::Allowed, MaskReason::AioNative]
         }
