@@ -79,6 +79,21 @@ install_packages() { # packages
         $prefix env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# Installs what is missing of the packages and looks again: to install one, apt may remove another
+# of them that came from elsewhere in a version that does not fit (a backport of qemu-utils, say).
+complete_packages() { # packages
+    local -a missing
+    local round
+    for round in 1 2 3; do
+        mapfile -t missing < <(missing_of "$@")
+        if [[ ${#missing[@]} == 0 ]]; then return 0; fi
+        if ((round > 1)); then say "not there after installing: ${missing[*]}"; fi
+        install_packages "${missing[@]}" || return 1
+    done
+    mapfile -t missing < <(missing_of "$@")
+    [[ ${#missing[@]} == 0 ]]
+}
+
 setup_packages() {
     if ! command -v dpkg-query >/dev/null; then
         say "not a Debian system: looking for what is needed instead of installing it"
@@ -88,18 +103,17 @@ setup_packages() {
         give_up_live "the test guest is built from Debian packages, and this is not a Debian system"
         return
     fi
-    local -a build wanted
-    mapfile -t build < <(missing_of "${BUILD_PACKAGES[@]}")
+    local -a build=("${BUILD_PACKAGES[@]}") wanted
     # The Python in use may not be Debian's: ask it, not dpkg.
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then build+=(python3-venv); fi
     wanted=("${build[@]}")
-    if [[ $live == yes ]]; then
-        mapfile -t -O "${#wanted[@]}" wanted < <(missing_of "${LIVE_PACKAGES[@]}")
-    fi
-    if [[ ${#wanted[@]} == 0 ]] || install_packages "${wanted[@]}"; then return; fi
+    if [[ $live == yes ]]; then wanted+=("${LIVE_PACKAGES[@]}"); fi
+    if complete_packages "${wanted[@]}"; then return; fi
 
-    local command="sudo apt-get update && sudo apt-get install -y --no-install-recommends ${wanted[*]}"
-    if [[ ${#build[@]} == 0 ]]; then
+    local -a missing
+    mapfile -t missing < <(missing_of "${wanted[@]}")
+    local command="sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}"
+    if [[ -z $(missing_of "${build[@]}") ]]; then
         give_up_live "packages are missing and could not be installed; run: $command"
     else
         die "packages are missing and could not be installed; run this once, then again what you ran: $command"
