@@ -21,12 +21,6 @@ const WRITEBACK_BYTES: f64 = 128.0 * 1024.0;
 const MAX_WRITEBACK_LOAD: f64 = 0.8;
 /// Time in which the kernel aims to write dirty pages back, seconds (`dirty_writeback_centisecs`).
 const WRITEBACK_HORIZON_S: f64 = 5.0;
-/// Copying from or to the page cache, bytes per second.
-const COPY_BYTES_PER_SEC: f64 = 10e9;
-/// Page-cache lookup and hand-over to a worker, seconds.
-const BUFFERED_DELAY_S: f64 = 1.5e-6;
-/// The same in IOThread CPU.
-const BUFFERED_CPU_S: f64 = 1e-6;
 /// How long a disk stands still while it is reopened with another cache mode, seconds.
 const REOPEN_STALL_S: f64 = 0.004;
 /// Share of a direct disk's stale pages that are reclaimed per interval.
@@ -267,6 +261,7 @@ impl Episode {
                         [usize::from(sample.scheduler).min(2)],
                 })
                 .collect(),
+            costs: self.scenario.costs,
         }
     }
 
@@ -331,12 +326,13 @@ impl Episode {
         let (read, write) = (phase.read_share, 1.0 - phase.read_share);
         let buffered = self.is_buffered(i);
         let (visits, delay_s, cpu_s) = if buffered {
-            let copy_s = bytes / COPY_BYTES_PER_SEC + BUFFERED_DELAY_S;
+            let costs = &self.scenario.costs;
+            let copy_s = bytes / costs.copy_bytes_per_sec + costs.buffered_delay_us * 1e-6;
             let sync = self.synchronous_write_share(i);
             (
                 [read * (1.0 - hit.now), write * sync],
                 copy_s,
-                BUFFERED_CPU_S,
+                costs.buffered_cpu_us * 1e-6,
             )
         } else {
             ([read, write], 0.0, 0.0)

@@ -3,6 +3,7 @@
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
+use super::costs::Costs;
 use super::presets;
 use super::scenario::{
     ChannelModel, DeviceModel, DiskModel, MAX_CHANNELS, MAX_DISKS, Phase, Scenario, ScenarioErrors,
@@ -105,6 +106,7 @@ impl Generator {
             cache_gib: memory_gib * rng.random_range(0.2..0.9),
             dirty_limit_gib: memory_gib * 0.1,
             schedulers: self.schedulers,
+            costs: Costs::default(),
             channels: (0..channels)
                 .map(|k| draw_channel(nodes * k / channels, rng))
                 .collect(),

@@ -1,10 +1,11 @@
 //! The simulated host: an approximate mean-value analysis of the I/O path.
 //!
-//! [`scenario`] says what a host is made of, [`network`] solves the closed queueing network of one
+//! [`scenario`] says what a host is made of, [`costs`] what the path beside the device costs, [`network`] solves the closed queueing network of one
 //! interval, [`page_cache`] gives hit rates, [`host`] is the environment that runs intervals and keeps
 //! the counters.
 
 mod boot;
+pub mod costs;
 mod episode;
 pub mod generator;
 pub mod host;
@@ -14,6 +15,7 @@ pub mod presets;
 pub mod scenario;
 mod served;
 
+pub use costs::Costs;
 pub use generator::Generator;
 pub use host::SimHost;
 pub use scenario::{Scenario, ScenarioErrors};

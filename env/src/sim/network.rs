@@ -12,25 +12,14 @@
 //! X_i = q_i/(Z_i + ΣR), so that X·(R + Z) = q holds exactly at the solution returned
 //! (Lazowska et al. 1984, chapter 7; Seidmann, Schweitzer, Shalev-Oren 1987).
 
+use super::costs::Costs;
+
 /// Most passes of the fixed point.
 const MAX_PASSES: u32 = 400;
 /// Relative change of the throughputs at which it has converged.
 const TOLERANCE: f64 = 1e-7;
 /// How far each pass moves towards its result.
 const DAMPING: f64 = 0.5;
-
-/// CPU cost of migrations and cold caches of an IOThread that is not bound.
-const FLOAT_CPU_FACTOR: f64 = 1.12;
-/// CPU cost of a channel on another NUMA node than the device.
-const REMOTE_CPU_FACTOR: f64 = 1.15;
-/// Wait for a CPU that runs something else when a request arrives, at full load, microseconds.
-const PREEMPT_US: f64 = 12.0;
-/// Latency of waking a sleeping IOThread, microseconds.
-const WAKE_US: f64 = 5.0;
-/// CPU of waking it, microseconds.
-const WAKE_CPU_US: f64 = 1.5;
-/// Longest time that adaptive polling spins before it sleeps, microseconds (`poll-max-ns` 32768).
-const POLL_MAX_US: f64 = 32.768;
 
 /// What a disk asks of the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,6 +95,8 @@ pub struct Network {
     pub channels: Vec<Channel>,
     /// Devices.
     pub devices: Vec<Device>,
+    /// What the path costs beside the device.
+    pub costs: Costs,
 }
 
 /// What a class gets.
@@ -219,15 +210,21 @@ impl Pass {
         let mut arrivals = vec![0.0; network.lanes.len()];
         for (i, class) in network.classes.iter().enumerate() {
             let lane = &network.lanes[class.lane];
-            wanted[class.lane] +=
-                self.throughput[i] * lane_cpu_s(class, lane, 1.0 - self.lane_busy[class.lane]);
+            wanted[class.lane] += self.throughput[i]
+                * lane_cpu_s(
+                    &network.costs,
+                    class,
+                    lane,
+                    1.0 - self.lane_busy[class.lane],
+                );
             arrivals[class.lane] += self.throughput[i];
         }
         for (lane, busy) in self.lane_busy.iter_mut().enumerate() {
             *busy += DAMPING * (wanted[lane].min(1.0) - *busy);
             let gap_us = 1e6 / arrivals[lane].max(1e-6);
             self.lane_poll[lane] = if network.lanes[lane].is_polling {
-                (1.0 - *busy) * POLL_MAX_US / (POLL_MAX_US + gap_us)
+                let longest_us = network.costs.poll_max_us;
+                (1.0 - *busy) * longest_us / (longest_us + gap_us)
             } else {
                 0.0
             };
@@ -279,10 +276,11 @@ impl Pass {
         let class = &network.classes[i];
         let lane = &network.lanes[class.lane];
         let idle = 1.0 - self.lane_busy[class.lane];
-        let cpu_s = lane_cpu_s(class, lane, idle);
+        let cpu_s = lane_cpu_s(&network.costs, class, lane, idle);
         let competition = self.competition(network, class.lane);
-        let run_delay_s = cpu_s * competition + PREEMPT_US * 1e-6 * competition.min(1.0);
-        let wake_s = if lane.is_polling { 0.1 } else { 1.0 } * WAKE_US * 1e-6 * idle;
+        let run_delay_s =
+            cpu_s * competition + network.costs.preempt_us * 1e-6 * competition.min(1.0);
+        let wake_s = if lane.is_polling { 0.1 } else { 1.0 } * network.costs.wake_us * 1e-6 * idle;
         let lane_service = cpu_s + run_delay_s;
         let lane_s = lane_service * (1.0 + self.seen(network, i, 0)) + wake_s;
 
@@ -366,16 +364,16 @@ fn share(visits: [f64; 2], direction: usize) -> f64 {
 }
 
 /// CPU per request; a lane is woken only when it was idle.
-fn lane_cpu_s(class: &Class, lane: &Lane, idle: f64) -> f64 {
+fn lane_cpu_s(costs: &Costs, class: &Class, lane: &Lane, idle: f64) -> f64 {
     let placement = match lane.channel {
-        None => FLOAT_CPU_FACTOR,
-        Some(_) if lane.is_remote => REMOTE_CPU_FACTOR,
+        None => costs.float_cpu_factor,
+        Some(_) if lane.is_remote => costs.remote_cpu_factor,
         Some(_) => 1.0,
     };
     let wake = if lane.is_polling {
         0.0
     } else {
-        WAKE_CPU_US * 1e-6 * idle
+        costs.wake_cpu_us * 1e-6 * idle
     };
     class.lane_s * placement + wake
 }
@@ -428,6 +426,7 @@ mod tests {
                 parallelism: 16.0,
                 discipline: Discipline::Fifo,
             }],
+            costs: Costs::default(),
         }
     }
 
@@ -459,7 +458,7 @@ mod tests {
     #[test]
     fn one_request_alone_meets_no_queue() {
         let flow = network(vec![class(1.0)], 1).solve(&[]).flows[0];
-        let idle_wake = WAKE_US * 1e-6;
+        let idle_wake = Costs::default().wake_us * 1e-6;
         assert!(flow.latency_s < flow.floor_s + idle_wake + 1e-9, "{flow:?}");
     }
 

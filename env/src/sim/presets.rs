@@ -1,5 +1,6 @@
 //! Scenarios by name, from the workloads the project started from.
 
+use super::costs::Costs;
 use super::scenario::{ChannelModel, DeviceModel, DiskModel, Phase, Scenario};
 use crate::sample::{Cache, DeviceClass, DeviceReference, Polling};
 
@@ -116,6 +117,7 @@ fn host(name: &str, channels: usize, devices: Vec<DeviceModel>, disks: Vec<DiskM
         cache_gib: 16.0,
         dirty_limit_gib: 4.0,
         schedulers: false,
+        costs: Costs::default(),
         channels: vec![
             ChannelModel {
                 cpus: 1,

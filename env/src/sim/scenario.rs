@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::costs::Costs;
 use crate::sample::{Cache, DeviceClass, DeviceReference, Polling};
 
 /// A simulated host and the workload of its guests.
@@ -30,6 +31,9 @@ pub struct Scenario {
     /// Whether the I/O scheduler of the devices may be chosen.
     #[serde(default)]
     pub schedulers: bool,
+    /// What the path of a request costs beside the device.
+    #[serde(default)]
+    pub costs: Costs,
     /// Channels, at least one.
     pub channels: Vec<ChannelModel>,
     /// Backing devices, at least one.
@@ -222,6 +226,9 @@ impl Scenario {
         );
         check.range("devices", self.devices.len() as f64, 1.0, MAX_DISKS as f64);
         check.range("disks", self.disks.len() as f64, 1.0, MAX_DISKS as f64);
+        for (key, value, low, high) in self.costs.ranges() {
+            check.range(&format!("costs.{key}"), value, low, high);
+        }
         for (i, channel) in self.channels.iter().enumerate() {
             check.range(
                 &format!("channels[{i}].cpus"),
