@@ -29,14 +29,13 @@ impl Rewards {
     /// Mean of the own parts over the disks that count: the headline figure. `None` if none counts.
     #[must_use]
     pub fn host_mean(&self) -> Option<f32> {
-        let counted: Vec<f32> = self
-            .own
-            .iter()
-            .zip(&self.counted)
-            .filter(|(_, c)| **c)
-            .map(|(own, _)| *own)
-            .collect();
-        (!counted.is_empty()).then(|| counted.iter().sum::<f32>() / counted.len() as f32)
+        let own = self.own.iter().zip(&self.counted);
+        let (disks, sum) = own
+            .filter(|(_, counted)| **counted)
+            .fold((0_u32, 0.0), |(disks, sum), (own, _)| {
+                (disks + 1, sum + own)
+            });
+        (disks > 0).then(|| sum / disks as f32)
     }
 }
 

@@ -1,15 +1,17 @@
-//! From two samples of a host to an observation: the one place where features are computed, for
-//! live and simulated hosts alike.
+//! From a window of a host to an observation: the one place where features are computed, for live
+//! and simulated hosts alike.
 
 use std::time::Duration;
 
-use ndarray::{Array2, Array3};
+use ndarray::{Array2, Array3, ArrayViewMut1, Axis};
 
-use crate::decision::JointAction;
-use crate::observation::{MaskReason, Masks, Observation, Table, Validity};
+use crate::observation::{MaskReason, Observation, Table, Validity};
 use crate::reward::{RewardTerm, reference_us};
-use crate::sample::{Cache, DeviceClass, DeviceWindow, DiskWindow, HostSample, Polling, Reading};
-use crate::spec::{Autoreset, EnvSpec, Feature, Head, HeadScope, Levels, Projection, Scale, Unit};
+use crate::sample::{Cache, DeviceClass, Polling, Reading};
+use crate::spec::{
+    Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, Projection, Scale, Unit,
+};
+use crate::window::{DeviceRow, DiskRow, HostWindow};
 
 /// Index of the `channel` head among the disk heads of a KVM host.
 pub const CHANNEL_HEAD: usize = 0;
@@ -17,6 +19,16 @@ pub const CHANNEL_HEAD: usize = 0;
 pub const CACHE_HEAD: usize = 1;
 /// Index of the `polling` head.
 pub const POLLING_HEAD: usize = 2;
+
+/// Columns that are not written in the order of their table.
+const GROUP_SIZE: usize = position(&DISK, "group_size");
+const BOUND_DISKS: usize = position(&CHANNEL, "bound_disks");
+const BOUND_CORES: usize = position(&CHANNEL, "bound_cores");
+const IS_CURRENT: usize = position(&PAIR, "is_current");
+const VCPU_SHARE: usize = position(&PAIR, "vcpu_share");
+const IS_NUMA_LOCAL: usize = position(&PAIR, "is_numa_local");
+const BUFFERED_DISKS: usize = position(&DEVICE, "buffered_disks");
+const DEVICE_DISKS: usize = position(&DEVICE, "disks");
 
 type Column = (&'static str, Unit, f32, f32, Scale, &'static str);
 
@@ -438,14 +450,14 @@ pub fn kvm_host_spec(schedulers: &[String]) -> EnvSpec {
         device_heads,
         projections: vec![
             Projection::ChannelCount {
-                feature: column(&CHANNEL, "bound_disks"),
+                feature: BOUND_DISKS,
             },
             Projection::ChannelSum {
-                feature: column(&CHANNEL, "bound_cores"),
-                disk_feature: column(&DISK, "iothread_cores"),
+                feature: BOUND_CORES,
+                disk_feature: position(&DISK, "iothread_cores"),
             },
             Projection::DeviceCount {
-                feature: column(&DEVICE, "buffered_disks"),
+                feature: BUFFERED_DISKS,
                 head: CACHE_HEAD,
                 level: Cache::Buffered as u16,
             },
@@ -473,66 +485,278 @@ fn features(columns: &[Column]) -> Vec<Feature> {
         .collect()
 }
 
-fn column(columns: &[Column], name: &str) -> usize {
-    columns
-        .iter()
-        .position(|c| c.0 == name)
-        .expect("a projection names a column of its table")
+/// The place of a column in its table, found when this is compiled.
+const fn position(columns: &[Column], name: &str) -> usize {
+    let mut place = 0;
+    while !is_equal(columns[place].0, name) {
+        place += 1;
+    }
+    place
 }
 
-/// What is seen at `after`, over the window since `before`.
-///
-/// The two samples need not list the same disks: one that has just appeared is shown without rates
-/// (`CounterReset`), one that is gone is not shown. Everything is matched by its name.
-/// `interval` is the length of one decision interval.
-#[must_use]
-pub fn observe(
-    spec: &EnvSpec,
-    before: &HostSample,
-    after: &HostSample,
-    interval: Duration,
-) -> Observation {
-    let span_s = (after.at.saturating_sub(before.at)).as_secs_f64().max(1e-9);
-    let current = settings(spec, after, |d| d.settings.levels(), |d| d.scheduler);
-    let default = settings(spec, after, |d| d.default.levels(), |d| d.default_scheduler);
-    Observation {
-        disk_ids: after.disks.iter().map(|d| d.id.clone()).collect(),
-        device_ids: after.devices.iter().map(|d| d.id.clone()).collect(),
-        channel_ids: after.channels.iter().map(|c| c.id.clone()).collect(),
-        disks: disk_table(before, after, span_s, interval),
-        channels: channel_table(before, after, span_s),
-        pairs: pair_table(after),
-        devices: device_table(before, after, span_s),
-        host: host_table(before, after, span_s),
-        disk_device: after.disks.iter().map(|d| d.device).collect(),
-        disk_group: after.disks.iter().map(|d| d.group).collect(),
-        current,
-        default,
-        masks: masks(spec, after),
+const fn is_equal(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut same = 0;
+    while same < a.len() && same < b.len() && a[same] == b[same] {
+        same += 1;
     }
+    same == a.len() && same == b.len()
+}
+
+/// What is seen at the end of a window. `interval` is the length of one decision interval.
+#[must_use]
+pub fn observe(spec: &EnvSpec, window: &HostWindow, interval: Duration) -> Observation {
+    let mut obs = Observation::default();
+    observe_into(spec, window, interval, &mut obs);
+    obs
+}
+
+/// As [`observe`], into buffers that are kept: nothing is allocated where disks, channels and
+/// devices are those of the last call.
+pub fn observe_into(
+    spec: &EnvSpec,
+    window: &HostWindow,
+    interval: Duration,
+    obs: &mut Observation,
+) {
+    lay_out(spec, window, obs);
+    refresh(window, interval, obs);
+}
+
+/// Brings an observation that [`observe_into`] has made of a window of the same host up to date.
+///
+/// What a host has is left as it is: names, groups, masks, what would be in force without us, and
+/// the features that are constants of a disk, a channel, a device or a pair.
+///
+/// # Panics
+/// If the window has other numbers of disks, channels or devices than the observation.
+pub fn refresh(window: &HostWindow, interval: Duration, obs: &mut Observation) {
+    refresh_disks(window, interval, obs);
+    refresh_channels(window, obs);
+    refresh_devices(window, obs);
+    refresh_host(window, obs);
+}
+
+/// Gives the observation the window's shapes and writes what only changes with the host itself.
+fn lay_out(spec: &EnvSpec, window: &HostWindow, obs: &mut Observation) {
+    let (disks, channels) = (window.disks.len(), window.channels.len());
+    let devices = window.devices.len();
+    set_names(&mut obs.disk_ids, window.disks.iter().map(|d| &d.id));
+    set_names(&mut obs.channel_ids, window.channels.iter().map(|c| &c.id));
+    set_names(&mut obs.device_ids, window.devices.iter().map(|d| &d.id));
+    obs.disks.reshape(disks, DISK.len());
+    obs.channels.reshape(channels, CHANNEL.len());
+    obs.devices.reshape(devices, DEVICE.len());
+    obs.host.reshape(1, HOST.len());
+    if obs.pairs.dim() != (disks, channels, PAIR.len()) {
+        obs.pairs = Array3::zeros((disks, channels, PAIR.len()));
+    }
+    for action in [&mut obs.current, &mut obs.default] {
+        reshape(&mut action.disks, (disks, spec.disk_heads.len()));
+        reshape(&mut action.devices, (devices, spec.device_heads.len()));
+    }
+    let masks = &mut obs.masks;
+    reshape(&mut masks.disks, (disks, spec.disk_levels(channels)));
+    reshape(&mut masks.devices, (devices, spec.device_levels(channels)));
+    lay_out_disks(window, obs);
+    lay_out_devices(window, obs);
+}
+
+fn lay_out_disks(window: &HostWindow, obs: &mut Observation) {
+    obs.disk_device.clear();
+    obs.disk_device
+        .extend(window.disks.iter().map(|d| d.device));
+    obs.disk_group.clear();
+    obs.disk_group.extend(window.disks.iter().map(|d| d.group));
+    for (row, disk) in window.disks.iter().enumerate() {
+        set_levels(obs.default.disks.row_mut(row), disk.default.levels());
+        let masks = &disk.masks;
+        let levels = masks.channel.iter().chain(&masks.cache);
+        set_masks(obs.masks.disks.row_mut(row), levels.chain(&masks.polling));
+        let node = window.devices[disk.device].numa;
+        for (channel, row_of_channel) in window.channels.iter().enumerate() {
+            obs.pairs[[row, channel, VCPU_SHARE]] =
+                disk.vcpu_share.get(channel).copied().unwrap_or(0.0);
+            obs.pairs[[row, channel, IS_NUMA_LOCAL]] = flag(row_of_channel.numa == node);
+        }
+    }
+    for row in 0..window.disks.len() {
+        let size = group_size(window, row) as f32;
+        obs.disks.values[[row, GROUP_SIZE]] = size.min(DISK[GROUP_SIZE].3);
+    }
+}
+
+fn lay_out_devices(window: &HostWindow, obs: &mut Observation) {
+    for (row, device) in window.devices.iter().enumerate() {
+        set_levels(obs.default.devices.row_mut(row), [device.default_scheduler]);
+        set_masks(obs.masks.devices.row_mut(row), &device.scheduler_mask);
+    }
+    let values = &mut obs.devices.values;
+    values.column_mut(DEVICE_DISKS).fill(0.0);
+    for disk in &window.disks {
+        add(values, &DEVICE, [disk.device, DEVICE_DISKS], 1.0);
+    }
+}
+
+/// Disks on the IOThread of one, itself included.
+fn group_size(window: &HostWindow, row: usize) -> usize {
+    let group = window.disks[row].group;
+    match group {
+        None => 1,
+        Some(_) => window.disks.iter().filter(|d| d.group == group).count(),
+    }
+}
+
+fn refresh_disks(window: &HostWindow, interval: Duration, obs: &mut Observation) {
+    assert_eq!(window.disks.len(), obs.disks.rows(), "one row per disk");
+    let intervals_per_s = 1.0 / interval.as_secs_f64().max(1e-9);
+    for (row, disk) in window.disks.iter().enumerate() {
+        set_levels(obs.current.disks.row_mut(row), disk.settings.levels());
+        let bound = usize::from(disk.settings.channel);
+        let mut pairs = obs.pairs.index_axis_mut(Axis(0), row);
+        for (channel, cell) in pairs.column_mut(IS_CURRENT).iter_mut().enumerate() {
+            *cell = flag(bound == channel + 1);
+        }
+        let w = RowWriter::new(&mut obs.disks, &DISK, row);
+        write_disk(w, window, disk, intervals_per_s);
+    }
+}
+
+fn write_disk(mut w: RowWriter<'_>, window: &HostWindow, disk: &DiskRow, intervals_per_s: f64) {
+    let (did, settings, host) = (&disk.did, disk.settings, &window.host);
+    w.put(did.queue_depth);
+    w.put(Ok(window.cpu_load(settings.channel)));
+    w.put(did.hit_rate);
+    w.put(did.iops);
+    w.put(did.latency_us_mean);
+    w.put(did.latency_us_p99);
+    w.put(slowdown(window, disk));
+    w.put(did.read_share);
+    w.put(did.request_bytes.map(|bytes| bytes / 1024.0));
+    w.put(did.flush_share);
+    w.put(did.iothread_cores);
+    w.put(did.run_delay);
+    w.flag(settings.cache == Cache::Buffered);
+    w.flag(settings.polling == Polling::Adaptive);
+    w.flag(settings.channel != 0);
+    w.flag(disk.group.is_some());
+    w.keep(); // group_size
+    w.put(Ok(disk.since_change_s * intervals_per_s));
+    w.put(Ok(disk.capacity_bytes / GIB));
+    w.put(disk.cached_bytes.map(|bytes| bytes / host.mem_total_bytes));
+    w.put(Ok(host.mem_available_bytes / disk.capacity_bytes.max(1.0)));
+}
+
+/// Mean latency over that of the same requests on the idle device.
+fn slowdown(window: &HostWindow, disk: &DiskRow) -> Reading<f64> {
+    let (share, bytes) = (disk.did.read_share?, disk.did.request_bytes?);
+    let reference = &window.devices[disk.device].reference;
+    Ok(disk.did.latency_us_mean? / reference_us(reference, share, bytes))
+}
+
+const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+
+fn refresh_channels(window: &HostWindow, obs: &mut Observation) {
+    assert_eq!(window.channels.len(), obs.channels.rows(), "one row each");
+    for (row, channel) in window.channels.iter().enumerate() {
+        let mut w = RowWriter::new(&mut obs.channels, &CHANNEL, row);
+        w.put(Ok(channel.cpu_load));
+        w.put(channel.vcpu_load);
+        w.put(Ok(0.0)); // bound_disks and bound_cores: summed up below
+        w.put(Ok(0.0));
+        w.put(Ok(channel.cpus as f64));
+    }
+    let values = &mut obs.channels.values;
+    for disk in &window.disks {
+        let bound = usize::from(disk.settings.channel).wrapping_sub(1);
+        if bound < window.channels.len() {
+            let cores = disk.did.iothread_cores.unwrap_or(0.0).min(1.0);
+            add(values, &CHANNEL, [bound, BOUND_DISKS], 1.0);
+            add(values, &CHANNEL, [bound, BOUND_CORES], cores as f32);
+        }
+    }
+}
+
+fn refresh_devices(window: &HostWindow, obs: &mut Observation) {
+    assert_eq!(window.devices.len(), obs.devices.rows(), "one row each");
+    for (row, device) in window.devices.iter().enumerate() {
+        set_levels(obs.current.devices.row_mut(row), [device.scheduler]);
+        write_device(RowWriter::new(&mut obs.devices, &DEVICE, row), device);
+    }
+    for disk in &window.disks {
+        let buffered = flag(disk.settings.cache == Cache::Buffered);
+        let cell = [disk.device, BUFFERED_DISKS];
+        add(&mut obs.devices.values, &DEVICE, cell, buffered);
+    }
+}
+
+fn write_device(mut w: RowWriter<'_>, device: &DeviceRow) {
+    let did = &device.did;
+    w.put(did.utilisation);
+    w.put(did.iops);
+    w.put(did.bytes_per_sec.map(|b| b / 1_048_576.0));
+    w.put(did.await_us);
+    w.put(did.queue_depth);
+    w.put(did.write_share);
+    w.put(Ok(device.reference.read_us));
+    w.flag(device.class == DeviceClass::Hdd);
+    w.put(Ok(0.0)); // buffered_disks: summed up afterwards
+    w.keep(); // disks
+    w.put(Ok(f64::from(device.scheduler)));
+}
+
+fn refresh_host(window: &HostWindow, obs: &mut Observation) {
+    let host = &window.host;
+    let mut w = RowWriter::new(&mut obs.host, &HOST, 0);
+    w.put(Ok(host.cpu_load));
+    w.put(Ok(host.mem_available_bytes / host.mem_total_bytes.max(1.0)));
+    w.put(Ok(host.dirty_bytes / host.dirty_limit_bytes.max(1.0)));
+    w.put(host.psi_cpu.map(f64::from));
+    w.put(host.psi_io.map(f64::from));
+    w.put(host.psi_memory.map(f64::from));
+    w.put(Ok(f64::from(host.cpus)));
 }
 
 /// Writes readings into a row of a table, clipped to the columns' ranges.
 struct RowWriter<'a> {
-    table: &'a mut Table,
+    values: &'a mut [f32],
+    validity: &'a mut [Validity],
     columns: &'static [Column],
-    row: usize,
     next: usize,
 }
 
-impl RowWriter<'_> {
+impl<'a> RowWriter<'a> {
+    fn new(table: &'a mut Table, columns: &'static [Column], row: usize) -> Self {
+        let width = columns.len();
+        let cells = row * width..(row + 1) * width;
+        let values = table.values.as_slice_mut().expect("in standard layout");
+        let validity = table.validity.as_slice_mut().expect("in standard layout");
+        Self {
+            values: &mut values[cells.clone()],
+            validity: &mut validity[cells],
+            columns,
+            next: 0,
+        }
+    }
+
     fn put(&mut self, reading: Reading<f64>) {
         let (_, _, low, high, ..) = self.columns[self.next];
-        let cell = [self.row, self.next];
-        match reading {
-            Ok(value) => self.table.values[cell] = (value as f32).clamp(low, high),
-            Err(why) => self.table.validity[cell] = why,
-        }
+        let (value, validity) = match reading {
+            Ok(value) => ((value as f32).clamp(low, high), Validity::Valid),
+            Err(why) => (0.0, why),
+        };
+        self.values[self.next] = value;
+        self.validity[self.next] = validity;
         self.next += 1;
     }
 
     fn flag(&mut self, set: bool) {
         self.put(Ok(f64::from(u8::from(set))));
+    }
+
+    /// Leaves a column as `lay_out` has written it.
+    fn keep(&mut self) {
+        self.next += 1;
     }
 }
 
@@ -546,262 +770,42 @@ impl Drop for RowWriter<'_> {
     }
 }
 
-fn disk_table(before: &HostSample, after: &HostSample, span_s: f64, interval: Duration) -> Table {
-    let mut table = Table::zeros(after.disks.len(), DISK.len());
-    let host = &after.host;
-    for (row, disk) in after.disks.iter().enumerate() {
-        let window =
-            find(&before.disks, row, &disk.id).map(|b| DiskWindow::between(b, disk, span_s));
-        let get = |f: fn(&DiskWindow) -> Reading<f64>| {
-            window.as_ref().map_or(Err(Validity::CounterReset), f)
-        };
-        let reference = get(|w| w.read_share)
-            .and_then(|share| get(|w| w.request_bytes).map(|bytes| (share, bytes)))
-            .map(|(share, bytes)| {
-                reference_us(&after.devices[disk.device].reference, share, bytes)
-            });
-        let group = disk.group.map_or(1, |g| {
-            after.disks.iter().filter(|d| d.group == Some(g)).count()
-        });
-        let mut w = RowWriter {
-            table: &mut table,
-            columns: &DISK,
-            row,
-            next: 0,
-        };
-        w.put(get(|w| w.queue_depth));
-        w.put(Ok(lane_load(
-            before,
-            after,
-            disk.settings.channel.into(),
-            span_s,
-        )));
-        w.put(get(|w| w.hit_rate));
-        w.put(get(|w| w.iops));
-        w.put(get(|w| w.latency_us_mean));
-        w.put(get(|w| w.latency_us_p99));
-        w.put(
-            reference.and_then(|reference| get(|w| w.latency_us_mean).map(|mean| mean / reference)),
-        );
-        w.put(get(|w| w.read_share));
-        w.put(get(|w| w.request_bytes).map(|bytes| bytes / 1024.0));
-        w.put(get(|w| w.flush_share));
-        w.put(get(|w| w.iothread_cores));
-        w.put(get(|w| w.run_delay));
-        w.flag(disk.settings.cache == Cache::Buffered);
-        w.flag(disk.settings.polling == Polling::Adaptive);
-        w.flag(disk.settings.channel != 0);
-        w.flag(disk.group.is_some());
-        w.put(Ok(group as f64));
-        w.put(Ok(
-            disk.since_change.as_secs_f64() / interval.as_secs_f64().max(1e-9)
-        ));
-        w.put(Ok(disk.capacity_bytes as f64 / GIB));
-        w.put(
-            disk.cached_bytes
-                .map(|bytes| bytes as f64 / host.mem_total_bytes as f64),
-        );
-        w.put(Ok(
-            host.mem_available_bytes as f64 / (disk.capacity_bytes as f64).max(1.0)
-        ));
-    }
-    table
+/// Adds to a cell, up to its column's bound.
+fn add(values: &mut Array2<f32>, columns: &[Column], cell: [usize; 2], gain: f32) {
+    values[cell] = (values[cell] + gain).min(columns[cell[1]].3);
 }
 
-const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
-
-/// The sample of the same thing: at the same row where nothing came or went.
-pub(crate) fn find<'a, T: Named>(before: &'a [T], row: usize, id: &str) -> Option<&'a T> {
-    before
-        .get(row)
-        .filter(|b| b.id() == id)
-        .or_else(|| before.iter().find(|b| b.id() == id))
+fn flag(set: bool) -> f32 {
+    f32::from(u8::from(set))
 }
 
-pub(crate) trait Named {
-    fn id(&self) -> &str;
-}
-
-impl Named for crate::sample::DeviceSample {
-    fn id(&self) -> &str {
-        &self.id
+/// Gives an array its shape; where it has it, its values stay.
+fn reshape<T: Clone + Default>(array: &mut Array2<T>, shape: (usize, usize)) {
+    if array.dim() != shape {
+        *array = Array2::default(shape);
     }
 }
 
-impl Named for crate::sample::ChannelSample {
-    fn id(&self) -> &str {
-        &self.id
+fn set_names<'a>(names: &mut Vec<String>, from: impl ExactSizeIterator<Item = &'a String>) {
+    names.resize_with(from.len(), String::new);
+    for (name, from) in names.iter_mut().zip(from) {
+        name.clone_from(from);
     }
 }
 
-impl Named for crate::sample::DiskSample {
-    fn id(&self) -> &str {
-        &self.id
+fn set_levels<const HEADS: usize>(mut row: ArrayViewMut1<'_, Level>, levels: [Level; HEADS]) {
+    for (cell, level) in row.iter_mut().zip(levels) {
+        *cell = level;
     }
 }
 
-/// Busy share of the CPUs behind a channel level; all CPUs for `float`.
-fn lane_load(before: &HostSample, after: &HostSample, level: usize, span_s: f64) -> f64 {
-    let channel = level.checked_sub(1).and_then(|row| {
-        let now = after.channels.get(row)?;
-        Some((find(&before.channels, row, &now.id)?, now))
-    });
-    match channel {
-        Some((b, a)) => share_of_cpus(b.busy_ns, a.busy_ns, a.cpus.len() as f64, span_s),
-        None => share_of_cpus(
-            before.host.cpu_busy_ns,
-            after.host.cpu_busy_ns,
-            f64::from(after.host.cpus),
-            span_s,
-        ),
+/// Levels that a mask does not speak of are not enabled.
+fn set_masks<'a>(
+    mut row: ArrayViewMut1<'_, MaskReason>,
+    masks: impl IntoIterator<Item = &'a MaskReason>,
+) {
+    row.fill(MaskReason::NotEnabled);
+    for (cell, mask) in row.iter_mut().zip(masks) {
+        *cell = *mask;
     }
-}
-
-fn share_of_cpus(before_ns: u64, after_ns: u64, cpus: f64, span_s: f64) -> f64 {
-    after_ns.saturating_sub(before_ns) as f64 * 1e-9 / (span_s * cpus.max(1.0))
-}
-
-fn channel_table(before: &HostSample, after: &HostSample, span_s: f64) -> Table {
-    let mut table = Table::zeros(after.channels.len(), CHANNEL.len());
-    for (row, channel) in after.channels.iter().enumerate() {
-        let cpus = channel.cpus.len() as f64;
-        let level = row + 1;
-        let bound: Vec<usize> = (0..after.disks.len())
-            .filter(|d| usize::from(after.disks[*d].settings.channel) == level)
-            .collect();
-        let cores: f64 = bound
-            .iter()
-            .filter_map(|d| {
-                find(&before.disks, *d, &after.disks[*d].id).map(|b| (b, &after.disks[*d]))
-            })
-            .filter_map(|(b, a)| DiskWindow::between(b, a, span_s).iothread_cores.ok())
-            .map(|cores| cores.min(1.0))
-            .sum();
-        let vcpu = find(&before.channels, row, &channel.id)
-            .map_or(Err(Validity::CounterReset), |b| {
-                crate::sample::gained(b.vcpu_ns, channel.vcpu_ns)
-            });
-        let mut w = RowWriter {
-            table: &mut table,
-            columns: &CHANNEL,
-            row,
-            next: 0,
-        };
-        w.put(Ok(lane_load(before, after, level, span_s)));
-        w.put(vcpu.map(|ns| ns as f64 * 1e-9 / (span_s * cpus.max(1.0))));
-        w.put(Ok(bound.len() as f64));
-        w.put(Ok(cores));
-        w.put(Ok(cpus));
-    }
-    table
-}
-
-fn pair_table(after: &HostSample) -> Array3<f32> {
-    let flag = |set: bool| f32::from(u8::from(set));
-    Array3::from_shape_fn(
-        (after.disks.len(), after.channels.len(), PAIR.len()),
-        |(disk, channel, column)| {
-            let (d, c) = (&after.disks[disk], &after.channels[channel]);
-            match column {
-                0 => flag(usize::from(d.settings.channel) == channel + 1),
-                1 => d.vcpu_share.get(channel).copied().unwrap_or(0.0),
-                _ => flag(after.devices[d.device].numa == c.numa),
-            }
-        },
-    )
-}
-
-fn device_table(before: &HostSample, after: &HostSample, span_s: f64) -> Table {
-    let mut table = Table::zeros(after.devices.len(), DEVICE.len());
-    for (row, device) in after.devices.iter().enumerate() {
-        let window = find(&before.devices, row, &device.id)
-            .map(|b| DeviceWindow::between(b, device, span_s));
-        let get = |f: fn(&DeviceWindow) -> Reading<f64>| {
-            window.as_ref().map_or(Err(Validity::CounterReset), f)
-        };
-        let of_device = || after.disks.iter().filter(|d| d.device == row);
-        let buffered = of_device()
-            .filter(|d| d.settings.cache == Cache::Buffered)
-            .count();
-        let mut w = RowWriter {
-            table: &mut table,
-            columns: &DEVICE,
-            row,
-            next: 0,
-        };
-        w.put(get(|w| w.utilisation));
-        w.put(get(|w| w.iops));
-        w.put(get(|w| w.bytes_per_sec).map(|b| b / 1_048_576.0));
-        w.put(get(|w| w.await_us));
-        w.put(get(|w| w.queue_depth));
-        w.put(get(|w| w.write_share));
-        w.put(Ok(device.reference.read_us));
-        w.flag(device.class == DeviceClass::Hdd);
-        w.put(Ok(buffered as f64));
-        w.put(Ok(of_device().count() as f64));
-        w.put(Ok(f64::from(device.scheduler)));
-    }
-    table
-}
-
-fn host_table(before: &HostSample, after: &HostSample, span_s: f64) -> Table {
-    let host = &after.host;
-    let mut table = Table::zeros(1, HOST.len());
-    let mut w = RowWriter {
-        table: &mut table,
-        columns: &HOST,
-        row: 0,
-        next: 0,
-    };
-    w.put(Ok(lane_load(before, after, 0, span_s)));
-    w.put(Ok(
-        host.mem_available_bytes as f64 / (host.mem_total_bytes as f64).max(1.0)
-    ));
-    w.put(Ok(
-        host.dirty_bytes as f64 / (host.dirty_limit_bytes as f64).max(1.0)
-    ));
-    w.put(host.psi_cpu.map(f64::from));
-    w.put(host.psi_io.map(f64::from));
-    w.put(host.psi_memory.map(f64::from));
-    w.put(Ok(f64::from(host.cpus)));
-    drop(w);
-    table
-}
-
-fn settings(
-    spec: &EnvSpec,
-    sample: &HostSample,
-    disk: impl Fn(&crate::sample::DiskSample) -> [u16; 3],
-    device: impl Fn(&crate::sample::DeviceSample) -> u16,
-) -> JointAction {
-    let rows: Vec<[u16; 3]> = sample.disks.iter().map(disk).collect();
-    JointAction {
-        disks: Array2::from_shape_fn((rows.len(), 3), |(r, h)| rows[r][h]),
-        devices: Array2::from_shape_fn(
-            (sample.devices.len(), spec.device_heads.len()),
-            |(r, _)| device(&sample.devices[r]),
-        ),
-    }
-}
-
-fn masks(spec: &EnvSpec, sample: &HostSample) -> Masks {
-    let channels = sample.channels.len();
-    let mut disks = Array2::default((sample.disks.len(), spec.disk_levels(channels)));
-    for (row, disk) in sample.disks.iter().enumerate() {
-        let m = &disk.masks;
-        let all = m.channel.iter().chain(&m.cache).chain(&m.polling);
-        for (cell, reason) in disks.row_mut(row).iter_mut().zip(all) {
-            *cell = *reason;
-        }
-    }
-    let mut devices = Array2::from_elem(
-        (sample.devices.len(), spec.device_levels(channels)),
-        MaskReason::NotEnabled,
-    );
-    for (row, device) in sample.devices.iter().enumerate() {
-        for (cell, reason) in devices.row_mut(row).iter_mut().zip(&device.scheduler_mask) {
-            *cell = *reason;
-        }
-    }
-    Masks { disks, devices }
 }

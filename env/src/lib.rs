@@ -2,13 +2,14 @@
 //! simulated host.
 //!
 //! Everything here is pure: no clock is read, no file or socket is opened, and every source of
-//! randomness is passed in. A live host and a simulated host both produce [`sample::HostSample`]s;
-//! one function turns two of them into an observation ([`features`]), one into a reward
-//! ([`reward`]). What an agent learns on the one is therefore stated in the terms of the other.
+//! randomness is passed in. What a host did in one interval is a [`window::HostWindow`], made of two
+//! [`sample::HostSample`]s on a live host and written directly by the simulated one; one function
+//! turns a window into an observation ([`features`]), one into a reward ([`reward`]). What an agent
+//! learns on the one host is therefore stated in the terms of the other.
 //!
 //! Reading order: [`spec`] (what can be seen and done), [`observation`], [`decision`] (how a joint
 //! decision is made one disk at a time), [`environment`] (reset and step), then [`sample`],
-//! [`features`] and [`reward`], then [`sim`].
+//! [`window`], [`features`] and [`reward`], then [`sim`].
 
 pub mod cartpole;
 pub mod clock;
@@ -22,6 +23,7 @@ pub mod sample;
 pub mod sim;
 pub mod spec;
 pub mod vector;
+pub mod window;
 
 pub use clock::{Clock, ManualClock};
 pub use decision::{ActionError, JointAction, JointDecision, Turn, TurnView};

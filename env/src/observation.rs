@@ -59,6 +59,13 @@ impl Table {
         }
     }
 
+    /// Gives the table its shape; where it has it, its contents stay.
+    pub fn reshape(&mut self, rows: usize, columns: usize) {
+        if self.values.dim() != (rows, columns) {
+            *self = Self::zeros(rows, columns);
+        }
+    }
+
     /// The values of one row.
     #[must_use]
     pub fn row(&self, row: usize) -> ArrayView1<'_, f32> {

@@ -1,4 +1,4 @@
-//! The reward: one function of two samples, for live and simulated hosts alike.
+//! The reward: one function of a window, for live and simulated hosts alike.
 //!
 //! A disk's own part is minus its relative performance loss, in four parts that sum to it exactly,
 //! minus what the service costs everybody else:
@@ -13,12 +13,12 @@
 //!
 //! CPU is charged per request and not per second, so that serving less never saves anything.
 
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayViewMut1};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Rewards;
-use crate::features::find;
-use crate::sample::{Cache, DeviceReference, DeviceWindow, DiskSample, DiskWindow, HostSample};
+use crate::sample::{Cache, DeviceReference};
+use crate::window::{DiskRow, HostWindow};
 
 /// One named term of the reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,130 +162,105 @@ pub fn reference_us(reference: &DeviceReference, read_share: f64, request_bytes:
     base + request_bytes / reference.bytes_per_sec * 1e6
 }
 
-/// The reward of the window between two samples. Rows are the disks of `before`; one that is gone
-/// in `after` does not count.
+/// The reward of a window. Rows are the disks it began with; one that is gone at its end does not
+/// count.
 #[must_use]
-pub fn score(before: &HostSample, after: &HostSample, config: &RewardConfig) -> Rewards {
-    let span_s = after.at.saturating_sub(before.at).as_secs_f64().max(1e-9);
-    let disks = before.disks.len();
-    let mut terms = Array2::zeros((disks, RewardTerm::ALL.len()));
-    let mut counted = vec![false; disks];
-    for (row, disk) in before.disks.iter().enumerate() {
-        let Some(now) = find(&after.disks, row, &disk.id) else {
-            continue;
-        };
-        let verdict = judge(
-            &Window {
-                before,
-                after,
-                disk,
-                now,
-                span_s,
-            },
-            config,
-        );
-        if let Some(costs) = verdict {
-            counted[row] = true;
-            for (cell, cost) in terms.row_mut(row).iter_mut().zip(costs) {
-                *cell = -cost as f32;
-            }
-        }
+pub fn score(window: &HostWindow, config: &RewardConfig) -> Rewards {
+    let mut rewards = Rewards::default();
+    score_into(window, config, &mut rewards);
+    rewards
+}
+
+/// As [`score`], into buffers that are kept: nothing is allocated where they have a row per disk.
+pub fn score_into(window: &HostWindow, config: &RewardConfig, rewards: &mut Rewards) {
+    shape(rewards, window.began_with.len());
+    for (row, now) in window.began_with.iter().enumerate() {
+        let costs = now.and_then(|now| judge(window, &window.disks[now], config));
+        rewards.counted[row] = costs.is_some();
+        rewards.own[row] = write_terms(rewards.terms.row_mut(row), costs);
     }
-    let (low, high) = RewardTerm::RANGE;
-    let own: Array1<f32> = terms
-        .rows()
-        .into_iter()
-        .map(|row| row.sum().clamp(low, high))
-        .collect();
-    let mut rewards = Rewards {
-        total: Array1::zeros(disks),
-        own,
-        terms,
-        counted,
-    };
     let mean = rewards.host_mean().unwrap_or(0.0);
     let beta = config.beta as f32;
-    for row in 0..disks {
-        if rewards.counted[row] {
-            rewards.total[row] = (1.0 - beta) * rewards.own[row] + beta * mean;
-        }
+    for row in 0..rewards.counted.len() {
+        rewards.total[row] = if rewards.counted[row] {
+            (1.0 - beta) * rewards.own[row] + beta * mean
+        } else {
+            0.0
+        };
     }
-    rewards
+}
+
+fn shape(rewards: &mut Rewards, disks: usize) {
+    if rewards.terms.dim() != (disks, RewardTerm::ALL.len()) {
+        *rewards = Rewards {
+            total: Array1::zeros(disks),
+            own: Array1::zeros(disks),
+            terms: Array2::zeros((disks, RewardTerm::ALL.len())),
+            counted: vec![false; disks],
+        };
+    }
+}
+
+/// Writes one disk's terms and returns their sum within the bounds; 0 for one that does not count.
+fn write_terms(mut terms: ArrayViewMut1<'_, f32>, costs: Option<Costs>) -> f32 {
+    let Some(costs) = costs else {
+        terms.fill(0.0);
+        return 0.0;
+    };
+    for (cell, cost) in terms.iter_mut().zip(costs) {
+        *cell = -cost as f32;
+    }
+    let (low, high) = RewardTerm::RANGE;
+    terms.sum().clamp(low, high)
 }
 
 /// The relative performance loss of each disk that counts, averaged; in [−1, 1], or 4 for a stall.
 #[must_use]
 pub fn mean_loss(rewards: &Rewards) -> Option<f32> {
-    let rows: Vec<usize> = (0..rewards.counted.len())
-        .filter(|row| rewards.counted[*row])
-        .collect();
     let loss = |row: usize| {
         -RewardTerm::LOSS
             .iter()
             .map(|term| rewards.terms[[row, *term as usize]])
             .sum::<f32>()
     };
-    (!rows.is_empty()).then(|| rows.iter().map(|row| loss(*row)).sum::<f32>() / rows.len() as f32)
-}
-
-struct Window<'a> {
-    before: &'a HostSample,
-    after: &'a HostSample,
-    disk: &'a DiskSample,
-    now: &'a DiskSample,
-    span_s: f64,
+    let rows = (0..rewards.counted.len()).filter(|row| rewards.counted[*row]);
+    let (disks, sum) = rows.fold((0_u32, 0.0), |(disks, sum), row| {
+        (disks + 1, sum + loss(row))
+    });
+    (disks > 0).then(|| sum / disks as f32)
 }
 
 type Costs = [f64; RewardTerm::ALL.len()];
 
 /// Costs of one disk in the order of `RewardTerm::ALL`; `None` if it was idle or cannot be judged.
-fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
-    let Window {
-        before,
-        after,
-        disk,
-        now,
-        span_s,
-    } = *window;
-    let seen = DiskWindow::between(disk, now, span_s);
-    let device = &after.devices[now.device];
-    let iops = seen.iops.ok()?;
+fn judge(window: &HostWindow, disk: &DiskRow, config: &RewardConfig) -> Option<Costs> {
+    let did = &disk.did;
+    let device = &window.devices[disk.device];
+    let iops = did.iops.ok()?;
     if iops == 0.0 {
-        return now.in_flight.is_ok_and(|n| n > 0).then(stalled);
+        return disk.in_flight.is_ok_and(|n| n > 0).then(stalled);
     }
-    let latency = seen.latency_us_mean.ok()?;
-    let read_share = seen.read_share.ok()?;
-    let reference = reference_us(&device.reference, read_share, seen.request_bytes.ok()?);
-    let device_before = find(&before.devices, now.device, &device.id);
-    let await_us = device_before
-        .and_then(|b| DeviceWindow::between(b, device, span_s).await_us.ok())
-        .unwrap_or(reference);
+    let latency = did.latency_us_mean.ok()?;
+    let read_share = did.read_share.ok()?;
+    let reference = reference_us(&device.reference, read_share, did.request_bytes.ok()?);
+    let await_us = device.did.await_us.unwrap_or(reference);
 
-    let run_delay = (seen.run_delay.unwrap_or(0.0) * 1e6 / iops).min(latency);
-    let to_device = match now.settings.cache {
-        Cache::Direct => 1.0,
-        Cache::Buffered => read_share * (1.0 - seen.hit_rate.unwrap_or(0.0)),
+    let run_delay = (did.run_delay.unwrap_or(0.0) * 1e6 / iops).min(latency);
+    let (to_device, cached) = match disk.settings.cache {
+        Cache::Direct => (1.0, 0.0),
+        Cache::Buffered => (
+            read_share * (1.0 - did.hit_rate.unwrap_or(0.0)),
+            disk.cached_bytes.unwrap_or(0.0) / window.host.mem_total_bytes,
+        ),
     };
     let in_device = (to_device * await_us).min(latency - run_delay);
     let scale = device.class.environment_factor() / latency.max(reference);
-    let cpu_us = seen.iothread_cores.unwrap_or(0.0) * 1e6 / iops;
-    let owed_s = now.dirty_bytes.unwrap_or(0) as f64 / device.reference.bytes_per_sec;
-    let cached = match now.settings.cache {
-        Cache::Direct => 0.0,
-        Cache::Buffered => now.cached_bytes.unwrap_or(0) as f64 / after.host.mem_total_bytes as f64,
-    };
-    let excess = match (config.slo_p99_us, seen.latency_us_p99) {
+    let cpu_us = did.iothread_cores.unwrap_or(0.0) * 1e6 / iops;
+    let owed_s = disk.dirty_bytes.unwrap_or(0.0) / device.reference.bytes_per_sec;
+    let excess = match (config.slo_p99_us, did.latency_us_p99) {
         (Some(objective), Ok(p99)) => (p99 / objective - 1.0).clamp(0.0, 1.0),
         _ => 0.0,
     };
-    let changes = disk
-        .settings
-        .levels()
-        .iter()
-        .zip(now.settings.levels())
-        .filter(|(a, b)| **a != *b)
-        .count();
-    let switched = device_before.is_some_and(|b| b.scheduler != device.scheduler);
     Some([
         scale * run_delay,
         scale * (in_device - to_device * reference),
@@ -293,10 +268,18 @@ fn judge(window: &Window<'_>, config: &RewardConfig) -> Option<Costs> {
         scale * (latency - run_delay - in_device),
         config.cpu * cpu_us / (cpu_us + reference),
         config.page_cache * cached.min(1.0),
-        config.writeback * (owed_s / span_s).min(2.0),
-        config.change * (changes + usize::from(switched)) as f64,
+        config.writeback * (owed_s / window.span_s).min(2.0),
+        config.change * changes(window, disk) as f64,
         config.slo * excess,
     ])
+}
+
+/// Settings of the disk and of its device that changed in the window.
+fn changes(window: &HostWindow, disk: &DiskRow) -> usize {
+    let device = &window.devices[disk.device];
+    let levels = disk.settings_before.levels().into_iter();
+    let changed = levels.zip(disk.settings.levels()).filter(|(a, b)| a != b);
+    changed.count() + usize::from(device.scheduler_before != device.scheduler)
 }
 
 /// Requests in flight and none completed: the worst there is.
@@ -311,9 +294,10 @@ mod tests {
     use super::*;
     use crate::Environment as _;
     use crate::decision::JointAction;
-    use crate::sample::{Cache, DiskSettings};
+    use crate::sample::{Cache, DiskSettings, HostSample};
     use crate::sim::scenario::{DeviceModel, Phase, Scenario};
     use crate::sim::{SimHost, presets};
+    use crate::window::DiskWindow;
 
     /// Mean own reward per step of one fixed action over an episode.
     fn mean_reward(scenario: Scenario, act: impl Fn(&mut JointAction)) -> f32 {
@@ -349,7 +333,10 @@ mod tests {
     #[test]
     fn the_four_parts_sum_to_the_relative_loss() {
         let (before, after) = honest_window();
-        let rewards = score(&before, &after, &RewardConfig::default());
+        let rewards = score(
+            &HostWindow::between(&before, &after),
+            &RewardConfig::default(),
+        );
         let window = DiskWindow::between(&before.disks[0], &after.disks[0], 1.0);
         let device = &after.devices[0];
         let latency = window.latency_us_mean.unwrap();
@@ -365,10 +352,16 @@ mod tests {
         after.disks[0].reads = before.disks[0].reads;
         after.disks[0].writes = before.disks[0].writes;
         after.disks[0].in_flight = Ok(3);
-        let stalled = score(&before, &after, &RewardConfig::default());
+        let stalled = score(
+            &HostWindow::between(&before, &after),
+            &RewardConfig::default(),
+        );
         assert_eq!(stalled.own[0], RewardTerm::RANGE.0);
         after.disks[0].in_flight = Ok(0);
-        let idle = score(&before, &after, &RewardConfig::default());
+        let idle = score(
+            &HostWindow::between(&before, &after),
+            &RewardConfig::default(),
+        );
         assert!(!idle.counted[0] && idle.total[0] == 0.0);
         assert_eq!(idle.host_mean(), None);
     }
@@ -416,8 +409,11 @@ mod tests {
         before.disks[0].settings = settings;
         after.disks[0].settings = settings;
         let charge = |after: &HostSample| {
-            score(&before, after, &RewardConfig::default()).terms
-                [[0, RewardTerm::PageCache as usize]]
+            score(
+                &HostWindow::between(&before, after),
+                &RewardConfig::default(),
+            )
+            .terms[[0, RewardTerm::PageCache as usize]]
         };
         let none = charge(&after);
         after.disks[0].cached_bytes = Ok(after.host.mem_total_bytes / 2);
@@ -430,18 +426,16 @@ mod tests {
         let obs = host.reset(Some(5), &Default::default()).unwrap();
         let before = host.sample().unwrap().clone();
         host.step(&obs.current).unwrap();
-        let after = host.sample().unwrap();
+        let window = HostWindow::between(&before, host.sample().unwrap());
         let selfish = score(
-            &before,
-            after,
+            &window,
             &RewardConfig {
                 beta: 0.0,
                 ..RewardConfig::default()
             },
         );
         let shared = score(
-            &before,
-            after,
+            &window,
             &RewardConfig {
                 beta: 1.0,
                 ..RewardConfig::default()

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use blkpilot_env::conformance::{self, Demands};
 use blkpilot_env::observation::Validity;
-use blkpilot_env::sample::{Cache, DiskSample, DiskWindow, HostSample};
+use blkpilot_env::sample::{Cache, DiskSample, HostSample};
+use blkpilot_env::window::DiskWindow;
 use blkpilot_host::{
     BootClock, Change, HostError, Hypervisor, Knob, Libvirt, LiveHost, LiveHostConfig, Outcome,
     Scope, Settlement,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, observe};
 use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::HostSample;
+use blkpilot_env::window::HostWindow;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
 use blkpilot_host::guest::Guest;
 use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
@@ -221,8 +222,9 @@ impl HostBackend for LibvirtHost {
 
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
-        let observation = observe(self.host.spec(), &self.before, &after, self.interval);
-        let rewards = score(&self.before, &after, &self.reward);
+        let window = HostWindow::between(&self.before, &after);
+        let observation = observe(self.host.spec(), &window, self.interval);
+        let rewards = score(&window, &self.reward);
         self.before = after;
         Ok(Window {
             observation,

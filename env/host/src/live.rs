@@ -13,6 +13,7 @@ use blkpilot_env::observation::Observation;
 use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::{DeviceReference, DiskSettings, HostSample, Polling};
 use blkpilot_env::spec::{EnvSpec, Level};
+use blkpilot_env::window::HostWindow;
 
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
@@ -563,7 +564,8 @@ impl Environment for LiveHost {
         let before = self.sample()?;
         self.wait_interval();
         let sample = self.sample()?;
-        let observation = observe(&self.spec, &before, &sample, self.config.interval);
+        let window = HostWindow::between(&before, &sample);
+        let observation = observe(&self.spec, &window, self.config.interval);
         self.episode = Some(Episode {
             step: 0,
             sample,
@@ -609,9 +611,10 @@ impl LiveHost {
         let execution = self.apply(&episode.observation, action)?;
         self.wait_interval();
         let sample = self.sample()?;
+        let window = HostWindow::between(&episode.sample, &sample);
         let step = Step {
-            observation: observe(&self.spec, &episode.sample, &sample, self.config.interval),
-            rewards: score(&episode.sample, &sample, &self.config.reward),
+            observation: observe(&self.spec, &window, self.config.interval),
+            rewards: score(&window, &self.config.reward),
             executed: execution.executed,
             terminated: false,
             truncated: self

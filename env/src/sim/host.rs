@@ -12,6 +12,7 @@ use crate::observation::Observation;
 use crate::reward::{RewardConfig, score};
 use crate::sample::HostSample;
 use crate::spec::EnvSpec;
+use crate::window::HostWindow;
 
 /// The I/O schedulers a simulated device offers, as levels of the device head.
 pub const SCHEDULERS: [&str; 3] = ["none", "mq-deadline", "bfq"];
@@ -136,7 +137,8 @@ impl Environment for SimHost {
         episode.run_interval(&mut self.rng);
         let before = episode.sample.clone();
         episode.run_interval(&mut self.rng);
-        let obs = observe(&self.spec, &before, &episode.sample, episode.interval());
+        let window = HostWindow::between(&before, &episode.sample);
+        let obs = observe(&self.spec, &window, episode.interval());
         episode.last = obs.clone();
         self.episode = Some(episode);
         Ok(obs)
@@ -153,11 +155,12 @@ impl Environment for SimHost {
         let executed = episode.executed(action);
         episode.run_interval(&mut self.rng);
         episode.step += 1;
-        let observation = observe(&self.spec, &before, &episode.sample, episode.interval());
+        let window = HostWindow::between(&before, &episode.sample);
+        let observation = observe(&self.spec, &window, episode.interval());
         episode.last = observation.clone();
         Ok(Step {
             observation,
-            rewards: score(&before, &episode.sample, &self.reward),
+            rewards: score(&window, &self.reward),
             executed,
             terminated: false,
             truncated: episode.step >= episode.scenario.steps,
@@ -170,8 +173,9 @@ impl Environment for SimHost {
 mod tests {
     use super::*;
     use crate::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD};
-    use crate::sample::{Cache, DiskWindow};
+    use crate::sample::Cache;
     use crate::spec::Level;
+    use crate::window::DiskWindow;
 
     struct Outcome {
         iops: f64,
