@@ -106,6 +106,21 @@ impl Episode {
         }
     }
 
+    /// Fills the page cache with as much of each buffered disk as it can hold at the rates to come.
+    pub(super) fn warm_page_cache(&mut self) {
+        for (state, sample) in self.disks.iter_mut().zip(&self.sample.disks) {
+            if sample.settings.cache == Cache::Buffered {
+                // The first interval cuts it down to what is resident in the steady state.
+                state.cached_bytes = f64::MAX;
+            }
+        }
+    }
+
+    /// The phase that each disk is in.
+    pub(super) fn phases(&self) -> Vec<usize> {
+        self.disks.iter().map(|d| d.phase).collect()
+    }
+
     pub(super) fn interval(&self) -> Duration {
         Duration::from_secs_f64(self.scenario.interval_s)
     }

@@ -24,7 +24,17 @@ enum Source {
     Generated(Generator),
 }
 
-/// A simulated host.
+/// What the page cache holds when an episode starts: reset option `page_cache`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// Nothing (`cold`, the default).
+    Cold,
+    /// For each disk that is buffered by default, as much as it would end up with (`warm`).
+    Warm,
+}
+
+/// A simulated host. Options of `reset`: `scenario`, a preset to play instead; `page_cache`, `cold` or
+/// `warm`.
 #[derive(Debug)]
 pub struct SimHost {
     source: Source,
@@ -89,11 +99,19 @@ impl SimHost {
         self.episode.as_ref().map(|e| &e.scenario)
     }
 
-    fn draw_scenario(&mut self, options: &ResetOptions) -> Result<Scenario, EnvError> {
+    /// The phase that each disk was in during the last interval, as an index into its `phases`; `None`
+    /// before the first reset. A policy does not see it: it is for oracles and tests.
+    #[must_use]
+    pub fn phases(&self) -> Option<Vec<usize>> {
+        self.episode.as_ref().map(Episode::phases)
+    }
+
+    fn draw_scenario(&mut self, options: &ResetOptions) -> Result<(Scenario, Start), EnvError> {
         let mut scenario = match &self.source {
             Source::Fixed(scenario) => scenario.clone(),
             Source::Generated(generator) => generator.draw(&mut self.rng),
         };
+        let mut start = Start::Cold;
         for (name, value) in options {
             let refuse = |problem: String| EnvError::Option {
                 name: name.clone(),
@@ -101,6 +119,13 @@ impl SimHost {
                 problem,
             };
             match name.as_str() {
+                "page_cache" => {
+                    start = match value.as_str() {
+                        "cold" => Start::Cold,
+                        "warm" => Start::Warm,
+                        _ => return Err(refuse("must be `cold` or `warm`".to_owned())),
+                    };
+                }
                 "scenario" => {
                     scenario = presets::by_name(value).ok_or_else(|| {
                         refuse(format!("is not one of {}", presets::NAMES.join(", ")))
@@ -109,12 +134,13 @@ impl SimHost {
                 }
                 _ => {
                     return Err(refuse(
-                        "the simulated host knows only the option `scenario`".to_owned(),
+                        "the simulated host knows only the options `scenario` and `page_cache`"
+                            .to_owned(),
                     ));
                 }
             }
         }
-        Ok(scenario)
+        Ok((scenario, start))
     }
 }
 
@@ -131,8 +157,11 @@ impl Environment for SimHost {
         if let Some(seed) = seed {
             self.rng = crate::Rng::seed_from_u64(seed);
         }
-        let scenario = self.draw_scenario(options)?;
+        let (scenario, start) = self.draw_scenario(options)?;
         let mut episode = Episode::start(scenario, &mut self.rng);
+        if start == Start::Warm {
+            episode.warm_page_cache();
+        }
         // The first window after a reset holds the transient of the baseline: it is discarded.
         episode.run_interval(&mut self.rng);
         let before = episode.sample.clone();
@@ -433,6 +462,55 @@ mod tests {
         };
         assert!(flap(true) < flap(false) - 0.1);
         assert_eq!(flap(false), 0.0);
+    }
+
+    #[test]
+    fn a_warm_page_cache_starts_where_a_cold_one_ends() {
+        let rewards = |start: &str| {
+            let mut scenario = presets::capped_device();
+            scenario.noise = 0.0;
+            for disk in &mut scenario.disks {
+                disk.default_cache = Cache::Buffered;
+            }
+            let mut host = SimHost::fixed(scenario).unwrap();
+            let options = ResetOptions::from([("page_cache".to_owned(), start.to_owned())]);
+            let obs = host.reset(Some(1), &options).unwrap();
+            let rewards: Vec<f32> = (0..60)
+                .map(|_| {
+                    host.step(&obs.default)
+                        .unwrap()
+                        .rewards
+                        .host_mean()
+                        .unwrap()
+                })
+                .collect();
+            (rewards[0], rewards[59])
+        };
+        let (warm, cold) = (rewards("warm"), rewards("cold"));
+        assert!((warm.0 - cold.1).abs() < 1e-3, "{warm:?} {cold:?}");
+        assert!(cold.0 < cold.1 - 0.1, "{cold:?}");
+    }
+
+    #[test]
+    fn the_path_of_phases_follows_from_the_seed_whatever_is_done() {
+        let path = |level: Level| {
+            let mut host = SimHost::fixed(presets::mixed()).unwrap();
+            let mut action = host
+                .reset(Some(7), &ResetOptions::new())
+                .unwrap()
+                .default
+                .clone();
+            action.disks.column_mut(CACHE_HEAD).fill(level);
+            (0..64)
+                .map(|_| {
+                    host.step(&action).unwrap();
+                    host.phases().unwrap()
+                })
+                .collect::<Vec<_>>()
+        };
+        let direct = path(0);
+        assert_eq!(direct, path(1));
+        assert!(direct.windows(2).any(|w| w[0] != w[1]));
     }
 
     #[test]
