@@ -27,6 +27,8 @@
 //!
 //! Reading order: [`schema`], [`turn`] (rows from a joint decision), [`writer`], [`queue`],
 //! [`reader`].
+//!
+//! Beside it stands [`recording`]: samples of a host, for calibration.
 
 pub mod error;
 #[cfg(test)]
@@ -34,6 +36,7 @@ mod fixture;
 mod line;
 pub mod queue;
 pub mod reader;
+pub mod recording;
 pub mod schema;
 mod segment;
 pub mod turn;
