@@ -5,6 +5,7 @@ pub mod simulated;
 
 use std::time::Duration;
 
+use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use thiserror::Error;
 
@@ -32,6 +33,9 @@ pub trait HostBackend: Send {
     /// # Errors
     /// `Unavailable`.
     fn observe(&mut self) -> Result<Window, BackendError>;
+
+    /// The counters at the end of the last window.
+    fn sample(&self) -> &HostSample;
 
     /// The guests that ran at the end of the last window, by name.
     fn guests(&self) -> Vec<GuestStatus>;

@@ -4,6 +4,7 @@ mod commands;
 mod json;
 mod observe;
 mod serve;
+mod sweep;
 mod tables;
 mod trial;
 
@@ -66,6 +67,13 @@ enum Command {
     /// pair, and whether that is beyond noise. Afterwards, and when interrupted, the guests are put
     /// back.
     Trial(TrialArgs),
+    /// Record a host under each setting of its knobs, for `blkpilot-lab calibrate`
+    ///
+    /// Works without a service. Each disk of a guest that has opted in, with a mode that allows
+    /// changes, goes through every combination of its levels while the others keep their defaults.
+    /// Afterwards, and when interrupted, everything is put back; what a crash leaves behind is in the
+    /// journal, and is put back by whatever opens the data directory next.
+    Sweep(SweepArgs),
 }
 
 #[derive(Debug, Args)]
@@ -81,13 +89,17 @@ struct ServeArgs {
 #[derive(Debug, Args)]
 struct ObserveArgs {
     #[command(flatten)]
-    source: ObserveSource,
+    source: HostSource,
     /// Length of a window in seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     interval: Duration,
     /// End after this many windows; without it, when interrupted
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Append each sample to this recording, for `blkpilot-lab calibrate`; it is made if need be.
+    /// Ctrl-C loses nothing
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Print one JSON object per window
     #[arg(long)]
     json: bool,
@@ -95,7 +107,7 @@ struct ObserveArgs {
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct ObserveSource {
+struct HostSource {
     /// The host of this libvirt connection, such as qemu:///system. Nothing is changed; on guests
     /// that have opted in QEMU counts latencies while this runs
     #[arg(long, value_name = "URI")]
@@ -207,6 +219,51 @@ impl TrialArgs {
     }
 }
 
+#[derive(Debug, Args)]
+struct SweepArgs {
+    #[command(flatten)]
+    source: HostSource,
+    /// Append the samples to this recording; it is made if need be
+    #[arg(long, value_name = "FILE")]
+    record: PathBuf,
+    /// Directory of the journal, with --libvirt: that of the service, which must not be running
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Length of an interval in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    interval: Duration,
+    /// Times that all settings are gone through, each time in another order
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Intervals after each change for caches to fill
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    settle: u32,
+    /// Intervals that follow under the same setting
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    measure: u32,
+    /// Most settings; where there are more, a random choice that holds the defaults
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    most_settings: u32,
+    /// Seed of the order
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl SweepArgs {
+    fn plan(&self) -> crate::sweep::Plan {
+        crate::sweep::Plan {
+            rounds: self.rounds,
+            settle: self.settle,
+            measure: self.measure,
+            most_settings: self.most_settings as usize,
+            seed: self.seed,
+        }
+    }
+}
+
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok();
     seconds
@@ -293,5 +350,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Watch(args) => commands::watch(&args).await,
         Command::Rollback(args) => commands::rollback(&args).await,
         Command::Trial(args) => trial::run(args).await,
+        Command::Sweep(args) => sweep::run(args).await,
     }
 }

@@ -27,6 +27,7 @@ pub mod policy;
 pub mod remote;
 pub mod server;
 pub mod status;
+pub mod sweep;
 mod toml_reader;
 pub mod trial;
 pub mod tuner_service;

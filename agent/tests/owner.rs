@@ -20,6 +20,7 @@ use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_env::sample::HostSample;
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
@@ -84,6 +85,10 @@ impl HostBackend for Fragile {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.host.observe()
+    }
+
+    fn sample(&self) -> &HostSample {
+        self.host.sample()
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

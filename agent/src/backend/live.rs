@@ -232,6 +232,10 @@ impl HostBackend for LibvirtHost {
         })
     }
 
+    fn sample(&self) -> &HostSample {
+        &self.before
+    }
+
     fn guests(&self) -> Vec<GuestStatus> {
         let inventory = self.host.inventory();
         let mut guests: Vec<GuestStatus> = inventory.guests.values().map(status).collect();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::{Scenario, SimHost, presets};
 use blkpilot_env::{
     EnvError, EnvSpec, Environment as _, JointAction, MaskReason, Observation, ResetOptions,
@@ -160,6 +161,10 @@ impl HostBackend for SimulatedHost {
             observation,
             rewards: Some(step.rewards),
         })
+    }
+
+    fn sample(&self) -> &HostSample {
+        self.host.sample().expect("`open` has reset the host")
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

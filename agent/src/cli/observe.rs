@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_env::{EnvSpec, Observation};
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_log::recording::{Recorder, RecordingError, Source};
 use blkpilot_proto::v1;
 use serde_json::json;
 
 use super::json::Json;
 use super::serve::interrupted;
-use super::{CliError, ObserveArgs, tables};
+use super::{CliError, HostSource, ObserveArgs, tables};
 use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
-use crate::backend::simulated::SimulatedHost;
+use crate::backend::simulated::{SimulatedHost, interval_s};
 use crate::backend::{BackendError, HostBackend};
 use crate::config::{LibvirtConfig, OnExit};
 use crate::mode::Mode;
@@ -46,10 +47,62 @@ pub(super) async fn run(args: ObserveArgs) -> Result<(), CliError> {
     done.unwrap_or_else(|e| Err(CliError::Failed(format!("observing panicked: {e}"))))
 }
 
+impl From<RecordingError> for CliError {
+    fn from(error: RecordingError) -> Self {
+        match error {
+            RecordingError::Foreign { .. } | RecordingError::Format { .. } => {
+                Self::Usage(error.to_string())
+            }
+            RecordingError::Log(ref log) => {
+                let cause = std::error::Error::source(log).map(|cause| format!(": {cause}"));
+                Self::Failed(format!("{error}{}", cause.unwrap_or_default()))
+            }
+            RecordingError::Busy { .. } | RecordingError::TooLarge { .. } => {
+                Self::Failed(error.to_string())
+            }
+        }
+    }
+}
+
+/// Where the samples of a host come from.
+pub(super) fn recorded_from(source: &HostSource, interval: Duration) -> Source {
+    match (&source.simulated, &source.libvirt) {
+        (Some(scenario), _) => Source {
+            name: scenario.clone(),
+            is_simulated: true,
+            interval_s: interval_s(scenario).unwrap_or(1.0),
+        },
+        (None, uri) => Source {
+            name: uri.clone().unwrap_or_default(),
+            is_simulated: false,
+            interval_s: interval.as_secs_f64(),
+        },
+    }
+}
+
 fn observe(args: &ObserveArgs, stop: &Receiver<()>) -> Result<(), CliError> {
+    let from = recorded_from(&args.source, args.interval);
+    // Before the host is touched: the file may be somebody else's.
+    let recorder = args
+        .record
+        .as_ref()
+        .map(|path| Recorder::append(path, from));
+    let mut recorder = recorder.transpose()?;
+    let seen = watch(args, recorder.as_mut(), stop);
+    let recorded = recorder.map_or(Ok(0), Recorder::finish);
+    seen?;
+    recorded?;
+    Ok(())
+}
+
+fn watch(
+    args: &ObserveArgs,
+    recorder: Option<&mut Recorder>,
+    stop: &Receiver<()>,
+) -> Result<(), CliError> {
     if let Some(scenario) = &args.source.simulated {
         let mut host = SimulatedHost::open(scenario, SEED, BTreeMap::new())?;
-        return windows(args, &mut host, stop);
+        return windows(args, &mut host, recorder, stop);
     }
     let uri = args
         .source
@@ -70,7 +123,7 @@ fn observe(args: &ObserveArgs, stop: &Receiver<()>) -> Result<(), CliError> {
         guests: BTreeMap::new(),
     };
     let mut host = LibvirtHost::open(&config, &modes, journal.path())?;
-    let seen = windows(args, &mut host, stop);
+    let seen = windows(args, &mut host, recorder, stop);
     host.leave_no_trace()?;
     seen
 }
@@ -78,8 +131,14 @@ fn observe(args: &ObserveArgs, stop: &Receiver<()>) -> Result<(), CliError> {
 fn windows(
     args: &ObserveArgs,
     host: &mut dyn HostBackend,
+    mut recorder: Option<&mut Recorder>,
     stop: &Receiver<()>,
 ) -> Result<(), CliError> {
+    let mut record = |host: &dyn HostBackend| match &mut recorder {
+        Some(recorder) => recorder.record(host.sample()),
+        None => Ok(()),
+    };
+    record(&*host)?;
     let json = args.json.then(Json::new);
     let mut left = args.count;
     let mut due = Instant::now();
@@ -90,6 +149,7 @@ fn windows(
             return Ok(());
         }
         let window = host.observe()?;
+        record(&*host)?;
         show(json.as_ref(), host.spec(), &window.observation);
         left = left.map(|left| left - 1);
     }

@@ -96,7 +96,7 @@ fn what_was_recorded_is_read_back_and_sessions_do_not_touch() {
     assert_eq!(sessions, [0, 0, 0, 1, 1]);
     assert_eq!((tally.sessions, tally.samples, tally.used), (2, 7, 5));
     assert!(tally.skipped.is_empty() && tally.torn_bytes == 0);
-    assert!((windows[0].span_s() - 1.0).abs() < 1e-9);
+    assert!((windows[0].window.span_s - 1.0).abs() < 1e-9);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use blkpilot_env::Validity;
-use blkpilot_env::sample::{DeviceSample, DiskSample, DiskWindow, HostSample, OpCounters};
+use blkpilot_env::sample::{DiskSample, HostSample, Reading};
+use blkpilot_env::window::HostWindow;
 use serde::Serialize;
 
 use super::{Item, RecordedSample, Recording, RecordingError, Source};
@@ -22,18 +23,8 @@ const CLOCK_DISAGREEMENT_S: f64 = 0.2;
 pub struct RecordedWindow {
     /// Number of its session in the recording, from 0.
     pub session: usize,
-    /// The sample at its start.
-    pub before: HostSample,
-    /// The sample at its end.
-    pub after: HostSample,
-}
-
-impl RecordedWindow {
-    /// Its length, seconds.
-    #[must_use]
-    pub fn span_s(&self) -> f64 {
-        span_s(&self.before, &self.after)
-    }
+    /// What the host did.
+    pub window: HostWindow,
 }
 
 /// Why two consecutive samples make no window. Where several hold, the first of these counts.
@@ -150,12 +141,11 @@ impl Windows {
             _ => Err(SkipReason::Damaged),
         };
         match verdict {
-            Ok(()) => {
+            Ok(window) => {
                 self.tally.used += 1;
                 Some(RecordedWindow {
                     session: self.tally.sessions.saturating_sub(1),
-                    before: before.host,
-                    after: after.host,
+                    window,
                 })
             }
             Err(reason) => {
@@ -201,12 +191,12 @@ fn span_s(before: &HostSample, after: &HostSample) -> f64 {
     after.at.as_secs_f64() - before.at.as_secs_f64()
 }
 
-/// Whether two consecutive samples make a window.
+/// The window that two consecutive samples make.
 fn judge(
     before: &RecordedSample,
     after: &RecordedSample,
     source: &Source,
-) -> Result<(), SkipReason> {
+) -> Result<HostWindow, SkipReason> {
     let (was, is) = (&before.host, &after.host);
     let span = span_s(was, is);
     let refuse_if = |is_so: bool, reason| if is_so { Err(reason) } else { Ok(()) };
@@ -218,9 +208,12 @@ fn judge(
         SkipReason::TooShort,
     )?;
     refuse_if(names(was) != names(is), SkipReason::GuestsChanged)?;
-    refuse_if(settings_changed(was, is), SkipReason::SettingsChanged)?;
-    refuse_if(counters_went_back(was, is), SkipReason::CounterReset)?;
-    refuse_if(is.disks.iter().any(is_stale), SkipReason::Stale)
+    refuse_if(cpus_went_back(was, is), SkipReason::CounterReset)?;
+    let window = HostWindow::between(was, is);
+    refuse_if(settings_changed(&window), SkipReason::SettingsChanged)?;
+    refuse_if(counters_went_back(&window), SkipReason::CounterReset)?;
+    refuse_if(is.disks.iter().any(is_stale), SkipReason::Stale)?;
+    Ok(window)
 }
 
 /// Whether the wall clock and the host's own tell different spans: one of them was set, or a
@@ -237,39 +230,29 @@ fn names(sample: &HostSample) -> (Vec<(&str, usize)>, Vec<&str>, usize) {
     (disks.collect(), devices.collect(), sample.channels.len())
 }
 
-fn settings_changed(was: &HostSample, is: &HostSample) -> bool {
-    let mut disks = was.disks.iter().zip(&is.disks);
-    let mut devices = was.devices.iter().zip(&is.devices);
-    disks.any(|(a, b)| a.settings != b.settings) || devices.any(|(a, b)| a.scheduler != b.scheduler)
+fn settings_changed(window: &HostWindow) -> bool {
+    let mut disks = window.disks.iter();
+    let mut devices = window.devices.iter();
+    disks.any(|d| d.settings != d.settings_before)
+        || devices.any(|d| d.scheduler != d.scheduler_before)
 }
 
-fn counters_went_back(was: &HostSample, is: &HostSample) -> bool {
-    let mut disks = was.disks.iter().zip(&is.disks);
-    let mut devices = was.devices.iter().zip(&is.devices);
+/// A window shows loads as shares, which hide this.
+fn cpus_went_back(was: &HostSample, is: &HostSample) -> bool {
     let mut channels = was.channels.iter().zip(&is.channels);
-    disks.any(|(a, b)| disk_went_back(a, b))
-        || devices.any(|(a, b)| device_went_back(a, b))
-        || channels.any(|(a, b)| b.busy_ns < a.busy_ns)
-        || is.host.cpu_busy_ns < was.host.cpu_busy_ns
+    channels.any(|(a, b)| b.busy_ns < a.busy_ns) || is.host.cpu_busy_ns < was.host.cpu_busy_ns
 }
 
-fn ops_went_back(was: OpCounters, is: OpCounters) -> bool {
-    is.requests < was.requests || is.bytes < was.bytes || is.time_ns < was.time_ns
-}
-
-fn disk_went_back(was: &DiskSample, is: &DiskSample) -> bool {
-    ops_went_back(was.reads, is.reads)
-        || ops_went_back(was.writes, is.writes)
-        || matches!(
-            DiskWindow::between(was, is, 1.0).iothread_cores,
-            Err(Validity::CounterReset)
-        )
-}
-
-fn device_went_back(was: &DeviceSample, is: &DeviceSample) -> bool {
-    ops_went_back(was.reads, is.reads)
-        || ops_went_back(was.writes, is.writes)
-        || is.busy_ns < was.busy_ns
+fn counters_went_back(window: &HostWindow) -> bool {
+    let went_back = |reading: &Reading<f64>| *reading == Err(Validity::CounterReset);
+    let disks = window.disks.iter().map(|d| &d.did);
+    let devices = window.devices.iter().map(|d| &d.did);
+    disks
+        .flat_map(|d| [&d.iops, &d.iothread_cores, &d.run_delay])
+        .any(went_back)
+        || devices
+            .flat_map(|d| [&d.iops, &d.utilisation, &d.queue_depth])
+            .any(went_back)
 }
 
 fn is_stale(disk: &DiskSample) -> bool {
