@@ -134,9 +134,10 @@ impl Windows {
     fn take(&mut self, after: RecordedSample) -> Option<RecordedWindow> {
         self.tally.samples += 1;
         let is_interrupted = std::mem::take(&mut self.is_interrupted);
-        let before = self.before.replace(after.clone())?;
+        let before = self.before.replace(after)?;
+        let after = self.before.as_ref()?;
         let verdict = match &self.source {
-            Some(source) if !is_interrupted => judge(&before, &after, source),
+            Some(source) if !is_interrupted => judge(&before, after, source),
             // The line that begins the session may be the damaged one.
             _ => Err(SkipReason::Damaged),
         };
