@@ -134,6 +134,8 @@ wire_enum!(
         JobRunning = JobRunning,
         Dwell = Dwell,
         Unresponsive = Unresponsive,
+        RateLimit = RateLimit,
+        BreakerOpen = BreakerOpen,
     ]
 );
 

@@ -17,6 +17,7 @@ pub mod conformance;
 pub mod decision;
 pub mod environment;
 pub mod features;
+pub mod guard;
 pub mod observation;
 pub mod reward;
 pub mod sample;

@@ -109,6 +109,10 @@ pub enum MaskReason {
     Dwell,
     /// The guest's monitor did not answer in time; it may by the next sample.
     Unresponsive,
+    /// As many changes were made in the last minute as may be.
+    RateLimit,
+    /// Too many changes went wrong, so that none are made for a while.
+    BreakerOpen,
 }
 
 impl MaskReason {
@@ -140,6 +144,8 @@ impl MaskReason {
             Self::JobRunning => "a block or libvirt job is running on the guest",
             Self::Dwell => "the last change is too recent",
             Self::Unresponsive => "the guest did not answer in time (try again)",
+            Self::RateLimit => "as many changes were made in the last minute as may be",
+            Self::BreakerOpen => "too many changes went wrong, so none are made for a while",
         }
     }
 }

@@ -1,0 +1,233 @@
+//! The guard on windows of known harm and of none.
+
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::*;
+use crate::features::{CHANNEL_HEAD, observe};
+use crate::observation::Validity;
+use crate::sim::{SimHost, presets};
+use crate::{Environment as _, Rng};
+
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// A host whose disks show what they are told to.
+struct Host {
+    spec: EnvSpec,
+    window: HostWindow,
+    obs: Observation,
+    now: Duration,
+    rng: Rng,
+}
+
+impl Host {
+    fn new(disks: usize, seed: u64) -> Self {
+        let mut host = SimHost::fixed(presets::identical_disks(disks, 4)).unwrap();
+        let obs = host.reset(Some(1), &Default::default()).unwrap();
+        let before = host.sample().unwrap().clone();
+        host.step(&obs.current).unwrap();
+        let window = HostWindow::between(&before, host.sample().unwrap());
+        Self {
+            spec: host.spec().clone(),
+            obs: observe(host.spec(), &window, WINDOW),
+            window,
+            now: Duration::ZERO,
+            rng: Rng::seed_from_u64(seed),
+        }
+    }
+
+    /// A window in which each disk's latencies are `factors` times its usual ones, but for noise.
+    fn pass(&mut self, noise: f64, factors: &[f64]) {
+        self.now += WINDOW;
+        for (row, factor) in self.window.disks.iter_mut().zip(factors) {
+            let mut draw = || {
+                // The sum of twelve uniform variates is all but normal.
+                let normal: f64 = (0..12).map(|_| self.rng.random::<f64>()).sum::<f64>() - 6.0;
+                libm::exp(noise * normal)
+            };
+            row.did.latency_us_mean = Ok(100.0 * factor * draw());
+            row.did.latency_us_p99 = Ok(300.0 * factor * draw());
+            row.did.iops = Ok(10_000.0 / factor);
+        }
+    }
+
+    fn change(&mut self, guard: &mut Guard, disk: usize, level: Level) {
+        let mut executed = self.obs.current.clone();
+        executed.disks[[disk, CHANNEL_HEAD]] = level;
+        guard.changed(self.now, &self.obs, &executed);
+        self.obs.current = executed;
+    }
+
+    fn restricted(&self, guard: &Guard) -> Observation {
+        let mut obs = self.obs.clone();
+        guard.restrict(self.now, &self.spec, &mut obs);
+        obs
+    }
+}
+
+fn calm() -> GuardConfig {
+    GuardConfig::default()
+}
+
+#[test]
+fn a_change_that_hurts_is_named_within_two_windows_with_what_to_go_back_to() {
+    let (mut host, mut guard) = (Host::new(2, 3), Guard::new(&calm()));
+    for _ in 0..10 {
+        host.pass(0.05, &[1.0, 1.0]);
+        assert_eq!(guard.observe(&host.window), []);
+    }
+    let before = host.obs.current.disks.row(0).to_vec();
+    host.change(&mut guard, 0, 3);
+    let mut named = vec![];
+    for window in 1..=2 {
+        host.pass(0.05, &[2.5, 1.0]);
+        named = guard.observe(&host.window);
+        if !named.is_empty() {
+            println!("after {window} windows: {}", named[0].harm);
+            break;
+        }
+    }
+    assert_eq!(named.len(), 1);
+    assert_eq!(named[0].disk, host.window.disks[0].id);
+    assert_eq!(named[0].levels, before);
+    assert!(matches!(named[0].harm, Harm::Latency { mean_ratio, .. } if mean_ratio > 2.0));
+}
+
+#[test]
+fn what_happens_to_the_whole_host_is_not_blamed_on_one_change() {
+    let (mut host, mut guard) = (Host::new(3, 4), Guard::new(&calm()));
+    for _ in 0..10 {
+        host.pass(0.05, &[1.0; 3]);
+        guard.observe(&host.window);
+    }
+    host.change(&mut guard, 0, 3);
+    for _ in 0..4 {
+        host.pass(0.05, &[2.5; 3]);
+        assert_eq!(guard.observe(&host.window), []);
+    }
+}
+
+/// Trials in which nothing was changed for the worse; how many were undone all the same.
+fn false_alarms(trials: u32, noise: f64) -> u32 {
+    let mut undone = 0;
+    for seed in 0..trials {
+        let (mut host, mut guard) = (Host::new(3, seed.into()), Guard::new(&calm()));
+        for _ in 0..12 {
+            host.pass(noise, &[1.0; 3]);
+            guard.observe(&host.window);
+        }
+        host.change(&mut guard, 0, 3);
+        let is_undone = (0..4).any(|_| {
+            host.pass(noise, &[1.0; 3]);
+            !guard.observe(&host.window).is_empty()
+        });
+        undone += u32::from(is_undone);
+    }
+    undone
+}
+
+#[test]
+fn changes_without_effect_are_hardly_ever_undone() {
+    for noise in [0.02, 0.1, 0.3] {
+        let undone = false_alarms(400, noise);
+        println!("noise {noise}: {undone} of 400 undone");
+        assert!(undone <= 20, "{undone} of 400 at noise {noise}");
+    }
+}
+
+#[test]
+fn a_disk_is_left_alone_while_its_change_is_judged_and_through_its_dwell() {
+    let (mut host, mut guard) = (Host::new(2, 5), Guard::new(&calm()));
+    let is_open = |host: &Host, guard: &Guard, row: usize| {
+        host.restricted(guard).masks.disks[[row, 1]].is_allowed()
+    };
+    host.pass(0.01, &[1.0, 1.0]);
+    guard.observe(&host.window);
+    assert!(is_open(&host, &guard, 0));
+    host.change(&mut guard, 0, 2);
+    assert!(!is_open(&host, &guard, 0));
+    assert!(is_open(&host, &guard, 1));
+    for _ in 0..3 {
+        host.pass(0.01, &[1.0, 1.0]);
+        guard.observe(&host.window);
+    }
+    assert!(
+        !is_open(&host, &guard, 0),
+        "its dwell lasts longer than its trial"
+    );
+    host.now += calm().dwell;
+    assert!(is_open(&host, &guard, 0));
+}
+
+#[test]
+fn a_stalled_disk_goes_back_and_one_without_requests_does_not() {
+    let (mut host, mut guard) = (Host::new(2, 6), Guard::new(&calm()));
+    for _ in 0..5 {
+        host.pass(0.01, &[1.0, 1.0]);
+        guard.observe(&host.window);
+    }
+    host.change(&mut guard, 0, 2);
+    host.change(&mut guard, 1, 2);
+    let silence = |host: &mut Host| {
+        host.now += WINDOW;
+        for (row, in_flight) in host.window.disks.iter_mut().zip([4, 0]) {
+            row.did.iops = Ok(0.0);
+            row.did.latency_us_mean = Err(Validity::Idle);
+            row.did.latency_us_p99 = Err(Validity::Idle);
+            row.in_flight = Ok(in_flight);
+        }
+    };
+    silence(&mut host);
+    assert_eq!(guard.observe(&host.window), []);
+    silence(&mut host);
+    let named = guard.observe(&host.window);
+    assert_eq!(named.len(), 1);
+    assert_eq!(named[0].disk, host.window.disks[0].id);
+    assert_eq!(named[0].harm, Harm::Stall { windows: 2 });
+}
+
+#[test]
+fn too_much_harm_stops_all_changes() {
+    let (mut host, mut guard) = (Host::new(4, 7), Guard::new(&calm()));
+    for _ in 0..10 {
+        host.pass(0.02, &[1.0; 4]);
+        guard.observe(&host.window);
+    }
+    for disk in 0..3 {
+        host.change(&mut guard, disk, 2);
+    }
+    host.pass(0.02, &[4.0, 4.0, 4.0, 1.0]);
+    let named = guard.observe(&host.window);
+    assert_eq!(named.len(), 3);
+    for intervention in &named {
+        guard.went_back(host.now, &intervention.disk, 3);
+    }
+    let closed = host.restricted(&guard).masks.disks;
+    assert!(closed.iter().all(|cell| *cell == MaskReason::BreakerOpen));
+}
+
+#[test]
+fn a_harmful_policy_keeps_no_disk_down_for_longer_than_the_bound() {
+    // Whatever it does, a disk is worse for at most the windows that harm needs to show, and then is
+    // left alone for its dwell.
+    let (mut host, mut guard) = (Host::new(2, 8), Guard::new(&calm()));
+    for _ in 0..10 {
+        host.pass(0.03, &[1.0, 1.0]);
+        guard.observe(&host.window);
+    }
+    let (mut bad, mut longest, mut is_bad) = (0, 0, false);
+    for _ in 0..300 {
+        if !is_bad && host.restricted(&guard).masks.disks[[0, 3]].is_allowed() {
+            host.change(&mut guard, 0, 3);
+            is_bad = true;
+        }
+        host.pass(0.03, &[if is_bad { 3.0 } else { 1.0 }, 1.0]);
+        bad = if is_bad { bad + 1 } else { 0 };
+        longest = longest.max(bad);
+        for named in guard.observe(&host.window) {
+            host.obs.current.disks[[0, CHANNEL_HEAD]] = named.levels[CHANNEL_HEAD];
+            guard.went_back(host.now, &named.disk, 3);
+            is_bad = false;
+        }
+    }
+    assert!((1..=2).contains(&longest), "{longest} windows");
+}
