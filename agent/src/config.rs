@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::sim::presets;
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
@@ -47,6 +48,8 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// Where to listen and what to keep.
     pub service: ServiceConfig,
+    /// How careful the guard is.
+    pub guard: GuardConfig,
 }
 
 /// The host to look after.
@@ -252,15 +255,18 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let host = root.required("host", "add [host]", Section::section);
     let policy = root.required("policy", "add [policy]", Section::section);
     let service = root.required("service", "add [service]", Section::section);
+    let guard = root.section("guard");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests));
     let policy = policy.and_then(|section| self::policy(section, base));
     let service = service.and_then(|section| self::service(section, base));
+    let guard = guard.map_or_else(GuardConfig::default, self::guard);
     Some(Config {
         host: host?,
         policy: policy?,
         service: service?,
+        guard,
     })
 }
 
@@ -299,6 +305,45 @@ fn host(mut section: Section, guests: BTreeMap<String, GuestConfig>) -> Option<H
         kind: kind?,
         guests,
     })
+}
+
+/// What is wrong is noted; what stands in its place does not matter then.
+fn guard(mut section: Section) -> GuardConfig {
+    let mut config = GuardConfig::default();
+    config.dwell = section.span("dwell").unwrap_or(config.dwell);
+    let at_least_one = |section: &mut Section, key: &'static str, default: u32| {
+        let count = section.integer(key).unwrap_or(default.into());
+        u32::try_from(count)
+            .ok()
+            .filter(|count| *count >= 1)
+            .unwrap_or_else(|| {
+                section.problem(key, format!("= {count} must be in [1, {}]", u32::MAX));
+                default
+            })
+    };
+    config.changes_per_minute = at_least_one(
+        &mut section,
+        "changes_per_minute",
+        config.changes_per_minute,
+    );
+    config.stall_windows = at_least_one(&mut section, "stall_windows", config.stall_windows);
+    config.trial.windows = at_least_one(&mut section, "trial_windows", config.trial.windows);
+    let tolerated = section.number("tolerated_ratio");
+    config.trial.tolerated_ratio = tolerated.unwrap_or(config.trial.tolerated_ratio);
+    if !(1.0..=100.0).contains(&config.trial.tolerated_ratio) {
+        let ratio = config.trial.tolerated_ratio;
+        section.problem("tolerated_ratio", format!("= {ratio} must be in [1, 100]"));
+    }
+    config.trial.p99_objective_us = section.number("p99_objective_us");
+    if let Some(us) = config
+        .trial
+        .p99_objective_us
+        .filter(|us| !(*us > 0.0 && us.is_finite()))
+    {
+        section.problem("p99_objective_us", format!("= {us} must be > 0"));
+    }
+    section.finish();
+    config
 }
 
 /// Whether a text may be the last segment of a resource name that we make.

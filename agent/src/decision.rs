@@ -32,6 +32,8 @@ pub struct Decision {
     pub durable: bool,
     /// What failed, of a decision that failed.
     pub error: Option<String>,
+    /// Why it was made, of a decision of the guard.
+    pub reason: Option<String>,
 }
 
 /// Who decided.
@@ -45,6 +47,8 @@ pub enum Source {
     Explicit,
     /// A return to what the guests had without us.
     Rollback,
+    /// The guard, which puts back a change that did harm.
+    Guard,
 }
 
 /// How far a decision got.
@@ -144,6 +148,7 @@ pub fn make(
         rows,
         durable: false,
         error: None,
+        reason: None,
     };
     Ok(Made {
         decision,
@@ -180,10 +185,19 @@ fn log_source(source: Source) -> LogSource {
         Source::Auto => LogSource::Auto,
         Source::Proposal | Source::Explicit => LogSource::Explicit,
         Source::Rollback => LogSource::Rollback,
+        Source::Guard => LogSource::Guard,
     }
 }
 
 impl Made {
+    /// Says why it was made.
+    pub fn explain(&mut self, reason: &str) {
+        for row in &mut self.decision.rows {
+            row.reason = Some(reason.to_owned());
+        }
+        self.decision.reason = Some(reason.to_owned());
+    }
+
     /// Takes over what the host did. A failure may be one of a guest that has no row here.
     pub fn execute(&mut self, executed: &JointAction, failures: &[String]) {
         let reason = if failures.is_empty() {
@@ -233,6 +247,7 @@ impl Decision {
             policy,
             durable: true,
             error: altered,
+            reason: first.reason.clone(),
             rows,
         })
     }
@@ -254,6 +269,7 @@ fn source_of(source: LogSource, has_policy: bool) -> Source {
         LogSource::Explicit if !has_policy => Source::Explicit,
         LogSource::Explicit | LogSource::Proposal => Source::Proposal,
         LogSource::Rollback => Source::Rollback,
+        LogSource::Guard => Source::Guard,
         LogSource::Simulator | LogSource::Shadow | LogSource::Canary | LogSource::Auto => {
             Source::Auto
         }

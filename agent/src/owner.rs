@@ -7,6 +7,7 @@
 
 mod attached;
 mod change;
+mod guarding;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
 use blkpilot_log::turn::Ending;
@@ -26,6 +28,7 @@ use uuid::Uuid;
 
 use self::attached::Attached;
 use self::change::{Change, Undone};
+use self::guarding::Watch;
 use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
 use crate::config::OnExit;
@@ -70,6 +73,8 @@ pub struct OwnerConfig {
     pub connect: Connect,
     /// Records what is decided.
     pub recorder: Recorder,
+    /// How careful its guard is.
+    pub guard: GuardConfig,
 }
 
 /// Starts the owner of a host on a thread of its own.
@@ -128,6 +133,7 @@ struct Owner {
     backoff: Duration,
     policy_error: Option<String>,
     attached: Option<Attached>,
+    watch: Watch,
     /// Settings of an environment that has gone may be in force still.
     restore_due: bool,
     /// Since the start: before that nothing of it can have been changed.
@@ -175,6 +181,7 @@ impl Owner {
             backoff: config.interval,
             policy_error: None,
             attached: None,
+            watch: Watch::new(&config.guard),
             restore_due: false,
             was_reached: false,
             config,
@@ -260,6 +267,7 @@ impl Owner {
             self.answer_waiting(window.rewards, disks);
             return Ok(());
         }
+        self.guard_window()?;
         self.decide_by_itself()
     }
 
@@ -267,6 +275,7 @@ impl Owner {
         tracing::warn!(host = self.config.name, %error, retry_s = self.backoff.as_secs_f64(), "host unavailable");
         self.backend = None;
         self.window = None;
+        self.watch.forget();
         self.awaited.clear();
         self.proposals.clear();
         self.next_look = Instant::now() + self.backoff;
@@ -351,7 +360,7 @@ impl Owner {
         {
             return Ok(());
         }
-        let observation = self.restricted(seen, Purpose::Auto);
+        let observation = self.guarded(self.restricted(seen, Purpose::Auto));
         let policy_ref = Some(self.config.policy_ref.clone());
         let decider = Decider {
             policy: &mut *self.config.policy,

@@ -308,6 +308,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         seed,
         connect,
         recorder,
+        guard: config.guard,
     })
 }
 

@@ -188,6 +188,7 @@ pub(crate) fn decision_to_wire(spec: &EnvSpec, decision: &Decision) -> v1::Decis
         rows: decision.rows.iter().map(row).collect(),
         durable: decision.durable,
         error: decision.error.clone().unwrap_or_default(),
+        reason: decision.reason.clone().unwrap_or_default(),
     }
 }
 
@@ -197,6 +198,7 @@ fn source_to_wire(source: Source) -> v1::decision::Source {
         Source::Auto => v1::decision::Source::Auto,
         Source::Explicit => v1::decision::Source::Explicit,
         Source::Rollback => v1::decision::Source::Rollback,
+        Source::Guard => v1::decision::Source::Guard,
     }
 }
 

@@ -13,19 +13,21 @@ use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
 };
 use blkpilot_agent::config::OnExit;
-use blkpilot_agent::decision::{PolicyRef, State};
+use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request};
 use blkpilot_agent::history::Recorder;
 use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
+use blkpilot_log::Subject;
 use blkpilot_models::baseline::LeastLoaded;
-use blkpilot_models::{Policy, PolicyError};
+use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
 use tempfile::TempDir;
 
 /// What the test does to the host.
@@ -144,12 +146,16 @@ impl Case {
     }
 
     fn with(fate: Fate, mode: Mode, policy: Box<dyn Policy>) -> Self {
+        Self::on("mixed", fate, mode, policy)
+    }
+
+    fn on(scenario: &'static str, fate: Fate, mode: Mode, policy: Box<dyn Policy>) -> Self {
         let (fate, dir) = (Arc::new(fate), TempDir::new().unwrap());
         let connect = {
             let fate = Arc::clone(&fate);
             move || {
                 fate.connections.fetch_add(1, Ordering::SeqCst);
-                let host = SimulatedHost::open("mixed", 1, BTreeMap::new())?;
+                let host = SimulatedHost::open(scenario, 1, BTreeMap::new())?;
                 let fragile = Fragile {
                     host,
                     fate: Arc::clone(&fate),
@@ -161,7 +167,7 @@ impl Case {
         let config = OwnerConfig {
             name: "local".to_owned(),
             kind: BackendKind::Simulated,
-            spec: spec("mixed").unwrap(),
+            spec: spec(scenario).unwrap(),
             interval: Duration::from_millis(5),
             modes: Modes {
                 default: mode,
@@ -172,6 +178,7 @@ impl Case {
             seed: 1,
             connect: Box::new(connect),
             recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
+            guard: GuardConfig::default(),
         };
         let (host, _) = start(config).unwrap();
         Self {
@@ -179,6 +186,11 @@ impl Case {
             fate,
             _dir: dir,
         }
+    }
+
+    /// One with four equal disks and channels instead.
+    fn with_scenario(scenario: &'static str, mode: Mode, policy: Box<dyn Policy>) -> Self {
+        Self::on(scenario, Fate::default(), mode, policy)
     }
 
     async fn wait_for(&self, state: impl Fn(&HostState) -> bool) {
@@ -420,4 +432,61 @@ async fn a_stop_is_not_lost_when_the_queue_is_full() {
     case.fate.is_stuck.store(false, Ordering::SeqCst);
     assert!(stopping.await.unwrap().unwrap().is_some());
     assert_eq!(case.fate.rollbacks.load(Ordering::SeqCst), 1);
+}
+
+/// Keeps what is there until it has seen some windows, then puts every disk on one channel.
+struct Harmful {
+    turns: u32,
+}
+
+impl Policy for Harmful {
+    fn name(&self) -> &str {
+        "harmful"
+    }
+
+    fn choose(
+        &mut self,
+        _: &EnvSpec,
+        view: &TurnView<'_>,
+        _: &mut Rng,
+    ) -> Result<PolicyChoice, PolicyError> {
+        self.turns += 1;
+        let mut levels = view.current.to_vec();
+        if self.turns > 40 && view.head_mask(0)[1].is_allowed() {
+            levels[0] = 1;
+        }
+        Ok(PolicyChoice::certain(levels))
+    }
+}
+
+#[tokio::test]
+async fn the_guard_puts_back_what_a_harmful_policy_did_and_says_why() {
+    let policy = Box::new(Harmful { turns: 0 });
+    let case = Case::with_scenario("identical_disks", Mode::Auto, policy);
+    let mut watcher = case.host.watch().unwrap();
+    let mut harmed = vec![];
+    let guarded = loop {
+        let next = tokio::time::timeout(Duration::from_secs(20), watcher.recv());
+        let decision = next.await.unwrap().unwrap();
+        match decision.source {
+            Source::Guard => break decision,
+            _ => harmed.push(decision),
+        }
+    };
+    let reason = guarded.reason.clone().unwrap();
+    assert!(reason.contains("after the change"), "{reason}");
+    let is_bad = |row: &blkpilot_log::DecisionRow| row.heads[0].executed == 1;
+    let bad = harmed.iter().filter(|d| d.rows.iter().any(is_bad)).count();
+    assert!(
+        (1..=3).contains(&bad),
+        "{bad} windows before it was noticed"
+    );
+    let id = reason.split(':').next().unwrap();
+    let row = guarded.rows.iter().find(
+        |row| matches!(&row.subject, Subject::Disk { guest, .. } if id.starts_with(guest.as_str())),
+    );
+    assert_eq!(row.unwrap().heads[0].executed, 0, "back to float");
+    let kept = case.host.history.page("local", None, 1_000).unwrap();
+    let kept = kept.decisions.iter().find(|d| d.id == guarded.id).unwrap();
+    assert_eq!(kept.reason, guarded.reason);
 }

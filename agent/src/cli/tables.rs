@@ -219,6 +219,9 @@ fn heading(decision: &v1::Decision) -> String {
     if !decision.error.is_empty() {
         parts.push(decision.error.clone());
     }
+    if !decision.reason.is_empty() {
+        parts.push(decision.reason.clone());
+    }
     parts.join("  ")
 }
 

@@ -200,6 +200,7 @@ impl Owner {
         }
         .map_err(Undone::Host)?;
         made.execute(&executed, &failures);
+        self.tell_guard(observation, &made, &executed, change);
         if let Some(seen) = &mut self.window {
             seen.observation.current = executed;
         }
@@ -212,6 +213,22 @@ impl Owner {
         self.show();
         let _ = self.decisions.send(Arc::clone(&done));
         Ok(done)
+    }
+
+    /// Whatever changes a guest is watched, whoever wanted it; the way back is not a change.
+    fn tell_guard(
+        &mut self,
+        before: &Observation,
+        made: &Made,
+        executed: &JointAction,
+        change: &Change,
+    ) {
+        if matches!(change, Change::Action) && made.decision.source != Source::Guard {
+            self.watch.note_change(before, executed);
+            if made.decision.state == State::Failed {
+                self.watch.note_failure();
+            }
+        }
     }
 
     fn await_outcomes(&mut self, made: &Made) {

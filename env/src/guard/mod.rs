@@ -187,6 +187,11 @@ impl Guard {
         interventions
     }
 
+    /// Ends a disk's trial without going back: what is in force stays, whatever it brought.
+    pub fn settle(&mut self, disk: &str) {
+        self.trials.settle(disk);
+    }
+
     /// Notes that a disk went back: its trial is over, it may not change again for its dwell, and the
     /// breaker has one failure more.
     pub fn went_back(&mut self, now: Duration, disk: &str, heads: usize) {

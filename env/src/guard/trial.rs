@@ -231,12 +231,17 @@ impl TrialWatch {
             }
         }
         for disk in harmless {
-            if let Some(trial) = self.trials.remove(&disk) {
-                self.settled.insert(disk.clone(), trial.levels_before);
-                self.histories.insert(disk, trial.after);
-            }
+            self.settle(&disk);
         }
         harmed
+    }
+
+    /// Ends a trial: what is in force stays.
+    pub fn settle(&mut self, disk: &str) {
+        if let Some(trial) = self.trials.remove(disk) {
+            self.settled.insert(disk.to_owned(), trial.levels_before);
+            self.histories.insert(disk.to_owned(), trial.after);
+        }
     }
 
     fn harm_of(&self, trial: &Trial) -> Option<Harm> {

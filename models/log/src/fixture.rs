@@ -26,6 +26,7 @@ pub(crate) fn decision(number: u128) -> Event {
         },
         order: 3,
         source: Source::Auto,
+        reason: None,
         policy: "ppo".to_owned(),
         policy_version: "4".to_owned(),
         spec_hash: "ab".to_owned(),

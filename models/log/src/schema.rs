@@ -42,6 +42,9 @@ pub struct DecisionRow {
     pub order: u32,
     /// Where it comes from.
     pub source: Source,
+    /// Why it was made, where the guard made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Name of the policy that chose.
     pub policy: String,
     /// Its version.
@@ -154,6 +157,8 @@ pub enum Source {
     Explicit,
     /// The levels from before were restored.
     Rollback,
+    /// The guard put back a change that did harm.
+    Guard,
 }
 
 /// What came of a decision, an interval later.

@@ -54,6 +54,7 @@ impl DecisionRow {
             subject: Subject::of_turn(view.turn, obs),
             order,
             source: context.source,
+            reason: None,
             policy: context.policy.clone(),
             policy_version: context.policy_version.clone(),
             spec_hash: context.spec_hash.clone(),

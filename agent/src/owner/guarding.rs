@@ -1,0 +1,159 @@
+//! The guard at work: what it closes before the policy chooses, and what it puts back afterwards.
+
+use std::time::Duration;
+
+use blkpilot_env::guard::{Guard, GuardConfig, Intervention};
+use blkpilot_env::sample::HostSample;
+use blkpilot_env::window::HostWindow;
+use blkpilot_env::{HeadScope, JointAction, Masks, Observation};
+
+use super::change::{Change, Undone};
+use super::{Owner, Seen};
+use crate::backend::BackendError;
+use crate::decision::Source;
+use crate::mode::Mode;
+use crate::names::guest_of;
+
+/// The guard of a host, and what it compares a window with.
+pub(super) struct Watch {
+    guard: Guard,
+    before: Option<HostSample>,
+    /// Time of the last sample.
+    now: Duration,
+}
+
+impl Watch {
+    pub(super) fn new(config: &GuardConfig) -> Self {
+        Self {
+            guard: Guard::new(config),
+            before: None,
+            now: Duration::ZERO,
+        }
+    }
+
+    /// The window that ends with a sample; `None` for the first one.
+    fn window(&mut self, sample: &HostSample) -> Option<HostWindow> {
+        self.now = sample.at;
+        let before = self.before.replace(sample.clone())?;
+        Some(HostWindow::between(&before, sample))
+    }
+
+    /// The host was lost: what it does when it is back is compared with nothing from before.
+    pub(super) fn forget(&mut self) {
+        self.before = None;
+    }
+
+    pub(super) fn note_change(&mut self, observation: &Observation, executed: &JointAction) {
+        self.guard.changed(self.now, observation, executed);
+    }
+
+    pub(super) fn note_failure(&mut self) {
+        self.guard.failed(self.now);
+    }
+}
+
+impl Owner {
+    /// Closes what may not be changed now without anybody looking at it.
+    pub(super) fn guarded(&self, mut observation: Observation) -> Observation {
+        let now = self.watch.now;
+        self.watch
+            .guard
+            .restrict(now, &self.config.spec, &mut observation);
+        observation
+    }
+
+    /// Judges the window that has just ended, and puts back what the last change has hurt, on the
+    /// guests that the policy may change by itself. On others somebody asked for the change, so it is
+    /// only said.
+    pub(super) fn guard_window(&mut self) -> Result<(), BackendError> {
+        let Some(backend) = &self.backend else {
+            return Ok(());
+        };
+        let Some(window) = self.watch.window(backend.sample()) else {
+            return Ok(());
+        };
+        for intervention in self.watch.guard.observe(&window) {
+            self.intervene(&intervention)?;
+        }
+        Ok(())
+    }
+
+    fn intervene(&mut self, intervention: &Intervention) -> Result<(), BackendError> {
+        let Intervention { disk, harm, .. } = intervention;
+        let Some(seen) = &self.window else {
+            return Ok(());
+        };
+        let heads = self.config.spec.disk_heads.len();
+        if !self.is_automatic(seen, disk) {
+            tracing::warn!(host = self.config.name, disk, %harm, "the last change seems to do harm; it was asked for, so it stays");
+            self.watch.guard.settle(disk);
+            return Ok(());
+        }
+        let Some((observation, action)) = self.way_back(seen, intervention) else {
+            return Ok(());
+        };
+        tracing::warn!(host = self.config.name, disk, %harm, "put back");
+        let made = match self.script(&observation, action, Source::Guard) {
+            Ok(mut made) => {
+                made.explain(&format!("{disk}: {harm}"));
+                made
+            }
+            Err(failure) => {
+                self.policy_error = Some(failure.message().to_owned());
+                return Ok(());
+            }
+        };
+        let done = self.carry_out(&observation, made, &Change::Action);
+        self.watch.guard.went_back(self.watch.now, disk, heads);
+        match done {
+            Ok(_) => Ok(()),
+            Err(Undone::Host(error)) => Err(error),
+            Err(Undone::Failure(failure)) => {
+                tracing::error!(
+                    host = self.config.name,
+                    disk,
+                    error = failure.message(),
+                    "not put back"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn is_automatic(&self, seen: &Seen, disk: &str) -> bool {
+        let guest = seen.guests.iter().find(|g| g.name == guest_of(disk));
+        guest.is_some_and(|guest| self.config.modes.of(guest) == Mode::Auto)
+    }
+
+    /// The disk's levels from before its change, with those on its IOThread that are tied to it. No
+    /// mask bars the way back; what the host cannot do it refuses by itself.
+    fn way_back(
+        &self,
+        seen: &Seen,
+        intervention: &Intervention,
+    ) -> Option<(Observation, JointAction)> {
+        let mut observation = seen.observation.clone();
+        let row = observation
+            .disk_ids
+            .iter()
+            .position(|id| *id == intervention.disk)?;
+        let mut action = observation.current.clone();
+        for (head, level) in intervention.levels.iter().enumerate() {
+            let is_tied = self.config.spec.disk_heads[head].scope == HeadScope::IoThread;
+            for other in 0..observation.disk_count() {
+                let shares_thread = observation.disk_group[row].is_some()
+                    && observation.disk_group[other] == observation.disk_group[row];
+                if other == row || (is_tied && shares_thread) {
+                    action.disks[[other, head]] = *level;
+                }
+            }
+        }
+        let (n, k, d) = (
+            observation.disk_count(),
+            observation.channel_count(),
+            observation.device_count(),
+        );
+        observation.masks = Masks::all_allowed(&self.config.spec, n, k, d);
+        Some((observation, action))
+    }
+}
