@@ -1,0 +1,297 @@
+//! Many carts, stepped together: one array per quantity, so that a step is a few passes over arrays.
+
+use rand::SeedableRng as _;
+
+use super::{MAX_STEPS, State, draw_start, dynamics, has_fallen};
+use crate::decision::ActionError;
+use crate::environment::EnvError;
+use crate::spec::{Autoreset, Level};
+
+/// CartPole-v1 many times over, each cart with a generator of its own: cart i is `CartPole` with the
+/// seed plus i, wrapped in the autoreset mode.
+#[derive(Debug)]
+pub struct CartPoleBatch {
+    mode: Autoreset,
+    seed: u64,
+    rngs: Vec<crate::Rng>,
+    x: Vec<f64>,
+    x_dot: Vec<f64>,
+    theta: Vec<f64>,
+    theta_dot: Vec<f64>,
+    steps: Vec<u32>,
+    /// The episode ended in the last step.
+    is_over: Vec<bool>,
+    observations: Vec<[f32; 4]>,
+    final_observations: Vec<[f32; 4]>,
+    rewards: Vec<f32>,
+    terminated: Vec<bool>,
+    truncated: Vec<bool>,
+}
+
+impl CartPoleBatch {
+    /// Carts before their first reset.
+    #[must_use]
+    pub fn new(carts: usize, seed: u64, mode: Autoreset) -> Self {
+        Self {
+            mode,
+            seed,
+            rngs: vec![],
+            x: vec![0.0; carts],
+            x_dot: vec![0.0; carts],
+            theta: vec![0.0; carts],
+            theta_dot: vec![0.0; carts],
+            steps: vec![0; carts],
+            is_over: vec![false; carts],
+            observations: vec![[0.0; 4]; carts],
+            final_observations: vec![[0.0; 4]; carts],
+            rewards: vec![0.0; carts],
+            terminated: vec![false; carts],
+            truncated: vec![false; carts],
+        }
+    }
+
+    /// Starts an episode in each cart. With a seed, everything random restarts from it.
+    pub fn reset(&mut self, seed: Option<u64>) {
+        if let Some(seed) = seed {
+            self.seed = seed;
+            self.rngs.clear();
+        }
+        if self.rngs.is_empty() {
+            let seeds = (0..self.x.len() as u64).map(|cart| self.seed.wrapping_add(cart));
+            self.rngs.extend(seeds.map(crate::Rng::seed_from_u64));
+        }
+        for cart in 0..self.x.len() {
+            self.restart(cart);
+        }
+    }
+
+    /// Steps each cart: level 0 pushes left, 1 right. Results stand in the buffers below; nothing is
+    /// allocated.
+    ///
+    /// # Errors
+    /// `StepBeforeReset`; `EpisodeOver` if one has ended and there is no autoreset; `Action` for a
+    /// number of levels other than that of the carts, or a level above 1. Nothing is changed then.
+    pub fn step(&mut self, levels: &[Level]) -> Result<(), EnvError> {
+        self.check(levels)?;
+        self.advance(levels);
+        if self.mode == Autoreset::NextStep {
+            self.undo_ended();
+        }
+        for cart in 0..self.x.len() {
+            self.is_over[cart] = self.terminated[cart] | self.truncated[cart];
+        }
+        if self.mode == Autoreset::SameStep {
+            self.restart_ended();
+        }
+        Ok(())
+    }
+
+    /// Number of carts.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.x.len()
+    }
+
+    /// Whether there are no carts.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.x.is_empty()
+    }
+
+    /// Position, velocity, angle and angular velocity of each cart (m, m/s, rad, rad/s).
+    #[must_use]
+    pub fn observations(&self) -> &[[f32; 4]] {
+        &self.observations
+    }
+
+    /// Under `SameStep`, the last observation of each cart's episode that has ended last.
+    #[must_use]
+    pub fn final_observations(&self) -> &[[f32; 4]] {
+        &self.final_observations
+    }
+
+    /// Reward of the last step: 1, or 0 in a step that only resets.
+    #[must_use]
+    pub fn rewards(&self) -> &[f32] {
+        &self.rewards
+    }
+
+    /// Whether the pole fell or the cart left the track in the last step.
+    #[must_use]
+    pub fn terminated(&self) -> &[bool] {
+        &self.terminated
+    }
+
+    /// Whether the episode was cut at its 500th step.
+    #[must_use]
+    pub fn truncated(&self) -> &[bool] {
+        &self.truncated
+    }
+
+    fn check(&self, levels: &[Level]) -> Result<(), EnvError> {
+        if self.rngs.is_empty() && !self.is_empty() {
+            return Err(EnvError::StepBeforeReset);
+        }
+        if levels.len() != self.len() {
+            return Err(EnvError::Action(ActionError::Shape {
+                table: "disk",
+                got: (levels.len(), 1),
+                want: (self.len(), 1),
+            }));
+        }
+        if let Some(cart) = levels.iter().position(|level| *level > 1) {
+            return Err(EnvError::Action(ActionError::NoSuchLevel {
+                row: format!("cart {cart}"),
+                head: "push".to_owned(),
+                level: levels[cart],
+                last: 1,
+            }));
+        }
+        if self.mode == Autoreset::Disabled && self.is_over.contains(&true) {
+            return Err(EnvError::EpisodeOver);
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, levels: &[Level]) {
+        // Slices of one length: no index below is checked again.
+        let carts = levels.len();
+        let (x, x_dot) = (&mut self.x[..carts], &mut self.x_dot[..carts]);
+        let (theta, theta_dot) = (&mut self.theta[..carts], &mut self.theta_dot[..carts]);
+        for cart in 0..carts {
+            let state = [x[cart], x_dot[cart], theta[cart], theta_dot[cart]];
+            [x[cart], x_dot[cart], theta[cart], theta_dot[cart]] = dynamics(state, levels[cart]);
+        }
+        let steps = &mut self.steps[..carts];
+        let (terminated, truncated) = (&mut self.terminated[..carts], &mut self.truncated[..carts]);
+        let observations = &mut self.observations[..carts];
+        for cart in 0..carts {
+            let state = [x[cart], x_dot[cart], theta[cart], theta_dot[cart]];
+            steps[cart] += 1;
+            terminated[cart] = has_fallen(state);
+            truncated[cart] = !terminated[cart] & (steps[cart] >= MAX_STEPS);
+            observations[cart] = state.map(|value| value as f32);
+        }
+        self.rewards.fill(1.0);
+    }
+
+    /// Carts whose episode had already ended: the step is none for them, but a reset.
+    fn undo_ended(&mut self) {
+        for cart in 0..self.x.len() {
+            if self.is_over[cart] {
+                self.restart(cart);
+                self.rewards[cart] = 0.0;
+                (self.terminated[cart], self.truncated[cart]) = (false, false);
+            }
+        }
+    }
+
+    fn restart_ended(&mut self) {
+        for cart in 0..self.x.len() {
+            if self.is_over[cart] {
+                self.final_observations[cart] = self.observations[cart];
+                self.restart(cart);
+            }
+        }
+    }
+
+    fn restart(&mut self, cart: usize) {
+        let state: State = draw_start(&mut self.rngs[cart]);
+        [
+            self.x[cart],
+            self.x_dot[cart],
+            self.theta[cart],
+            self.theta_dot[cart],
+        ] = state;
+        self.steps[cart] = 0;
+        self.is_over[cart] = false;
+        self.observations[cart] = state.map(|value| value as f32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array2;
+    use rand::RngExt as _;
+
+    use super::*;
+    use crate::cartpole::CartPole;
+    use crate::decision::JointAction;
+    use crate::environment::{Environment as _, ResetOptions, Step};
+    use crate::vector::AutoresetEnv;
+
+    const CARTS: usize = 9;
+
+    fn single(env: &mut AutoresetEnv<CartPole>, level: Level) -> Step {
+        let action = JointAction {
+            disks: Array2::from_elem((1, 1), level),
+            devices: Array2::zeros((0, 0)),
+        };
+        env.step(&action).unwrap()
+    }
+
+    /// The angle decides, or mostly a coin: episodes that are cut and episodes that fall.
+    fn choose(seen: [f32; 4], careless: bool, rng: &mut crate::Rng) -> Level {
+        if careless && rng.random_range(0..4) != 0 {
+            return rng.random_range(0..2);
+        }
+        Level::from(seen[2] + 0.5 * seen[3] + 0.05 * seen[0] + 0.1 * seen[1] > 0.0)
+    }
+
+    #[test]
+    fn each_cart_plays_the_episodes_it_would_play_alone() {
+        for mode in [Autoreset::NextStep, Autoreset::SameStep] {
+            let mut batch = CartPoleBatch::new(CARTS, 0, mode);
+            batch.reset(Some(7));
+            let mut alone: Vec<_> = (0..CARTS as u64)
+                .map(|cart| {
+                    let mut env = AutoresetEnv::new(CartPole::new(0), mode);
+                    env.reset(Some(7 + cart), &ResetOptions::new()).unwrap();
+                    env
+                })
+                .collect();
+            let mut rng = crate::Rng::seed_from_u64(1);
+            let (mut falls, mut cuts) = (0, 0);
+            for _ in 0..1200 {
+                let levels: Vec<Level> = (0..CARTS)
+                    .map(|cart| choose(batch.observations()[cart], cart % 2 == 0, &mut rng))
+                    .collect();
+                batch.step(&levels).unwrap();
+                for (cart, env) in alone.iter_mut().enumerate() {
+                    let step = single(env, levels[cart]);
+                    let seen = step.observation.disks.values;
+                    assert_eq!(seen.as_slice().unwrap(), batch.observations()[cart]);
+                    assert_eq!(step.rewards.total[0], batch.rewards()[cart]);
+                    let ends = (batch.terminated()[cart], batch.truncated()[cart]);
+                    assert_eq!((step.terminated, step.truncated), ends);
+                    falls += u32::from(step.terminated);
+                    cuts += u32::from(step.truncated);
+                    if let Some(last) = step.final_observation {
+                        let seen = last.disks.values;
+                        assert_eq!(seen.as_slice().unwrap(), batch.final_observations()[cart]);
+                    }
+                }
+            }
+            assert!(falls > 5 && cuts > 5, "{falls} {cuts}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let mut batch = CartPoleBatch::new(2, 3, Autoreset::Disabled);
+        let refused = batch.step(&[0, 0]).unwrap_err();
+        assert!(matches!(refused, EnvError::StepBeforeReset));
+        batch.reset(None);
+        let before = batch.observations().to_vec();
+        for levels in [&[0][..], &[0, 2], &[0, 0, 0]] {
+            let refused = batch.step(levels).unwrap_err();
+            assert!(matches!(refused, EnvError::Action(_)), "{refused}");
+        }
+        assert_eq!(batch.observations(), before);
+        while !batch.terminated().contains(&true) {
+            batch.step(&[1, 1]).unwrap();
+        }
+        let refused = batch.step(&[1, 1]).unwrap_err();
+        assert!(matches!(refused, EnvError::EpisodeOver));
+    }
+}
