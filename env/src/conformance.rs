@@ -108,7 +108,8 @@ fn run(env: &mut impl Environment, seed: u64, steps: u32) -> Result<Vec<Step>, S
     Ok(episode)
 }
 
-fn random_action(spec: &EnvSpec, obs: &Observation, rng: &mut crate::Rng) -> JointAction {
+/// A joint action drawn evenly from what is allowed.
+pub fn random_action(spec: &EnvSpec, obs: &Observation, rng: &mut crate::Rng) -> JointAction {
     let mut decision = JointDecision::in_random_order(spec, obs, rng);
     while let Some(view) = decision.view() {
         let levels: Vec<Level> = (0..view.heads.len())

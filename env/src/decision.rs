@@ -7,6 +7,8 @@
 //! choice: the first of them decides, the others' masks then leave only that level, so the choice
 //! has one propensity.
 
+use std::collections::BTreeMap;
+
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
@@ -93,6 +95,17 @@ pub fn check_action(
     obs: &Observation,
     action: &JointAction,
 ) -> Result<(), ActionError> {
+    check_action_of_groups(spec, obs, &group_leaders(&obs.disk_group), action)
+}
+
+/// As [`check_action`], with the leaders of the IOThreads' groups at hand: allocates nothing unless
+/// it refuses.
+pub(crate) fn check_action_of_groups(
+    spec: &EnvSpec,
+    obs: &Observation,
+    leaders: &[usize],
+    action: &JointAction,
+) -> Result<(), ActionError> {
     let disks = Rows {
         table: "disk",
         ids: &obs.disk_ids,
@@ -115,7 +128,17 @@ pub fn check_action(
         &obs.masks.devices,
         obs.channel_count(),
     )?;
-    check_groups(spec, obs, action)
+    check_groups(spec, obs, leaders, action)
+}
+
+/// For each disk, the first disk on its IOThread: itself where it is the first, or has none.
+pub(crate) fn group_leaders(groups: &[Option<usize>]) -> Vec<usize> {
+    let mut first_of = BTreeMap::new();
+    let leader = |(disk, group): (usize, &Option<usize>)| match group {
+        Some(group) => *first_of.entry(*group).or_insert(disk),
+        None => disk,
+    };
+    groups.iter().enumerate().map(leader).collect()
 }
 
 struct Rows<'a> {
@@ -165,42 +188,40 @@ impl Rows<'_> {
         level: Level,
         mask: &[MaskReason],
     ) -> Result<(), ActionError> {
+        let reason = mask.get(usize::from(level)).copied();
+        if reason.is_some_and(MaskReason::is_allowed) {
+            return Ok(());
+        }
         let (row, head) = (self.ids[row].clone(), &self.heads[head]);
-        match mask.get(usize::from(level)) {
-            None => Err(ActionError::NoSuchLevel {
+        Err(match reason {
+            None => ActionError::NoSuchLevel {
                 row,
                 head: head.name.clone(),
                 level,
                 last: mask.len() - 1,
-            }),
-            Some(MaskReason::Allowed) => Ok(()),
-            Some(&reason) => Err(ActionError::Masked {
+            },
+            Some(reason) => ActionError::Masked {
                 row,
                 head: head.name.clone(),
                 level_name: head.level_name(level),
                 reason,
-            }),
-        }
+            },
+        })
     }
 }
 
 fn check_groups(
     spec: &EnvSpec,
     obs: &Observation,
+    leaders: &[usize],
     action: &JointAction,
 ) -> Result<(), ActionError> {
     for (head, spec_head) in spec.disk_heads.iter().enumerate() {
         if spec_head.scope != HeadScope::IoThread {
             continue;
         }
-        for disk in 1..obs.disk_count() {
-            let Some(group) = obs.disk_group[disk] else {
-                continue;
-            };
-            let first = (0..disk).find(|d| obs.disk_group[*d] == Some(group));
-            if let Some(first) =
-                first.filter(|f| action.disks[[*f, head]] != action.disks[[disk, head]])
-            {
+        for (disk, &first) in leaders.iter().enumerate() {
+            if action.disks[[first, head]] != action.disks[[disk, head]] {
                 return Err(ActionError::GroupDisagrees {
                     first: obs.disk_ids[first].clone(),
                     second: obs.disk_ids[disk].clone(),

@@ -26,6 +26,14 @@ pub struct Rewards {
 }
 
 impl Rewards {
+    /// Nothing earned, and no disk that counts.
+    pub(crate) fn clear(&mut self) {
+        self.total.fill(0.0);
+        self.own.fill(0.0);
+        self.terms.fill(0.0);
+        self.counted.fill(false);
+    }
+
     /// Mean of the own parts over the disks that count: the headline figure. `None` if none counts.
     #[must_use]
     pub fn host_mean(&self) -> Option<f32> {

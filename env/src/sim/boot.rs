@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::host::SCHEDULERS;
 use super::scenario::{DeviceModel, DiskModel, Scenario};
+use super::simulation::SCHEDULERS;
 use crate::observation::MaskReason;
 use crate::sample::{
     ChannelSample, DeviceSample, DiskMasks, DiskSample, DiskSettings, HostGauges, HostSample,

@@ -10,7 +10,6 @@ use super::page_cache::{CacheUser, Popularity, characteristic_time};
 use super::scenario::{DiskModel, Phase, Scenario};
 use super::served::{Served, add};
 use crate::decision::JointAction;
-use crate::observation::Observation;
 use crate::sample::{Cache, DiskSettings, HostSample, Polling};
 use crate::spec::Level;
 
@@ -40,7 +39,6 @@ pub(super) struct Episode {
     device_write_share: Vec<f64>,
     characteristic_time: f64,
     pub(super) sample: HostSample,
-    pub(super) last: Observation,
 }
 
 #[derive(Debug)]
@@ -102,7 +100,6 @@ impl Episode {
             lane_of,
             lane_sizes,
             scenario,
-            last: Observation::default(),
         }
     }
 
@@ -165,15 +162,16 @@ impl Episode {
         }
     }
 
-    /// The levels in force for an action that was applied: what is still being prepared is not.
-    pub(super) fn executed(&self, action: &JointAction) -> JointAction {
-        let mut executed = action.clone();
+    /// Writes the levels in force after an action was applied: what is still being prepared is not.
+    pub(super) fn write_executed(&self, executed: &mut JointAction) {
         for (row, disk) in self.sample.disks.iter().enumerate() {
             for (head, level) in disk.settings.levels().into_iter().enumerate() {
                 executed.disks[[row, head]] = level;
             }
         }
-        executed
+        for (row, head) in ndarray::indices(executed.devices.dim()) {
+            executed.devices[[row, head]] = self.sample.devices[row].scheduler;
+        }
     }
 
     /// Lets one interval pass: phases move on, the network is solved, the counters advance.

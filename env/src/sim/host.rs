@@ -2,46 +2,23 @@
 
 use rand::SeedableRng as _;
 
+use super::Generator;
 use super::episode::Episode;
 use super::scenario::{Scenario, ScenarioErrors};
-use super::{Generator, presets};
-use crate::decision::{JointAction, check_action};
+use super::simulation::{Rules, Simulation, Source};
+use crate::decision::JointAction;
 use crate::environment::{EnvError, Environment, ResetOptions, Step};
-use crate::features::{kvm_host_spec, observe};
 use crate::observation::Observation;
-use crate::reward::{RewardConfig, score};
+use crate::reward::RewardConfig;
 use crate::sample::HostSample;
 use crate::spec::EnvSpec;
-use crate::window::HostWindow;
-
-/// The I/O schedulers a simulated device offers, as levels of the device head.
-pub const SCHEDULERS: [&str; 3] = ["none", "mq-deadline", "bfq"];
-
-/// Where the scenario of an episode comes from.
-#[derive(Debug, Clone, PartialEq)]
-enum Source {
-    Fixed(Scenario),
-    Generated(Generator),
-}
-
-/// What the page cache holds when an episode starts: reset option `page_cache`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
-    /// Nothing (`cold`, the default).
-    Cold,
-    /// For each disk that is buffered by default, as much as it would end up with (`warm`).
-    Warm,
-}
 
 /// A simulated host. Options of `reset`: `scenario`, a preset to play instead; `page_cache`, `cold` or
 /// `warm`.
 #[derive(Debug)]
 pub struct SimHost {
-    source: Source,
-    reward: RewardConfig,
-    spec: EnvSpec,
-    rng: crate::Rng,
-    episode: Option<Episode>,
+    rules: Rules,
+    simulation: Simulation,
 }
 
 impl SimHost {
@@ -50,9 +27,7 @@ impl SimHost {
     /// # Errors
     /// Everything that is wrong with the scenario.
     pub fn fixed(scenario: Scenario) -> Result<Self, ScenarioErrors> {
-        scenario.validate()?;
-        let schedulers = scenario.schedulers;
-        Ok(Self::new(Source::Fixed(scenario), schedulers))
+        Self::new(Source::Fixed(scenario))
     }
 
     /// A host drawn anew for each episode.
@@ -60,93 +35,50 @@ impl SimHost {
     /// # Errors
     /// Everything that is wrong with the generator.
     pub fn generated(generator: Generator) -> Result<Self, ScenarioErrors> {
-        generator.validate()?;
-        let schedulers = generator.schedulers;
-        Ok(Self::new(Source::Generated(generator), schedulers))
+        Self::new(Source::Generated(generator))
     }
 
-    fn new(source: Source, schedulers: bool) -> Self {
-        let levels: Vec<String> = if schedulers {
-            SCHEDULERS.map(str::to_owned).to_vec()
-        } else {
-            vec![]
-        };
-        Self {
-            source,
-            reward: RewardConfig::default(),
-            spec: kvm_host_spec(&levels),
-            rng: crate::Rng::seed_from_u64(0),
-            episode: None,
-        }
+    fn new(source: Source) -> Result<Self, ScenarioErrors> {
+        source.validate()?;
+        Ok(Self {
+            rules: Rules {
+                spec: source.spec(),
+                reward: RewardConfig::default(),
+            },
+            simulation: Simulation::new(source, crate::Rng::seed_from_u64(0)),
+        })
     }
 
     /// With other reward weights.
     #[must_use]
     pub fn with_reward(mut self, reward: RewardConfig) -> Self {
-        self.reward = reward;
+        self.rules.reward = reward;
         self
     }
 
     /// The counters as they stand; `None` before the first reset.
     #[must_use]
     pub fn sample(&self) -> Option<&HostSample> {
-        self.episode.as_ref().map(|e| &e.sample)
+        self.simulation.episode().map(|e| &e.sample)
     }
 
     /// The scenario of the current episode; `None` before the first reset.
     #[must_use]
     pub fn scenario(&self) -> Option<&Scenario> {
-        self.episode.as_ref().map(|e| &e.scenario)
+        self.simulation.episode().map(|e| &e.scenario)
     }
 
     /// The phase that each disk was in during the last interval, as an index into its `phases`; `None`
     /// before the first reset. A policy does not see it: it is for oracles and tests.
     #[must_use]
     pub fn phases(&self) -> Option<Vec<usize>> {
-        self.episode.as_ref().map(Episode::phases)
-    }
-
-    fn draw_scenario(&mut self, options: &ResetOptions) -> Result<(Scenario, Start), EnvError> {
-        let mut scenario = match &self.source {
-            Source::Fixed(scenario) => scenario.clone(),
-            Source::Generated(generator) => generator.draw(&mut self.rng),
-        };
-        let mut start = Start::Cold;
-        for (name, value) in options {
-            let refuse = |problem: String| EnvError::Option {
-                name: name.clone(),
-                value: value.clone(),
-                problem,
-            };
-            match name.as_str() {
-                "page_cache" => {
-                    start = match value.as_str() {
-                        "cold" => Start::Cold,
-                        "warm" => Start::Warm,
-                        _ => return Err(refuse("must be `cold` or `warm`".to_owned())),
-                    };
-                }
-                "scenario" => {
-                    scenario = presets::by_name(value).ok_or_else(|| {
-                        refuse(format!("is not one of {}", presets::NAMES.join(", ")))
-                    })?;
-                    scenario.schedulers = !self.spec.device_heads.is_empty();
-                }
-                _ => {
-                    return Err(refuse(
-                        "the simulated host knows only the options `scenario` and `page_cache`"
-                            .to_owned(),
-                    ));
-                }
-            }
-        }
-        Ok((scenario, start))
+        self.simulation.episode().map(Episode::phases)
     }
 }
 
 impl Environment for SimHost {
     fn spec(&self) -> &EnvSpec {
-        &self.spec
+        &self.rules.spec
     }
 
     fn reset(
@@ -155,44 +87,22 @@ impl Environment for SimHost {
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
         if let Some(seed) = seed {
-            self.rng = crate::Rng::seed_from_u64(seed);
+            self.simulation.reseed(crate::Rng::seed_from_u64(seed));
         }
-        let (scenario, start) = self.draw_scenario(options)?;
-        let mut episode = Episode::start(scenario, &mut self.rng);
-        if start == Start::Warm {
-            episode.warm_page_cache();
-        }
-        // The first window after a reset holds the transient of the baseline: it is discarded.
-        episode.run_interval(&mut self.rng);
-        let before = episode.sample.clone();
-        episode.run_interval(&mut self.rng);
-        let window = HostWindow::between(&before, &episode.sample);
-        let obs = observe(&self.spec, &window, episode.interval());
-        episode.last = obs.clone();
-        self.episode = Some(episode);
-        Ok(obs)
+        self.simulation.reset(&self.rules, options)?;
+        Ok(self.simulation.observation.clone())
     }
 
     fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
-        let episode = self.episode.as_mut().ok_or(EnvError::StepBeforeReset)?;
-        if episode.step >= episode.scenario.steps {
-            return Err(EnvError::EpisodeOver);
-        }
-        check_action(&self.spec, &episode.last, action)?;
-        let before = episode.sample.clone();
-        episode.apply(action);
-        let executed = episode.executed(action);
-        episode.run_interval(&mut self.rng);
-        episode.step += 1;
-        let window = HostWindow::between(&before, &episode.sample);
-        let observation = observe(&self.spec, &window, episode.interval());
-        episode.last = observation.clone();
+        self.simulation.check(&self.rules, action)?;
+        let mut executed = JointAction::default();
+        self.simulation.step(&self.rules, action, &mut executed);
         Ok(Step {
-            observation,
-            rewards: score(&window, &self.reward),
+            observation: self.simulation.observation.clone(),
+            rewards: self.simulation.rewards.clone(),
             executed,
             terminated: false,
-            truncated: episode.step >= episode.scenario.steps,
+            truncated: self.simulation.is_over(),
             final_observation: None,
         })
     }
@@ -203,6 +113,7 @@ mod tests {
     use super::*;
     use crate::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD};
     use crate::sample::Cache;
+    use crate::sim::presets;
     use crate::spec::Level;
     use crate::window::DiskWindow;
 

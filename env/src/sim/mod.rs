@@ -1,9 +1,11 @@
 //! The simulated host: an approximate mean-value analysis of the I/O path.
 //!
-//! [`scenario`] says what a host is made of, [`costs`] what the path beside the device costs, [`network`] solves the closed queueing network of one
-//! interval, [`page_cache`] gives hit rates, [`host`] is the environment that runs intervals and keeps
-//! the counters.
+//! [`scenario`] says what a host is made of, [`costs`] what the path beside the device costs,
+//! [`network`] solves the closed queueing network of one interval, [`page_cache`] gives hit rates,
+//! [`host`] is the environment that runs intervals and keeps the counters, [`batch`] steps many hosts
+//! together.
 
+pub mod batch;
 mod boot;
 pub mod costs;
 mod episode;
@@ -14,8 +16,11 @@ pub mod page_cache;
 pub mod presets;
 pub mod scenario;
 mod served;
+mod simulation;
 
+pub use batch::SimBatch;
 pub use costs::Costs;
 pub use generator::Generator;
 pub use host::SimHost;
 pub use scenario::{Scenario, ScenarioErrors};
+pub use simulation::SCHEDULERS;

@@ -1,0 +1,198 @@
+//! A simulated host under way: its scenario, its episode, and what the last interval showed, in
+//! buffers that are kept from step to step.
+
+use super::episode::Episode;
+use super::scenario::{Scenario, ScenarioErrors};
+use super::{Generator, presets};
+use crate::decision::{JointAction, check_action_of_groups, group_leaders};
+use crate::environment::{EnvError, ResetOptions, Rewards};
+use crate::features::{kvm_host_spec, observe_into, refresh};
+use crate::observation::Observation;
+use crate::reward::{RewardConfig, score_into};
+use crate::spec::EnvSpec;
+use crate::window::HostWindow;
+
+/// The I/O schedulers a simulated device offers, as levels of the device head.
+pub const SCHEDULERS: [&str; 3] = ["none", "mq-deadline", "bfq"];
+
+/// Where the scenario of an episode comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Source {
+    /// The same in each episode.
+    Fixed(Scenario),
+    /// Drawn anew for each episode.
+    Generated(Generator),
+}
+
+impl Source {
+    /// # Errors
+    /// Everything that is wrong with the scenario or the generator.
+    pub(super) fn validate(&self) -> Result<(), ScenarioErrors> {
+        match self {
+            Self::Fixed(scenario) => scenario.validate(),
+            Self::Generated(generator) => generator.validate(),
+        }
+    }
+
+    /// What is seen and done on its hosts.
+    pub(super) fn spec(&self) -> EnvSpec {
+        let schedulers = match self {
+            Self::Fixed(scenario) => scenario.schedulers,
+            Self::Generated(generator) => generator.schedulers,
+        };
+        if schedulers {
+            kvm_host_spec(&SCHEDULERS.map(str::to_owned))
+        } else {
+            kvm_host_spec(&[])
+        }
+    }
+}
+
+/// What the page cache holds when an episode starts: reset option `page_cache`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// Nothing (`cold`, the default).
+    Cold,
+    /// For each disk that is buffered by default, as much as it would end up with (`warm`).
+    Warm,
+}
+
+/// What is asked of a host: how it is seen and what it is paid.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    pub(super) spec: EnvSpec,
+    pub(super) reward: RewardConfig,
+}
+
+/// A host under way.
+#[derive(Debug)]
+pub(super) struct Simulation {
+    source: Source,
+    rng: crate::Rng,
+    episode: Option<Episode>,
+    /// First disk of each disk's IOThread.
+    leaders: Vec<usize>,
+    /// What the last interval showed.
+    pub(super) observation: Observation,
+    /// What the last step earned.
+    pub(super) rewards: Rewards,
+}
+
+impl Simulation {
+    pub(super) fn new(source: Source, rng: crate::Rng) -> Self {
+        Self {
+            source,
+            rng,
+            episode: None,
+            leaders: vec![],
+            observation: Observation::default(),
+            rewards: Rewards::default(),
+        }
+    }
+
+    pub(super) fn reseed(&mut self, rng: crate::Rng) {
+        self.rng = rng;
+    }
+
+    /// `None` before the first reset.
+    pub(super) fn episode(&self) -> Option<&Episode> {
+        self.episode.as_ref()
+    }
+
+    /// Whether the episode has run its length.
+    pub(super) fn is_over(&self) -> bool {
+        let is_over = |episode: &Episode| episode.step >= episode.scenario.steps;
+        self.episode.as_ref().is_some_and(is_over)
+    }
+
+    /// Starts an episode. The first window after it holds the transient of the baseline: it is
+    /// discarded.
+    pub(super) fn reset(&mut self, rules: &Rules, options: &ResetOptions) -> Result<(), EnvError> {
+        let (scenario, start) = self.draw_scenario(rules, options)?;
+        let mut episode = Episode::start(scenario, &mut self.rng);
+        if start == Start::Warm {
+            episode.warm_page_cache();
+        }
+        episode.run_interval(&mut self.rng);
+        let before = episode.sample.clone();
+        episode.run_interval(&mut self.rng);
+        let window = HostWindow::between(&before, &episode.sample);
+        observe_into(
+            &rules.spec,
+            &window,
+            episode.interval(),
+            &mut self.observation,
+        );
+        self.leaders = group_leaders(&self.observation.disk_group);
+        self.episode = Some(episode);
+        Ok(())
+    }
+
+    fn draw_scenario(
+        &mut self,
+        rules: &Rules,
+        options: &ResetOptions,
+    ) -> Result<(Scenario, Start), EnvError> {
+        let mut scenario = match &self.source {
+            Source::Fixed(scenario) => scenario.clone(),
+            Source::Generated(generator) => generator.draw(&mut self.rng),
+        };
+        let mut start = Start::Cold;
+        for (name, value) in options {
+            let refuse = |problem: String| EnvError::Option {
+                name: name.clone(),
+                value: value.clone(),
+                problem,
+            };
+            match name.as_str() {
+                "page_cache" => {
+                    start = match value.as_str() {
+                        "cold" => Start::Cold,
+                        "warm" => Start::Warm,
+                        _ => return Err(refuse("must be `cold` or `warm`".to_owned())),
+                    };
+                }
+                "scenario" => {
+                    scenario = presets::by_name(value).ok_or_else(|| {
+                        refuse(format!("is not one of {}", presets::NAMES.join(", ")))
+                    })?;
+                    scenario.schedulers = !rules.spec.device_heads.is_empty();
+                }
+                _ => {
+                    return Err(refuse(
+                        "the simulated host knows only the options `scenario` and `page_cache`"
+                            .to_owned(),
+                    ));
+                }
+            }
+        }
+        Ok((scenario, start))
+    }
+
+    /// Whether an action can be taken now.
+    pub(super) fn check(&self, rules: &Rules, action: &JointAction) -> Result<(), EnvError> {
+        if self.episode.is_none() {
+            return Err(EnvError::StepBeforeReset);
+        }
+        if self.is_over() {
+            return Err(EnvError::EpisodeOver);
+        }
+        check_action_of_groups(&rules.spec, &self.observation, &self.leaders, action)?;
+        Ok(())
+    }
+
+    /// Takes an action that [`Simulation::check`] has passed, lets an interval go by, and brings the
+    /// observation and the rewards up to date. Writes the levels that took effect into `executed`.
+    pub(super) fn step(&mut self, rules: &Rules, action: &JointAction, executed: &mut JointAction) {
+        let episode = self.episode.as_mut().expect("check has seen an episode");
+        let before = episode.sample.clone();
+        episode.apply(action);
+        executed.clone_from(action);
+        episode.write_executed(executed);
+        episode.run_interval(&mut self.rng);
+        episode.step += 1;
+        let window = HostWindow::between(&before, &episode.sample);
+        refresh(&window, episode.interval(), &mut self.observation);
+        score_into(&window, &rules.reward, &mut self.rewards);
+    }
+}
