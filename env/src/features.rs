@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ndarray::{Array2, Array3, ArrayViewMut1, Axis};
+use ndarray::{Array2, Array3, ArrayViewMut1};
 
 use crate::observation::{MaskReason, Observation, Table, Validity};
 use crate::reward::{RewardTerm, reference_us};
@@ -29,6 +29,11 @@ const VCPU_SHARE: usize = position(&PAIR, "vcpu_share");
 const IS_NUMA_LOCAL: usize = position(&PAIR, "is_numa_local");
 const BUFFERED_DISKS: usize = position(&DEVICE, "buffered_disks");
 const DEVICE_DISKS: usize = position(&DEVICE, "disks");
+
+const DISK_BOUNDS: [(f32, f32); DISK.len()] = bounds(&DISK);
+const CHANNEL_BOUNDS: [(f32, f32); CHANNEL.len()] = bounds(&CHANNEL);
+const DEVICE_BOUNDS: [(f32, f32); DEVICE.len()] = bounds(&DEVICE);
+const HOST_BOUNDS: [(f32, f32); HOST.len()] = bounds(&HOST);
 
 type Column = (&'static str, Unit, f32, f32, Scale, &'static str);
 
@@ -494,6 +499,16 @@ const fn position(columns: &[Column], name: &str) -> usize {
     place
 }
 
+const fn bounds<const COLUMNS: usize>(columns: &[Column; COLUMNS]) -> [(f32, f32); COLUMNS] {
+    let mut bounds = [(0.0, 0.0); COLUMNS];
+    let mut place = 0;
+    while place < COLUMNS {
+        bounds[place] = (columns[place].2, columns[place].3);
+        place += 1;
+    }
+    bounds
+}
+
 const fn is_equal(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut same = 0;
@@ -577,12 +592,16 @@ fn lay_out_disks(window: &HostWindow, obs: &mut Observation) {
         for (channel, row_of_channel) in window.channels.iter().enumerate() {
             obs.pairs[[row, channel, VCPU_SHARE]] =
                 disk.vcpu_share.get(channel).copied().unwrap_or(0.0);
-            obs.pairs[[row, channel, IS_NUMA_LOCAL]] = flag(row_of_channel.numa == node);
+            obs.pairs[[row, channel, IS_NUMA_LOCAL]] =
+                f32::from(u8::from(row_of_channel.numa == node));
+            obs.pairs[[row, channel, IS_CURRENT]] = 0.0;
         }
+        set_levels(obs.current.disks.row_mut(row), disk.settings.levels());
+        mark_current(&mut obs.pairs, row, disk.settings.channel, 1.0);
     }
     for row in 0..window.disks.len() {
         let size = group_size(window, row) as f32;
-        obs.disks.values[[row, GROUP_SIZE]] = size.min(DISK[GROUP_SIZE].3);
+        obs.disks.values[[row, GROUP_SIZE]] = size.min(DISK_BOUNDS[GROUP_SIZE].1);
     }
 }
 
@@ -591,10 +610,10 @@ fn lay_out_devices(window: &HostWindow, obs: &mut Observation) {
         set_levels(obs.default.devices.row_mut(row), [device.default_scheduler]);
         set_masks(obs.masks.devices.row_mut(row), &device.scheduler_mask);
     }
-    let values = &mut obs.devices.values;
-    values.column_mut(DEVICE_DISKS).fill(0.0);
+    obs.devices.values.column_mut(DEVICE_DISKS).fill(0.0);
+    let mut rows = Rows::of(&mut obs.devices, &DEVICE_BOUNDS);
     for disk in &window.disks {
-        add(values, &DEVICE, [disk.device, DEVICE_DISKS], 1.0);
+        rows.add(disk.device, DEVICE_DISKS, 1.0);
     }
 }
 
@@ -610,41 +629,67 @@ fn group_size(window: &HostWindow, row: usize) -> usize {
 fn refresh_disks(window: &HostWindow, interval: Duration, obs: &mut Observation) {
     assert_eq!(window.disks.len(), obs.disks.rows(), "one row per disk");
     let intervals_per_s = 1.0 / interval.as_secs_f64().max(1e-9);
+    let mut rows = Rows::of(&mut obs.disks, &DISK_BOUNDS);
     for (row, disk) in window.disks.iter().enumerate() {
-        set_levels(obs.current.disks.row_mut(row), disk.settings.levels());
-        let bound = usize::from(disk.settings.channel);
-        let mut pairs = obs.pairs.index_axis_mut(Axis(0), row);
-        for (channel, cell) in pairs.column_mut(IS_CURRENT).iter_mut().enumerate() {
-            *cell = flag(bound == channel + 1);
+        let group_size = rows.value(row, GROUP_SIZE);
+        rows.write(
+            row,
+            disk_readings(window, disk, group_size, intervals_per_s),
+        );
+    }
+    let heads = obs.current.disks.ncols();
+    let current = slice_of(&mut obs.current.disks);
+    for (row, (levels, disk)) in current
+        .chunks_exact_mut(heads)
+        .zip(&window.disks)
+        .enumerate()
+    {
+        let (was, is) = (levels[CHANNEL_HEAD], disk.settings.channel);
+        levels.copy_from_slice(&disk.settings.levels());
+        if was != is {
+            mark_current(&mut obs.pairs, row, was, 0.0);
+            mark_current(&mut obs.pairs, row, is, 1.0);
         }
-        let w = RowWriter::new(&mut obs.disks, &DISK, row);
-        write_disk(w, window, disk, intervals_per_s);
     }
 }
 
-fn write_disk(mut w: RowWriter<'_>, window: &HostWindow, disk: &DiskRow, intervals_per_s: f64) {
+fn mark_current(pairs: &mut Array3<f32>, row: usize, level: Level, mark: f32) {
+    let channel = usize::from(level).checked_sub(1);
+    if let Some(cell) = channel.and_then(|channel| pairs.get_mut([row, channel, IS_CURRENT])) {
+        *cell = mark;
+    }
+}
+
+fn disk_readings(
+    window: &HostWindow,
+    disk: &DiskRow,
+    group_size: f32,
+    intervals_per_s: f64,
+) -> [Reading<f64>; DISK.len()] {
     let (did, settings, host) = (&disk.did, disk.settings, &window.host);
-    w.put(did.queue_depth);
-    w.put(Ok(window.cpu_load(settings.channel)));
-    w.put(did.hit_rate);
-    w.put(did.iops);
-    w.put(did.latency_us_mean);
-    w.put(did.latency_us_p99);
-    w.put(slowdown(window, disk));
-    w.put(did.read_share);
-    w.put(did.request_bytes.map(|bytes| bytes / 1024.0));
-    w.put(did.flush_share);
-    w.put(did.iothread_cores);
-    w.put(did.run_delay);
-    w.flag(settings.cache == Cache::Buffered);
-    w.flag(settings.polling == Polling::Adaptive);
-    w.flag(settings.channel != 0);
-    w.flag(disk.group.is_some());
-    w.keep(); // group_size
-    w.put(Ok(disk.since_change_s * intervals_per_s));
-    w.put(Ok(disk.capacity_bytes / GIB));
-    w.put(disk.cached_bytes.map(|bytes| bytes / host.mem_total_bytes));
-    w.put(Ok(host.mem_available_bytes / disk.capacity_bytes.max(1.0)));
+    [
+        did.queue_depth,
+        Ok(window.cpu_load(settings.channel)),
+        did.hit_rate,
+        did.iops,
+        did.latency_us_mean,
+        did.latency_us_p99,
+        slowdown(window, disk),
+        did.read_share,
+        did.request_bytes.map(|bytes| bytes / 1024.0),
+        did.flush_share,
+        did.iothread_cores,
+        did.run_delay,
+        flag(settings.cache == Cache::Buffered),
+        flag(settings.polling == Polling::Adaptive),
+        flag(settings.channel != 0),
+        flag(disk.group.is_some()),
+        Ok(f64::from(group_size)),
+        Ok(disk.since_change_s * intervals_per_s),
+        Ok(disk.capacity_bytes / GIB),
+        disk.cached_bytes.map(|bytes| bytes / host.mem_total_bytes),
+        Ok(host.mem_available_bytes / disk.capacity_bytes.max(1.0)),
+    ]
 }
 
 /// Mean latency over that of the same requests on the idle device.
@@ -658,125 +703,118 @@ const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
 fn refresh_channels(window: &HostWindow, obs: &mut Observation) {
     assert_eq!(window.channels.len(), obs.channels.rows(), "one row each");
+    let mut rows = Rows::of(&mut obs.channels, &CHANNEL_BOUNDS);
     for (row, channel) in window.channels.iter().enumerate() {
-        let mut w = RowWriter::new(&mut obs.channels, &CHANNEL, row);
-        w.put(Ok(channel.cpu_load));
-        w.put(channel.vcpu_load);
-        w.put(Ok(0.0)); // bound_disks and bound_cores: summed up below
-        w.put(Ok(0.0));
-        w.put(Ok(channel.cpus as f64));
+        let readings = [
+            Ok(channel.cpu_load),
+            channel.vcpu_load,
+            Ok(0.0), // bound_disks and bound_cores: summed up below
+            Ok(0.0),
+            Ok(channel.cpus as f64),
+        ];
+        rows.write(row, readings);
     }
-    let values = &mut obs.channels.values;
     for disk in &window.disks {
         let bound = usize::from(disk.settings.channel).wrapping_sub(1);
         if bound < window.channels.len() {
             let cores = disk.did.iothread_cores.unwrap_or(0.0).min(1.0);
-            add(values, &CHANNEL, [bound, BOUND_DISKS], 1.0);
-            add(values, &CHANNEL, [bound, BOUND_CORES], cores as f32);
+            rows.add(bound, BOUND_DISKS, 1.0);
+            rows.add(bound, BOUND_CORES, cores as f32);
         }
     }
 }
 
 fn refresh_devices(window: &HostWindow, obs: &mut Observation) {
     assert_eq!(window.devices.len(), obs.devices.rows(), "one row each");
+    let mut rows = Rows::of(&mut obs.devices, &DEVICE_BOUNDS);
     for (row, device) in window.devices.iter().enumerate() {
         set_levels(obs.current.devices.row_mut(row), [device.scheduler]);
-        write_device(RowWriter::new(&mut obs.devices, &DEVICE, row), device);
+        let disks = rows.value(row, DEVICE_DISKS);
+        rows.write(row, device_readings(device, disks));
     }
     for disk in &window.disks {
-        let buffered = flag(disk.settings.cache == Cache::Buffered);
-        let cell = [disk.device, BUFFERED_DISKS];
-        add(&mut obs.devices.values, &DEVICE, cell, buffered);
+        if disk.settings.cache == Cache::Buffered {
+            rows.add(disk.device, BUFFERED_DISKS, 1.0);
+        }
     }
 }
 
-fn write_device(mut w: RowWriter<'_>, device: &DeviceRow) {
+fn device_readings(device: &DeviceRow, disks: f32) -> [Reading<f64>; DEVICE.len()] {
     let did = &device.did;
-    w.put(did.utilisation);
-    w.put(did.iops);
-    w.put(did.bytes_per_sec.map(|b| b / 1_048_576.0));
-    w.put(did.await_us);
-    w.put(did.queue_depth);
-    w.put(did.write_share);
-    w.put(Ok(device.reference.read_us));
-    w.flag(device.class == DeviceClass::Hdd);
-    w.put(Ok(0.0)); // buffered_disks: summed up afterwards
-    w.keep(); // disks
-    w.put(Ok(f64::from(device.scheduler)));
+    [
+        did.utilisation,
+        did.iops,
+        did.bytes_per_sec.map(|b| b / 1_048_576.0),
+        did.await_us,
+        did.queue_depth,
+        did.write_share,
+        Ok(device.reference.read_us),
+        flag(device.class == DeviceClass::Hdd),
+        Ok(0.0), // buffered_disks: summed up afterwards
+        Ok(f64::from(disks)),
+        Ok(f64::from(device.scheduler)),
+    ]
 }
 
 fn refresh_host(window: &HostWindow, obs: &mut Observation) {
     let host = &window.host;
-    let mut w = RowWriter::new(&mut obs.host, &HOST, 0);
-    w.put(Ok(host.cpu_load));
-    w.put(Ok(host.mem_available_bytes / host.mem_total_bytes.max(1.0)));
-    w.put(Ok(host.dirty_bytes / host.dirty_limit_bytes.max(1.0)));
-    w.put(host.psi_cpu.map(f64::from));
-    w.put(host.psi_io.map(f64::from));
-    w.put(host.psi_memory.map(f64::from));
-    w.put(Ok(f64::from(host.cpus)));
+    let readings = [
+        Ok(host.cpu_load),
+        Ok(host.mem_available_bytes / host.mem_total_bytes.max(1.0)),
+        Ok(host.dirty_bytes / host.dirty_limit_bytes.max(1.0)),
+        host.psi_cpu.map(f64::from),
+        host.psi_io.map(f64::from),
+        host.psi_memory.map(f64::from),
+        Ok(f64::from(host.cpus)),
+    ];
+    Rows::of(&mut obs.host, &HOST_BOUNDS).write(0, readings);
 }
 
-/// Writes readings into a row of a table, clipped to the columns' ranges.
-struct RowWriter<'a> {
+/// The rows of a table, written one reading per column and clipped to the columns' bounds.
+struct Rows<'a, const COLUMNS: usize> {
     values: &'a mut [f32],
     validity: &'a mut [Validity],
-    columns: &'static [Column],
-    next: usize,
+    bounds: &'static [(f32, f32); COLUMNS],
 }
 
-impl<'a> RowWriter<'a> {
-    fn new(table: &'a mut Table, columns: &'static [Column], row: usize) -> Self {
-        let width = columns.len();
-        let cells = row * width..(row + 1) * width;
-        let values = table.values.as_slice_mut().expect("in standard layout");
-        let validity = table.validity.as_slice_mut().expect("in standard layout");
+impl<'a, const COLUMNS: usize> Rows<'a, COLUMNS> {
+    fn of(table: &'a mut Table, bounds: &'static [(f32, f32); COLUMNS]) -> Self {
         Self {
-            values: &mut values[cells.clone()],
-            validity: &mut validity[cells],
-            columns,
-            next: 0,
+            values: slice_of(&mut table.values),
+            validity: slice_of(&mut table.validity),
+            bounds,
         }
     }
 
-    fn put(&mut self, reading: Reading<f64>) {
-        let (_, _, low, high, ..) = self.columns[self.next];
-        let (value, validity) = match reading {
-            Ok(value) => ((value as f32).clamp(low, high), Validity::Valid),
-            Err(why) => (0.0, why),
-        };
-        self.values[self.next] = value;
-        self.validity[self.next] = validity;
-        self.next += 1;
+    fn write(&mut self, row: usize, readings: [Reading<f64>; COLUMNS]) {
+        let cells = row * COLUMNS..(row + 1) * COLUMNS;
+        let values = self.values[cells.clone()].iter_mut();
+        let cells = values.zip(&mut self.validity[cells]).zip(self.bounds);
+        for (((value, validity), (low, high)), reading) in cells.zip(readings) {
+            (*value, *validity) = match reading {
+                Ok(read) => ((read as f32).max(*low).min(*high), Validity::Valid),
+                Err(why) => (0.0, why),
+            };
+        }
     }
 
-    fn flag(&mut self, set: bool) {
-        self.put(Ok(f64::from(u8::from(set))));
+    fn value(&self, row: usize, column: usize) -> f32 {
+        self.values[row * COLUMNS + column]
     }
 
-    /// Leaves a column as `lay_out` has written it.
-    fn keep(&mut self) {
-        self.next += 1;
-    }
-}
-
-impl Drop for RowWriter<'_> {
-    fn drop(&mut self) {
-        debug_assert_eq!(
-            self.next,
-            self.columns.len(),
-            "each column of a row is written once"
-        );
+    /// Adds to a value, up to its bound.
+    fn add(&mut self, row: usize, column: usize, gain: f32) {
+        let value = &mut self.values[row * COLUMNS + column];
+        *value = (*value + gain).min(self.bounds[column].1);
     }
 }
 
-/// Adds to a cell, up to its column's bound.
-fn add(values: &mut Array2<f32>, columns: &[Column], cell: [usize; 2], gain: f32) {
-    values[cell] = (values[cell] + gain).min(columns[cell[1]].3);
+fn slice_of<T>(array: &mut Array2<T>) -> &mut [T] {
+    array.as_slice_mut().expect("tables are in standard layout")
 }
 
-fn flag(set: bool) -> f32 {
-    f32::from(u8::from(set))
+fn flag(set: bool) -> Reading<f64> {
+    Ok(f64::from(u8::from(set)))
 }
 
 /// Gives an array its shape; where it has it, its values stay.
