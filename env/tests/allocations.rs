@@ -1,0 +1,47 @@
+//! Where a step may not allocate, an allocator that counts sees none.
+
+use std::time::Duration;
+
+use allocation_counter::measure;
+use blkpilot_env::cartpole::CartPoleBatch;
+use blkpilot_env::features::{observe_into, refresh};
+use blkpilot_env::reward::{RewardConfig, score_into};
+use blkpilot_env::sim::{SimHost, presets};
+use blkpilot_env::window::HostWindow;
+use blkpilot_env::{Autoreset, Environment as _, Observation, ResetOptions, Rewards};
+
+#[test]
+fn features_and_rewards_of_a_window_allocate_nothing_in_kept_buffers() {
+    let mut host = SimHost::fixed(presets::mixed()).unwrap();
+    let obs = host.reset(Some(1), &ResetOptions::new()).unwrap();
+    let before = host.sample().unwrap().clone();
+    host.step(&obs.current).unwrap();
+    let window = HostWindow::between(&before, host.sample().unwrap());
+    let config = RewardConfig::default();
+    let (mut obs, mut rewards) = (Observation::default(), Rewards::default());
+    let mut see = || {
+        observe_into(host.spec(), &window, Duration::from_secs(1), &mut obs);
+        refresh(&window, Duration::from_secs(1), &mut obs);
+        score_into(&window, &config, &mut rewards);
+    };
+    assert!(measure(&mut see).count_total > 0, "the buffers take shape");
+    assert_eq!(measure(&mut see).count_total, 0);
+}
+
+#[test]
+fn carts_allocate_nothing_whether_they_fall_or_not() {
+    for mode in [Autoreset::NextStep, Autoreset::SameStep] {
+        let mut batch = CartPoleBatch::new(16, 1, mode);
+        batch.reset(Some(1));
+        let levels = [1; 16];
+        let mut falls = 0;
+        let counted = measure(|| {
+            for _ in 0..100 {
+                batch.step(&levels).unwrap();
+                falls += batch.terminated().iter().filter(|fell| **fell).count();
+            }
+        });
+        assert_eq!(counted.count_total, 0);
+        assert!(falls >= 16);
+    }
+}
