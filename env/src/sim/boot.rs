@@ -1,16 +1,14 @@
-//! The first sample of a simulated host: everything in place, all counters at zero.
+//! The window of a simulated host before anything has happened: names, masks and settings in place.
 
-use std::time::Duration;
-
-use super::scenario::{DeviceModel, DiskModel, Scenario};
+use super::scenario::{ChannelModel, DeviceModel, DiskModel, Scenario};
 use super::simulation::SCHEDULERS;
-use crate::observation::MaskReason;
-use crate::sample::{
-    ChannelSample, DeviceSample, DiskMasks, DiskSample, DiskSettings, HostGauges, HostSample,
-    LATENCY_BUCKETS, OpCounters,
+use crate::observation::{MaskReason, Validity};
+use crate::sample::{DiskMasks, DiskSettings};
+use crate::window::{
+    ChannelRow, DeviceRow, DeviceWindow, DiskRow, DiskWindow, HostRow, HostWindow,
 };
 
-const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
+pub(super) const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
 
 /// The lane of each disk and the number of lanes: one per IOThread, one per disk without.
 pub(super) fn lanes_of(scenario: &Scenario) -> (Vec<usize>, usize) {
@@ -34,11 +32,11 @@ pub(super) fn lanes_of(scenario: &Scenario) -> (Vec<usize>, usize) {
     (lane_of, lanes.len())
 }
 
-pub(super) fn first_sample(scenario: &Scenario) -> HostSample {
+pub(super) fn first_window(scenario: &Scenario) -> HostWindow {
     let channels = scenario.channels.len();
-    let mut first_cpu = 0;
-    HostSample {
-        at: Duration::ZERO,
+    HostWindow {
+        span_s: scenario.interval_s,
+        began_with: (0..scenario.disks.len()).map(Some).collect(),
         disks: scenario
             .disks
             .iter()
@@ -48,31 +46,20 @@ pub(super) fn first_sample(scenario: &Scenario) -> HostSample {
             .channels
             .iter()
             .enumerate()
-            .map(|(k, c)| {
-                let cpus = (first_cpu..first_cpu + c.cpus).collect();
-                first_cpu += c.cpus;
-                ChannelSample {
-                    id: format!("core-{k}"),
-                    cpus,
-                    numa: c.numa,
-                    hw_queues: 1,
-                    busy_ns: 0,
-                    vcpu_ns: Ok(0),
-                }
-            })
+            .map(first_channel)
             .collect(),
         devices: scenario
             .devices
             .iter()
             .map(|d| first_device(d, scenario.schedulers))
             .collect(),
-        host: HostGauges {
+        host: HostRow {
             cpus: scenario.channels.iter().map(|c| c.cpus).sum(),
-            cpu_busy_ns: 0,
-            mem_total_bytes: (scenario.memory_gib * GIB) as u64,
-            mem_available_bytes: (scenario.cache_gib * GIB) as u64,
-            dirty_bytes: 0,
-            dirty_limit_bytes: (scenario.dirty_limit_gib * GIB) as u64,
+            cpu_load: 0.0,
+            mem_total_bytes: scenario.memory_gib * GIB,
+            mem_available_bytes: scenario.cache_gib * GIB,
+            dirty_bytes: 0.0,
+            dirty_limit_bytes: scenario.dirty_limit_gib * GIB,
             psi_cpu: Ok(0.0),
             psi_io: Ok(0.0),
             psi_memory: Ok(0.0),
@@ -80,7 +67,7 @@ pub(super) fn first_sample(scenario: &Scenario) -> HostSample {
     }
 }
 
-fn first_disk(model: &DiskModel, channels: usize) -> DiskSample {
+fn first_disk(model: &DiskModel, channels: usize) -> DiskRow {
     let settings = DiskSettings {
         channel: model.default_channel,
         cache: model.default_cache,
@@ -95,10 +82,11 @@ fn first_disk(model: &DiskModel, channels: usize) -> DiskSample {
         Some(pinned) => f32::from(u8::from(pinned == k)),
         None => 1.0 / channels as f32,
     };
-    DiskSample {
+    DiskRow {
         id: format!("{}/{}", model.guest, model.target),
         device: model.device,
         group: model.iothread,
+        settings_before: settings,
         settings,
         default: settings,
         masks: DiskMasks {
@@ -106,32 +94,33 @@ fn first_disk(model: &DiskModel, channels: usize) -> DiskSample {
             cache: [MaskReason::Allowed; 2],
             polling: [lane_mask; 2],
         },
-        reads: OpCounters::default(),
-        writes: OpCounters::default(),
-        flushes: 0,
-        in_flight: Ok(0),
-        device_read_bytes: Ok(0),
-        latency_counts: Ok([0; LATENCY_BUCKETS]),
-        iothread_cpu_ns: Ok(0),
-        iothread_wait_ns: Ok(0),
         vcpu_share: (0..channels).map(vcpu_share).collect(),
-        capacity_bytes: (model.capacity_gib * GIB) as u64,
-        cached_bytes: Ok(0),
-        dirty_bytes: Ok(0),
-        since_change: Duration::from_secs(3600),
+        capacity_bytes: model.capacity_gib * GIB,
+        since_change_s: 3600.0,
+        in_flight: Ok(0),
+        cached_bytes: Ok(0.0),
+        dirty_bytes: Ok(0.0),
+        did: DiskWindow::unknown(Validity::Idle),
     }
 }
 
-fn first_device(model: &DeviceModel, schedulers: bool) -> DeviceSample {
-    DeviceSample {
+fn first_channel((k, model): (usize, &ChannelModel)) -> ChannelRow {
+    ChannelRow {
+        id: format!("core-{k}"),
+        cpus: model.cpus as usize,
+        numa: model.numa,
+        cpu_load: 0.0,
+        vcpu_load: Ok(0.0),
+    }
+}
+
+fn first_device(model: &DeviceModel, schedulers: bool) -> DeviceRow {
+    DeviceRow {
         id: model.name.clone(),
         class: model.class,
         numa: model.numa,
-        hw_queues: model.hw_queues,
         reference: model.reference,
-        reads: OpCounters::default(),
-        writes: OpCounters::default(),
-        busy_ns: 0,
+        scheduler_before: 0,
         scheduler: 0,
         default_scheduler: 0,
         scheduler_mask: if schedulers {
@@ -139,5 +128,6 @@ fn first_device(model: &DeviceModel, schedulers: bool) -> DeviceSample {
         } else {
             vec![]
         },
+        did: DeviceWindow::unknown(Validity::Idle),
     }
 }

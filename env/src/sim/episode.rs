@@ -1,83 +1,53 @@
 //! An episode of a simulated host: what is in force, and what one interval does to it.
+//!
+//! An interval is one solution of the network for the phases that its disks are in; what builds up
+//! over intervals (cached and dirty pages, erased blocks, copied clusters) is carried from one to the
+//! next. All buffers are kept, so that an interval allocates nothing.
 
 use std::time::Duration;
 
 use rand::RngExt as _;
 
-use super::boot::{first_sample, lanes_of};
-use super::network::{Channel, Class, Device, Discipline, Lane, Network, Solution};
-use super::page_cache::{CacheUser, Popularity, characteristic_time};
+use super::boot::{GIB, first_window, lanes_of};
+use super::device_state::{DeviceState, VisitCost, WRITEBACK_BYTES, discipline};
+use super::disk_state::{DiskState, page_bytes};
+use super::network::{
+    Background, CacheUse, Channel, Class, Device, Lane, Load, Network, Solution, Solver, Vcpu,
+};
+use super::page_cache::HitCurve;
+use super::report::DeviceSum;
 use super::scenario::{DiskModel, Phase, Scenario};
-use super::served::{Served, add};
+use super::write_back::WriteBack;
 use crate::decision::JointAction;
-use crate::sample::{Cache, DiskSettings, HostSample, Polling};
+use crate::sample::{Cache, DiskSettings, Polling};
 use crate::spec::Level;
+use crate::window::HostWindow;
 
-const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
-/// Size of one write-back request, bytes: the kernel coalesces dirty pages.
-const WRITEBACK_BYTES: f64 = 128.0 * 1024.0;
-/// Most of the device that write-back takes from foreground requests.
-const MAX_WRITEBACK_LOAD: f64 = 0.8;
-/// Time in which the kernel aims to write dirty pages back, seconds (`dirty_writeback_centisecs`).
-const WRITEBACK_HORIZON_S: f64 = 5.0;
 /// How long a disk stands still while it is reopened with another cache mode, seconds.
-const REOPEN_STALL_S: f64 = 0.004;
-/// Share of a direct disk's stale pages that are reclaimed per interval.
-const STALE_RECLAIM: f64 = 0.2;
-/// Passes in which hit rates and vCPU load follow the throughputs.
-const COUPLING_PASSES: u32 = 12;
+pub(super) const REOPEN_STALL_S: f64 = 0.004;
+/// CPU of finding a page to reclaim for one that is read into a full cache, seconds.
+pub(super) const RECLAIM_S: f64 = 0.3e-6;
 
 #[derive(Debug)]
 pub(super) struct Episode {
     pub(super) scenario: Scenario,
     pub(super) step: u32,
-    disks: Vec<DiskState>,
+    /// What the last interval showed.
+    pub(super) window: HostWindow,
+    pub(super) disks: Vec<DiskState>,
+    pub(super) devices: Vec<DeviceState>,
+    pub(super) write_back: WriteBack,
+    pub(super) sums: Vec<DeviceSum>,
     /// Lane of each disk, and the number of disks on each lane.
-    lane_of: Vec<usize>,
-    lane_sizes: Vec<usize>,
-    /// Share of writes in what each device did in the last interval.
-    device_write_share: Vec<f64>,
-    characteristic_time: f64,
-    pub(super) sample: HostSample,
-}
-
-#[derive(Debug)]
-struct DiskState {
-    phase: usize,
-    popularity: Vec<Popularity>,
-    throughput: f64,
-    cached_bytes: f64,
-    dirty_bytes: f64,
-    /// Buffered writes accepted in the last interval, bytes per second.
-    inflow: f64,
-    /// Time for which the disk stands still at the start of the next interval.
-    stall_s: f64,
-    /// Whether its dirty pages are written out so that it can go back to direct. New writes wait for
-    /// the device meanwhile.
-    is_flushing: bool,
-}
-
-impl DiskState {
-    fn new(model: &DiskModel) -> Self {
-        let popularity = model
-            .phases
-            .iter()
-            .map(|p| Popularity::zipf(p.working_set_gib * GIB / page_bytes(p), p.skew));
-        Self {
-            phase: 0,
-            popularity: popularity.collect(),
-            throughput: 0.0,
-            cached_bytes: 0.0,
-            dirty_bytes: 0.0,
-            inflow: 0.0,
-            stall_s: 0.0,
-            is_flushing: false,
-        }
-    }
-}
-
-fn page_bytes(phase: &Phase) -> f64 {
-    (phase.request_kib * 1024.0).max(4096.0)
+    pub(super) lane_of: Vec<usize>,
+    pub(super) lane_sizes: Vec<usize>,
+    /// Hit curves of all phases; computed when first needed.
+    curves: Vec<HitCurve>,
+    /// Whether the page cache had no room left in the last interval.
+    pub(super) is_cache_full: bool,
+    pub(super) network: Network,
+    solver: Solver,
+    pub(super) solution: Solution,
 }
 
 impl Episode {
@@ -87,26 +57,36 @@ impl Episode {
         for lane in &lane_of {
             lane_sizes[*lane] += 1;
         }
-        let mut disks: Vec<DiskState> = scenario.disks.iter().map(DiskState::new).collect();
-        for (state, model) in disks.iter_mut().zip(&scenario.disks) {
-            state.phase = rng.random_range(0..model.phases.len());
-        }
+        let mut curves = Vec::new();
+        let models = scenario.disks.iter();
         Self {
-            sample: first_sample(&scenario),
-            device_write_share: vec![0.0; scenario.devices.len()],
-            characteristic_time: 1.0,
+            window: first_window(&scenario),
+            disks: models
+                .map(|model| DiskState::new(model, &mut curves, rng))
+                .collect(),
+            devices: vec![DeviceState::default(); scenario.devices.len()],
+            write_back: WriteBack::default(),
+            sums: vec![DeviceSum::default(); scenario.devices.len()],
             step: 0,
-            disks,
             lane_of,
             lane_sizes,
+            curves,
+            is_cache_full: false,
+            network: Network {
+                cache_bytes: scenario.cache_gib * GIB,
+                costs: scenario.costs,
+                ..Network::default()
+            },
+            solver: Solver::default(),
+            solution: Solution::default(),
             scenario,
         }
     }
 
     /// Fills the page cache with as much of each buffered disk as it can hold at the rates to come.
     pub(super) fn warm_page_cache(&mut self) {
-        for (state, sample) in self.disks.iter_mut().zip(&self.sample.disks) {
-            if sample.settings.cache == Cache::Buffered {
+        for (state, row) in self.disks.iter_mut().zip(&self.window.disks) {
+            if row.settings.cache == Cache::Buffered {
                 // The first interval cuts it down to what is resident in the steady state.
                 state.cached_bytes = f64::MAX;
             }
@@ -122,9 +102,10 @@ impl Episode {
         Duration::from_secs_f64(self.scenario.interval_s)
     }
 
+    /// Puts an action into force at the start of an interval.
     pub(super) fn apply(&mut self, action: &JointAction) {
-        for (row, (sample, state)) in self
-            .sample
+        for (row, (seen, state)) in self
+            .window
             .disks
             .iter_mut()
             .zip(&mut self.disks)
@@ -133,9 +114,10 @@ impl Episode {
             let levels: [Level; 3] = std::array::from_fn(|head| action.disks[[row, head]]);
             let wanted =
                 DiskSettings::from_levels(levels).expect("check_action has seen these levels");
+            seen.settings_before = seen.settings;
             // Going back to direct takes effect once the dirty pages are on the device: they are
             // written back from outside first, while the disk goes on being served.
-            state.is_flushing = sample.settings.cache == Cache::Buffered
+            state.is_flushing = seen.settings.cache == Cache::Buffered
                 && wanted.cache == Cache::Direct
                 && state.dirty_bytes > 0.0;
             let wanted = DiskSettings {
@@ -146,17 +128,16 @@ impl Episode {
                 },
                 ..wanted
             };
-            if wanted == sample.settings {
-                continue;
-            }
-            if wanted.cache != sample.settings.cache {
+            if wanted.cache != seen.settings.cache {
                 state.stall_s = REOPEN_STALL_S;
             }
-            sample.settings = wanted;
-            sample.since_change = Duration::ZERO;
+            if wanted != seen.settings {
+                (seen.settings, seen.since_change_s) = (wanted, 0.0);
+            }
         }
-        if action.devices.ncols() > 0 {
-            for (row, device) in self.sample.devices.iter_mut().enumerate() {
+        for (row, device) in self.window.devices.iter_mut().enumerate() {
+            device.scheduler_before = device.scheduler;
+            if action.devices.ncols() > 0 {
                 device.scheduler = action.devices[[row, 0]];
             }
         }
@@ -164,420 +145,163 @@ impl Episode {
 
     /// Writes the levels in force after an action was applied: what is still being prepared is not.
     pub(super) fn write_executed(&self, executed: &mut JointAction) {
-        for (row, disk) in self.sample.disks.iter().enumerate() {
+        for (row, disk) in self.window.disks.iter().enumerate() {
             for (head, level) in disk.settings.levels().into_iter().enumerate() {
                 executed.disks[[row, head]] = level;
             }
         }
         for (row, head) in ndarray::indices(executed.devices.dim()) {
-            executed.devices[[row, head]] = self.sample.devices[row].scheduler;
+            executed.devices[[row, head]] = self.window.devices[row].scheduler;
         }
     }
 
-    /// Lets one interval pass: phases move on, the network is solved, the counters advance.
+    /// Lets one interval pass: phases move on, the network is solved, the window is written.
     pub(super) fn run_interval(&mut self, rng: &mut crate::Rng) {
-        self.move_phases(rng);
-        let noise: Vec<f64> = (0..self.disks.len())
-            .map(|_| libm::exp(self.scenario.noise * standard_normal(rng)))
-            .collect();
-        let mut throughput: Vec<f64> = self.disks.iter().map(|d| d.throughput).collect();
-        let mut hits = self.hit_rates(&throughput);
-        let mut solution = Solution::default();
-        for _ in 0..COUPLING_PASSES {
-            let network = self.network(&noise, &hits, &throughput);
-            solution = network.solve(&throughput);
-            let solved: Vec<f64> = solution.flows.iter().map(|f| f.throughput).collect();
-            let moved = throughput
-                .iter()
-                .zip(&solved)
-                .any(|(a, b)| (a - b).abs() > 1e-3 * b.max(1e-9));
-            throughput = solved;
-            if !moved {
-                break;
-            }
-            hits = self.hit_rates(&throughput);
-        }
-        let network = self.network(&noise, &hits, &throughput);
-        self.advance_counters(&network, &solution, &hits);
-        self.advance_cache(&hits);
-    }
-
-    fn move_phases(&mut self, rng: &mut crate::Rng) {
         for (state, model) in self.disks.iter_mut().zip(&self.scenario.disks) {
-            let others = model.phases.len() - 1;
-            // Drawn also where there is nowhere to go, so that one disk's phases do not shift another's.
-            let (leave, next) = (rng.random::<f64>(), rng.random_range(0..others.max(1)));
-            if others > 0 && leave < 1.0 / model.phases[state.phase].mean_intervals {
-                state.phase = (state.phase + 1 + next) % model.phases.len();
-            }
+            state.move_phase(model, rng);
         }
+        self.plan_write_back();
+        self.load_network(rng);
+        self.solver
+            .solve(&self.network, &self.curves, &mut self.solution);
+        self.report();
     }
 
-    fn phase(&self, disk: usize) -> &Phase {
+    pub(super) fn phase(&self, disk: usize) -> &Phase {
         &self.scenario.disks[disk].phases[self.disks[disk].phase]
     }
 
-    fn is_buffered(&self, disk: usize) -> bool {
-        self.sample.disks[disk].settings.cache == Cache::Buffered
+    pub(super) fn is_buffered(&self, disk: usize) -> bool {
+        self.window.disks[disk].settings.cache == Cache::Buffered
     }
 
-    /// Hit rate and resident bytes that each disk would have in a warm cache, and its hit rate now.
-    fn hit_rates(&mut self, throughput: &[f64]) -> Vec<Hit> {
-        let users: Vec<CacheUser<'_>> = (0..self.disks.len())
-            .map(|i| CacheUser {
-                popularity: &self.disks[i].popularity[self.disks[i].phase],
-                rate: if self.is_buffered(i) {
-                    throughput[i].max(1.0)
-                } else {
-                    0.0
-                },
-                page_bytes: page_bytes(self.phase(i)),
-            })
-            .collect();
-        let t = characteristic_time(
-            &users,
-            self.scenario.cache_gib * GIB,
-            self.characteristic_time,
-        );
-        let hits = (0..users.len())
-            .map(|i| {
-                if users[i].rate == 0.0 {
-                    return Hit::default();
-                }
-                let (resident, warm) = users[i].popularity.occupancy(users[i].rate * t);
-                let resident_bytes = resident * users[i].page_bytes;
-                let filled = (self.disks[i].cached_bytes / resident_bytes.max(1.0)).min(1.0);
-                Hit {
-                    now: warm * filled,
-                    resident_bytes,
-                }
-            })
-            .collect();
-        if t.is_finite() {
-            self.characteristic_time = t;
+    fn load_network(&mut self, rng: &mut crate::Rng) {
+        self.network.classes.clear();
+        for disk in 0..self.disks.len() {
+            let noise = libm::exp(self.scenario.noise * standard_normal(rng));
+            let class = self.class(disk, noise);
+            self.network.classes.push(class);
         }
-        hits
-    }
-
-    fn network(&self, noise: &[f64], hits: &[Hit], throughput: &[f64]) -> Network {
-        let devices = self.scenario.devices.iter().zip(&self.sample.devices);
-        Network {
-            classes: (0..self.disks.len())
-                .map(|i| self.class(i, noise[i], &hits[i]))
-                .collect(),
-            lanes: self.lanes(),
-            channels: self.channels(throughput),
-            devices: devices
-                .map(|(model, sample)| Device {
+        self.load_lanes();
+        let channels = self.scenario.channels.iter().map(|c| Channel {
+            cpus: f64::from(c.cpus),
+            background_cores: c.background_cores,
+        });
+        self.network.channels.clear();
+        self.network.channels.extend(channels);
+        let models = self.scenario.devices.iter().zip(&self.devices);
+        let devices = models
+            .zip(&self.window.devices)
+            .map(|((model, state), row)| {
+                let (server_s, transfer_s) = state.writeback_cost_s(model);
+                Device {
                     parallelism: model.parallelism,
-                    discipline: [Discipline::Fifo, Discipline::ReadsFirst, Discipline::Fair]
-                        [usize::from(sample.scheduler).min(2)],
-                })
-                .collect(),
-            costs: self.scenario.costs,
-        }
+                    discipline: discipline(row.scheduler),
+                    background: Background {
+                        rate_per_s: state.writeback_bytes_per_sec / WRITEBACK_BYTES,
+                        server_s,
+                        transfer_s,
+                    },
+                }
+            });
+        self.network.devices.clear();
+        self.network.devices.extend(devices);
     }
 
-    fn lanes(&self) -> Vec<Lane> {
-        let mut lanes = vec![
-            Lane {
-                channel: None,
-                is_remote: false,
-                is_polling: false
-            };
-            self.lane_sizes.len()
-        ];
-        for (i, &lane) in self.lane_of.iter().enumerate() {
-            let settings = self.sample.disks[i].settings;
+    fn load_lanes(&mut self) {
+        let idle = Lane {
+            channel: None,
+            is_remote: false,
+            is_polling: false,
+        };
+        self.network.lanes.clear();
+        self.network.lanes.resize(self.lane_sizes.len(), idle);
+        for (disk, &lane) in self.lane_of.iter().enumerate() {
+            let settings = self.window.disks[disk].settings;
             let channel = usize::from(settings.channel).checked_sub(1);
-            let node = self.scenario.devices[self.scenario.disks[i].device].numa;
-            lanes[lane] = Lane {
+            let node = self.scenario.devices[self.scenario.disks[disk].device].numa;
+            self.network.lanes[lane] = Lane {
                 channel,
                 is_remote: channel.is_some_and(|k| self.scenario.channels[k].numa != node),
                 is_polling: settings.polling == Polling::Adaptive,
             };
         }
-        lanes
     }
 
-    /// Channels with the load of the guests' vCPUs at given throughputs.
-    fn channels(&self, throughput: &[f64]) -> Vec<Channel> {
-        let cpus: f64 = self
-            .scenario
-            .channels
-            .iter()
-            .map(|c| f64::from(c.cpus))
-            .sum();
-        let mut channels: Vec<Channel> = self
-            .scenario
-            .channels
-            .iter()
-            .map(|c| Channel {
-                cpus: f64::from(c.cpus),
-                vcpu_cores: c.background_cores,
-            })
-            .collect();
-        for (model, x) in self.scenario.disks.iter().zip(throughput) {
-            let cores = model.vcpu_cores + x * model.guest_us * 1e-6;
-            match model.vcpu_channel {
-                Some(k) => channels[k].vcpu_cores += cores,
-                None => channels
-                    .iter_mut()
-                    .for_each(|c| c.vcpu_cores += cores * c.cpus / cpus),
-            }
-        }
-        for channel in &mut channels {
-            channel.vcpu_cores = channel.vcpu_cores.min(channel.cpus);
-        }
-        channels
-    }
-
-    fn class(&self, i: usize, noise: f64, hit: &Hit) -> Class {
-        let (model, phase) = (&self.scenario.disks[i], self.phase(i));
+    fn class(&mut self, disk: usize, noise: f64) -> Class {
+        let model = &self.scenario.disks[disk];
+        let state = &mut self.disks[disk];
+        let phase = &model.phases[state.phase];
+        state.copying = state.copying(phase, &mut self.curves);
         let device = &self.scenario.devices[model.device];
-        let bytes = phase.request_kib * 1024.0;
-        let (read, write) = (phase.read_share, 1.0 - phase.read_share);
-        let buffered = self.is_buffered(i);
-        let (visits, delay_s, cpu_s) = if buffered {
-            let costs = &self.scenario.costs;
-            let copy_s = bytes / costs.copy_bytes_per_sec + costs.buffered_delay_us * 1e-6;
-            let sync = self.synchronous_write_share(i);
-            (
-                [read * (1.0 - hit.now), write * sync],
-                copy_s,
-                costs.buffered_cpu_us * 1e-6,
-            )
+        let scheduler = self.window.devices[model.device].scheduler;
+        let cost = self.devices[model.device].visit(device, phase, scheduler, state.copying);
+        let class = direct(model, phase, cost, self.lane_of[disk], noise);
+        if self.is_buffered(disk) {
+            self.through_cache(disk, class, noise)
         } else {
-            ([read, write], 0.0, 0.0)
-        };
-        let left = 1.0 - self.writeback_load(model.device);
-        let gc = 1.0 + device.gc_inflation * self.device_write_share[model.device];
-        let slow = noise * gc / left;
-        let ceiling_s = device.max_iops.map_or(0.0, |iops| 1.0 / iops);
-        Class {
-            outstanding: phase.outstanding,
-            think_s: phase.think_us * 1e-6 * noise,
-            lane: self.lane_of[i],
-            lane_s: (model.iothread_us * 1e-6 + cpu_s) * noise,
-            delay_s,
-            device: model.device,
-            visits,
-            server_s: [
-                device.reference.read_us * 1e-6 * slow,
-                device.reference.write_us * 1e-6 * slow,
-            ],
-            transfer_s: (bytes / device.reference.bytes_per_sec).max(ceiling_s) * noise / left,
+            class
         }
     }
 
-    /// Share of buffered writes that wait for the device: those that a flush follows, and more and
-    /// more of them as dirty pages approach the limit.
-    fn synchronous_write_share(&self, disk: usize) -> f64 {
+    /// The class of a disk with the page cache in its way.
+    fn through_cache(&mut self, disk: usize, mut class: Class, noise: f64) -> Class {
+        let waiting = self.waiting_writes(disk);
+        let costs = &self.scenario.costs;
+        let state = &self.disks[disk];
+        let phase = &self.scenario.disks[disk].phases[state.phase];
+        let bytes = page_bytes(phase);
+        let copy_s = phase.request_kib * 1024.0 / costs.copy_bytes_per_sec;
+        class.delay_s = copy_s + costs.buffered_delay_us * 1e-6;
+        class.lane_s += costs.buffered_cpu_us * 1e-6 * noise;
+        if self.is_cache_full {
+            class.lane_s += RECLAIM_S * bytes / 4096.0 * phase.read_share;
+        }
+        class.visits[1] *= waiting;
+        class.cache = Some(CacheUse {
+            curve: state.curve(phase, &mut self.curves),
+            page_bytes: bytes,
+            cached_bytes: state.cached_bytes,
+        });
+        class
+    }
+
+    /// Share of a buffered disk's writes that wait for the device.
+    pub(super) fn waiting_writes(&self, disk: usize) -> f64 {
         if self.disks[disk].is_flushing {
             return 1.0;
         }
-        let dirty: f64 = self.disks.iter().map(|d| d.dirty_bytes).sum();
-        let full = dirty / (self.scenario.dirty_limit_gib * GIB);
-        (2.0 * full - 1.0)
-            .clamp(0.0, 1.0)
-            .max(self.phase(disk).flush_share)
-    }
-
-    /// Write-back of one device, bytes per second.
-    fn writeback_rate(&self, device: usize) -> f64 {
-        // Pages that keep a disk from going back to direct are written at once.
-        let is_urgent = self.of_device(device).any(|i| self.disks[i].is_flushing);
-        let horizon_s = if is_urgent {
-            self.scenario.interval_s.min(WRITEBACK_HORIZON_S)
-        } else {
-            WRITEBACK_HORIZON_S
-        };
-        let wanted: f64 = self
-            .of_device(device)
-            .map(|i| self.disks[i].dirty_bytes / horizon_s)
-            .sum();
-        let inflow: f64 = self.of_device(device).map(|i| self.disks[i].inflow).sum();
-        let dirty: f64 = self
-            .of_device(device)
-            .map(|i| self.disks[i].dirty_bytes)
-            .sum();
-        let most = MAX_WRITEBACK_LOAD / self.writeback_load_per_byte(device);
-        (wanted + inflow)
-            .min(most)
-            .min(dirty / self.scenario.interval_s)
-    }
-
-    fn writeback_load(&self, device: usize) -> f64 {
-        self.writeback_rate(device) * self.writeback_load_per_byte(device)
-    }
-
-    fn writeback_load_per_byte(&self, device: usize) -> f64 {
-        let model = &self.scenario.devices[device];
-        let server = model.reference.write_us * 1e-6 / model.parallelism / WRITEBACK_BYTES;
-        let ceiling = model.max_iops.map_or(0.0, |iops| 1.0 / iops) / WRITEBACK_BYTES;
-        server.max(ceiling).max(1.0 / model.reference.bytes_per_sec)
-    }
-
-    fn of_device(&self, device: usize) -> impl Iterator<Item = usize> + '_ {
-        (0..self.disks.len()).filter(move |i| self.scenario.disks[*i].device == device)
-    }
-
-    fn advance_counters(&mut self, network: &Network, solution: &Solution, hits: &[Hit]) {
-        let dt = self.scenario.interval_s;
-        self.sample.at += Duration::from_secs_f64(dt);
-        let mut device_requests = vec![[0.0; 2]; self.scenario.devices.len()];
-        let mut device_queue = vec![0.0; self.scenario.devices.len()];
-        for (i, (flow, class)) in solution.flows.iter().zip(&network.classes).enumerate() {
-            let served = Served::new(
-                flow,
-                class,
-                self.phase(i),
-                hits[i].now,
-                dt,
-                self.disks[i].stall_s.min(dt),
-            );
-            let size = self.lane_sizes[self.lane_of[i]] as f64;
-            let sample = &mut self.sample.disks[i];
-            served.count(sample);
-            add(
-                &mut sample.iothread_cpu_ns,
-                solution.lane_cores[self.lane_of[i]] / size * dt * 1e9,
-            );
-            add(
-                &mut sample.iothread_wait_ns,
-                served.requests * flow.run_delay_s * 1e9,
-            );
-            sample.in_flight = Ok(class.outstanding.round() as u32);
-            sample.since_change = sample
-                .since_change
-                .saturating_add(Duration::from_secs_f64(dt));
-            let device = &mut self.sample.devices[class.device];
-            let counters = [&mut device.reads, &mut device.writes];
-            for (direction, counters) in counters.into_iter().enumerate() {
-                let requests = served.requests * class.visits[direction];
-                counters.requests += requests.round() as u64;
-                counters.bytes += (requests * served.request_bytes) as u64;
-                counters.time_ns += (requests * served.device_s[direction] * 1e9) as u64;
-                device_requests[class.device][direction] += requests;
-                device_queue[class.device] += requests * served.device_s[direction] / dt;
-            }
-            let state = &mut self.disks[i];
-            state.throughput = flow.throughput;
-            state.stall_s = 0.0;
-        }
-        for device in 0..self.scenario.devices.len() {
-            let written = self.write_back(device, dt);
-            let [reads, writes] = device_requests[device];
-            self.device_write_share[device] = (writes + written)
-                / (reads + writes + written).max(1.0)
-                * (1.0 - libm::exp(-device_queue[device]));
-            let load = (device_queue[device] + self.writeback_load(device)).max(0.0);
-            self.sample.devices[device].busy_ns += ((1.0 - libm::exp(-load)) * dt * 1e9) as u64;
-        }
-        self.advance_cpu(network, solution, dt);
-    }
-
-    /// Writes dirty pages back and returns the requests that took.
-    fn write_back(&mut self, device: usize, dt: f64) -> f64 {
-        let rate = self.writeback_rate(device);
-        let dirty: f64 = self
-            .of_device(device)
-            .map(|i| self.disks[i].dirty_bytes)
-            .sum();
-        if dirty <= 0.0 {
-            return 0.0;
-        }
-        let written = (rate * dt).min(dirty);
-        let keep = 1.0 - written / dirty;
-        let members: Vec<usize> = self.of_device(device).collect();
-        for i in members {
-            let state = &mut self.disks[i];
-            state.dirty_bytes *= keep;
-            if state.dirty_bytes < 1.0 {
-                state.dirty_bytes = 0.0;
-            }
-            if state.dirty_bytes == 0.0 && state.is_flushing {
-                let sample = &mut self.sample.disks[i];
-                sample.settings.cache = Cache::Direct;
-                sample.since_change = Duration::ZERO;
-                state.is_flushing = false;
-                state.stall_s = REOPEN_STALL_S;
-            }
-        }
-        let requests = written / WRITEBACK_BYTES;
-        let counters = &mut self.sample.devices[device].writes;
-        counters.requests += requests.round() as u64;
-        counters.bytes += written as u64;
-        counters.time_ns +=
-            (requests * self.scenario.devices[device].reference.write_us * 1e3) as u64;
-        requests
-    }
-
-    fn advance_cpu(&mut self, network: &Network, solution: &Solution, dt: f64) {
-        let cpus: f64 = network.channels.iter().map(|c| c.cpus).sum();
-        let floating: f64 = (0..network.lanes.len())
-            .filter(|l| network.lanes[*l].channel.is_none())
-            .map(|l| solution.lane_cores[l])
-            .sum();
-        let mut stretched = 0.0_f64;
-        for (k, channel) in network.channels.iter().enumerate() {
-            let bound: f64 = (0..network.lanes.len())
-                .filter(|l| network.lanes[*l].channel == Some(k))
-                .map(|l| solution.lane_cores[l])
-                .sum();
-            let wanted = channel.vcpu_cores + bound + floating * channel.cpus / cpus;
-            let busy = wanted.min(channel.cpus);
-            stretched = stretched.max((wanted - busy) / channel.cpus);
-            let sample = &mut self.sample.channels[k];
-            sample.busy_ns += (busy * dt * 1e9) as u64;
-            add(
-                &mut sample.vcpu_ns,
-                channel.vcpu_cores * busy / wanted.max(1e-9) * dt * 1e9,
-            );
-            self.sample.host.cpu_busy_ns += (busy * dt * 1e9) as u64;
-        }
-        self.sample.host.psi_cpu = Ok(stretched.min(1.0) as f32);
-        let waiting: f64 = network
-            .classes
-            .iter()
-            .zip(&solution.flows)
-            .enumerate()
-            .filter(|(i, _)| self.is_buffered(*i))
-            .map(|(_, (_, flow))| flow.throughput * flow.device_s)
-            .sum();
-        self.sample.host.psi_io = Ok((1.0 - libm::exp(-waiting)) as f32);
-    }
-
-    fn advance_cache(&mut self, hits: &[Hit]) {
-        let dt = self.scenario.interval_s;
-        for (i, hit) in hits.iter().enumerate() {
-            let (read_share, bytes) =
-                (self.phase(i).read_share, self.phase(i).request_kib * 1024.0);
-            let sync = self.synchronous_write_share(i);
-            let buffered = self.is_buffered(i);
-            let state = &mut self.disks[i];
-            if buffered {
-                let written = state.throughput * (1.0 - read_share) * bytes;
-                let fetched = state.throughput * read_share * (1.0 - hit.now) * bytes;
-                state.cached_bytes =
-                    (state.cached_bytes + (written + fetched) * dt).min(hit.resident_bytes);
-                state.inflow = written * (1.0 - sync);
-                state.dirty_bytes += state.inflow * dt;
-            } else {
-                state.cached_bytes *= 1.0 - STALE_RECLAIM;
-                state.inflow = 0.0;
-            }
-            self.sample.disks[i].cached_bytes = Ok(state.cached_bytes as u64);
-            self.sample.disks[i].dirty_bytes = Ok(state.dirty_bytes as u64);
-        }
-        self.sample.host.dirty_bytes = self.disks.iter().map(|d| d.dirty_bytes).sum::<f64>() as u64;
+        self.write_back.throttled.max(self.phase(disk).flush_share)
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Hit {
-    now: f64,
-    resident_bytes: f64,
+fn direct(model: &DiskModel, phase: &Phase, cost: VisitCost, lane: usize, noise: f64) -> Class {
+    let load = match phase.arrivals_per_s {
+        Some(rate_per_s) => Load::Open {
+            rate_per_s,
+            limit: phase.outstanding,
+        },
+        None => Load::Closed {
+            outstanding: phase.outstanding,
+            think_s: phase.think_us * 1e-6 * noise,
+        },
+    };
+    Class {
+        load,
+        vcpu: Vcpu {
+            channel: model.vcpu_channel,
+            request_s: model.guest_us * 1e-6,
+            background_cores: model.vcpu_cores,
+        },
+        lane,
+        lane_s: model.iothread_us * 1e-6 * noise,
+        delay_s: 0.0,
+        device: model.device,
+        visits: [phase.read_share, 1.0 - phase.read_share],
+        server_s: cost.server_s.map(|s| s * noise),
+        transfer_s: cost.transfer_s.map(|s| s * noise),
+        cache: None,
+    }
 }
 
 /// A standard normal variate by the polar method, from `libm`, so that it is the same everywhere.

@@ -215,13 +215,15 @@ fn draw_phase(capacity_gib: f64, rng: &mut crate::Rng) -> Phase {
         1 => 0.0,
         _ => rng.random_range(0.2..0.98),
     };
+    let is_open = chance(rng, 0.2);
     Phase {
-        outstanding: if chance(rng, 0.08) {
-            0.0
-        } else {
-            log_uniform(rng, 1.0, 64.0).round()
+        outstanding: match is_open {
+            _ if chance(rng, 0.08) => 0.0,
+            true => 256.0,
+            false => log_uniform(rng, 1.0, 64.0).round(),
         },
-        think_us: if chance(rng, 0.5) {
+        arrivals_per_s: is_open.then(|| log_uniform(rng, 50.0, 30_000.0)),
+        think_us: if is_open || chance(rng, 0.5) {
             0.0
         } else {
             log_uniform(rng, 10.0, 2000.0)
@@ -230,11 +232,18 @@ fn draw_phase(capacity_gib: f64, rng: &mut crate::Rng) -> Phase {
         request_kib: [4.0, 4.0, 4.0, 8.0, 16.0, 64.0, 256.0][rng.random_range(0..7)],
         working_set_gib: capacity_gib * rng.random_range(0.1..1.0),
         skew: rng.random_range(0.0..1.1),
+        sequential_share: if chance(rng, 0.6) {
+            0.0
+        } else {
+            rng.random_range(0.1..1.0)
+        },
         flush_share: if chance(rng, 0.6) {
             0.0
         } else {
             rng.random_range(0.01..0.5)
         },
+        snapshot: chance(rng, 0.08),
+        next: vec![],
         mean_intervals: log_uniform(rng, 8.0, 60.0),
     }
 }

@@ -3,6 +3,7 @@
 use rand::SeedableRng as _;
 
 use super::Generator;
+use super::counters;
 use super::episode::Episode;
 use super::scenario::{Scenario, ScenarioErrors};
 use super::simulation::{Rules, Simulation, Source};
@@ -19,6 +20,8 @@ use crate::spec::EnvSpec;
 pub struct SimHost {
     rules: Rules,
     simulation: Simulation,
+    /// What a real host's counters would show; none before the first reset.
+    counters: Option<HostSample>,
 }
 
 impl SimHost {
@@ -46,6 +49,7 @@ impl SimHost {
                 reward: RewardConfig::default(),
             },
             simulation: Simulation::new(source, crate::Rng::seed_from_u64(0)),
+            counters: None,
         })
     }
 
@@ -59,7 +63,7 @@ impl SimHost {
     /// The counters as they stand; `None` before the first reset.
     #[must_use]
     pub fn sample(&self) -> Option<&HostSample> {
-        self.simulation.episode().map(|e| &e.sample)
+        self.counters.as_ref()
     }
 
     /// The scenario of the current episode; `None` before the first reset.
@@ -90,6 +94,11 @@ impl Environment for SimHost {
             self.simulation.reseed(crate::Rng::seed_from_u64(seed));
         }
         self.simulation.reset(&self.rules, options)?;
+        if let Some(episode) = self.simulation.episode() {
+            let mut sample = counters::start(&episode.scenario, &episode.window);
+            counters::advance(&mut sample, &episode.window);
+            self.counters = Some(sample);
+        }
         Ok(self.simulation.observation.clone())
     }
 
@@ -97,6 +106,9 @@ impl Environment for SimHost {
         self.simulation.check(&self.rules, action)?;
         let mut executed = JointAction::default();
         self.simulation.step(&self.rules, action, &mut executed);
+        if let (Some(sample), Some(episode)) = (&mut self.counters, self.simulation.episode()) {
+            counters::advance(sample, &episode.window);
+        }
         Ok(Step {
             observation: self.simulation.observation.clone(),
             rewards: self.simulation.rewards.clone(),
@@ -222,7 +234,7 @@ mod tests {
     #[test]
     fn a_fair_scheduler_rescues_the_victim_of_a_noisy_neighbour() {
         let none = outcome(presets::noisy_neighbour(), |_| ());
-        let bfq = outcome(presets::noisy_neighbour(), |a| a.devices.fill(2));
+        let bfq = outcome(presets::noisy_neighbour(), |a| a.devices.fill(3));
         assert!(bfq.iops / none.iops > 5.0, "{} {}", bfq.iops, none.iops);
         assert!(bfq.p99_us < none.p99_us, "{} {}", bfq.p99_us, none.p99_us);
     }
@@ -259,6 +271,8 @@ mod tests {
         let loaded = |q: f64| {
             let mut scenario = presets::identical_disks(2, 4);
             scenario.disks[1].phases[0].outstanding = q;
+            // All time between completion and submission is the guest's: without it X·R = q.
+            scenario.disks[0].guest_us = 0.0;
             outcome(scenario, |_| ())
         };
         let latencies: Vec<f64> = [1.0, 8.0, 64.0, 256.0]

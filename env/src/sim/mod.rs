@@ -7,16 +7,22 @@
 
 pub mod batch;
 mod boot;
+mod check;
 pub mod costs;
+mod counters;
+mod device_state;
+mod disk_state;
 mod episode;
 pub mod generator;
 pub mod host;
 pub mod network;
 pub mod page_cache;
 pub mod presets;
+mod report;
 pub mod scenario;
-mod served;
+
 mod simulation;
+mod write_back;
 
 pub use batch::SimBatch;
 pub use costs::Costs;

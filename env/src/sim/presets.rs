@@ -1,29 +1,66 @@
 //! Scenarios by name, from the workloads the project started from.
 
-use super::costs::Costs;
-use super::scenario::{ChannelModel, DeviceModel, DiskModel, Phase, Scenario};
-use crate::sample::{Cache, DeviceClass, DeviceReference, Polling};
+use super::scenario::{DeviceModel, DiskModel, Phase, Scenario};
+use crate::sample::{DeviceClass, DeviceReference};
 
 /// Names that [`by_name`] knows.
-pub const NAMES: [&str; 5] = [
+pub const NAMES: [&str; 17] = [
     "mixed",
+    "mixed_cache",
+    "mixed_crowded",
+    "mixed_numa",
+    "mixed_sata",
     "identical_disks",
     "poor_binding",
     "capped_device",
     "noisy_neighbour",
+    "trading",
+    "iot_ingestion",
+    "image_builds",
+    "snapshot_storm",
+    "sequential_backup",
+    "random_read_4k",
+    "seed_hdd",
+    "seed_ssd",
+];
+
+/// The TOML text of each name, in the same order.
+const TEXTS: [&str; NAMES.len()] = [
+    include_str!("../../scenarios/mixed.toml"),
+    include_str!("../../scenarios/mixed_cache.toml"),
+    include_str!("../../scenarios/mixed_crowded.toml"),
+    include_str!("../../scenarios/mixed_numa.toml"),
+    include_str!("../../scenarios/mixed_sata.toml"),
+    include_str!("../../scenarios/identical_disks.toml"),
+    include_str!("../../scenarios/poor_binding.toml"),
+    include_str!("../../scenarios/capped_device.toml"),
+    include_str!("../../scenarios/noisy_neighbour.toml"),
+    include_str!("../../scenarios/trading.toml"),
+    include_str!("../../scenarios/iot_ingestion.toml"),
+    include_str!("../../scenarios/image_builds.toml"),
+    include_str!("../../scenarios/snapshot_storm.toml"),
+    include_str!("../../scenarios/sequential_backup.toml"),
+    include_str!("../../scenarios/random_read_4k.toml"),
+    include_str!("../../scenarios/seed_hdd.toml"),
+    include_str!("../../scenarios/seed_ssd.toml"),
 ];
 
 /// A scenario by name.
 #[must_use]
 pub fn by_name(name: &str) -> Option<Scenario> {
-    Some(match name {
-        "mixed" => mixed(),
-        "identical_disks" => identical_disks(4, 4),
-        "poor_binding" => poor_binding(),
-        "capped_device" => capped_device(),
-        "noisy_neighbour" => noisy_neighbour(),
-        _ => return None,
-    })
+    let place = NAMES.iter().position(|known| *known == name)?;
+    Some(Scenario::parse(TEXTS[place]).expect("the scenarios of the crate are tested"))
+}
+
+/// The TOML text of a scenario by name: a start for one's own.
+#[must_use]
+pub fn text(name: &str) -> Option<&'static str> {
+    let place = NAMES.iter().position(|known| *known == name)?;
+    Some(TEXTS[place])
+}
+
+fn known(name: &str) -> Scenario {
+    by_name(name).expect("the names in this file are in NAMES")
 }
 
 /// A PCIe 4 NVMe drive.
@@ -42,6 +79,10 @@ pub fn nvme(name: &str) -> DeviceModel {
         parallelism: 64.0,
         max_iops: None,
         gc_inflation: 1.5,
+        erased_gib: 40.0,
+        erase_bytes_per_sec: 1e9,
+        sequential_service: 1.0,
+        merge_kib: 0.0,
     }
 }
 
@@ -61,6 +102,10 @@ pub fn sata_ssd(name: &str) -> DeviceModel {
         parallelism: 10.0,
         max_iops: None,
         gc_inflation: 2.0,
+        erased_gib: 10.0,
+        erase_bytes_per_sec: 1.5e8,
+        sequential_service: 1.0,
+        merge_kib: 128.0,
     }
 }
 
@@ -80,6 +125,11 @@ pub fn hdd(name: &str) -> DeviceModel {
         parallelism: 1.0,
         max_iops: None,
         gc_inflation: 0.0,
+        erased_gib: 0.0,
+        erase_bytes_per_sec: 0.0,
+        // The next sector passes under the head: no seek, no half turn.
+        sequential_service: 0.02,
+        merge_kib: 1024.0,
     }
 }
 
@@ -97,191 +147,104 @@ pub fn capped_nvme(name: &str, iops: f64) -> DeviceModel {
 pub fn random_read(outstanding: f64, working_set_gib: f64) -> Phase {
     Phase {
         outstanding,
+        arrivals_per_s: None,
         think_us: 0.0,
         read_share: 1.0,
         request_kib: 4.0,
         working_set_gib,
         skew: 0.6,
+        sequential_share: 0.0,
         flush_share: 0.0,
+        snapshot: false,
+        next: vec![],
         mean_intervals: 20.0,
-    }
-}
-
-fn host(name: &str, channels: usize, devices: Vec<DeviceModel>, disks: Vec<DiskModel>) -> Scenario {
-    Scenario {
-        name: name.to_owned(),
-        interval_s: 1.0,
-        steps: 64,
-        noise: 0.05,
-        memory_gib: 32.0,
-        cache_gib: 16.0,
-        dirty_limit_gib: 4.0,
-        schedulers: false,
-        costs: Costs::default(),
-        channels: vec![
-            ChannelModel {
-                cpus: 1,
-                numa: 0,
-                background_cores: 0.0
-            };
-            channels
-        ],
-        devices,
-        disks,
-    }
-}
-
-fn disk(guest: &str, iothread: usize, phases: Vec<Phase>) -> DiskModel {
-    DiskModel {
-        guest: guest.to_owned(),
-        target: "vda".to_owned(),
-        device: 0,
-        iothread: Some(iothread),
-        vcpu_channel: None,
-        vcpu_cores: 0.1,
-        guest_us: 5.0,
-        iothread_us: 8.0,
-        capacity_gib: 64.0,
-        default_channel: 0,
-        default_cache: Cache::Direct,
-        default_polling: Polling::Adaptive,
-        phases,
     }
 }
 
 /// `disks` equal disks with an IOThread each on `channels` equal channels: one per channel is best.
 #[must_use]
 pub fn identical_disks(disks: usize, channels: usize) -> Scenario {
-    let one = |i: usize| DiskModel {
-        iothread_us: 12.0,
-        guest_us: 2.0,
-        vcpu_cores: 0.02,
-        ..disk(
-            &format!("guest-{i}"),
-            i,
-            vec![Phase {
-                skew: 0.0,
-                ..random_read(16.0, 64.0)
-            }],
-        )
+    let mut scenario = known("identical_disks");
+    scenario.channels = vec![scenario.channels[0].clone(); channels];
+    let one = scenario.disks[0].clone();
+    let numbered = |i: usize| DiskModel {
+        guest: format!("guest-{i}"),
+        iothread: Some(i),
+        ..one.clone()
     };
-    host(
-        "identical_disks",
-        channels,
-        vec![nvme("nvme0n1")],
-        (0..disks).map(one).collect(),
-    )
+    scenario.disks = (0..disks).map(numbered).collect();
+    scenario
 }
 
 /// Guests whose IOThread shares a core with their own vCPUs, with free cores beside.
 #[must_use]
 pub fn poor_binding() -> Scenario {
-    let one = |i: usize| DiskModel {
-        vcpu_channel: Some(i),
-        vcpu_cores: 0.7,
-        default_channel: i as u16 + 1,
-        iothread_us: 14.0,
-        ..disk(&format!("guest-{i}"), i, vec![random_read(16.0, 60.0)])
-    };
-    host(
-        "poor_binding",
-        4,
-        vec![nvme("nvme0n1")],
-        (0..2).map(one).collect(),
-    )
+    known("poor_binding")
 }
 
 /// Working sets that fit the page cache, on a device with a ceiling: buffered is best.
 #[must_use]
 pub fn capped_device() -> Scenario {
-    let one = |i: usize| DiskModel {
-        capacity_gib: 0.5,
-        ..disk(&format!("guest-{i}"), i, vec![random_read(4.0, 0.25)])
-    };
-    host(
-        "capped_device",
-        4,
-        vec![capped_nvme("nvme0n1", 4000.0)],
-        (0..2).map(one).collect(),
-    )
+    known("capped_device")
 }
 
 /// A latency-sensitive reader beside a writer that keeps 256 requests outstanding.
 #[must_use]
 pub fn noisy_neighbour() -> Scenario {
-    let writer = Phase {
-        read_share: 0.0,
-        request_kib: 64.0,
-        ..random_read(256.0, 60.0)
-    };
-    let disks = vec![
-        disk("victim", 0, vec![random_read(1.0, 60.0)]),
-        disk("neighbour", 1, vec![writer]),
-    ];
-    Scenario {
-        schedulers: true,
-        ..host("noisy_neighbour", 4, vec![sata_ssd("sda")], disks)
-    }
+    known("noisy_neighbour")
 }
 
 /// Trading, IoT ingestion, image builds and backup on one host with an NVMe and a capped drive.
 #[must_use]
 pub fn mixed() -> Scenario {
-    let idle = Phase {
-        outstanding: 0.0,
-        mean_intervals: 6.0,
-        ..random_read(1.0, 1.0)
-    };
-    let trading = Phase {
-        read_share: 0.7,
-        flush_share: 0.3,
-        think_us: 60.0,
-        ..random_read(4.0, 3.0)
-    };
-    let ingestion = Phase {
-        read_share: 0.05,
-        request_kib: 16.0,
-        flush_share: 0.05,
-        ..random_read(32.0, 40.0)
-    };
-    let build = Phase {
-        read_share: 0.6,
-        request_kib: 32.0,
-        think_us: 200.0,
-        ..random_read(8.0, 4.0)
-    };
-    let backup = Phase {
-        request_kib: 512.0,
-        skew: 0.0,
-        mean_intervals: 30.0,
-        ..random_read(4.0, 60.0)
-    };
-    let disks = vec![
-        DiskModel {
-            vcpu_channel: Some(0),
-            vcpu_cores: 0.5,
-            default_channel: 1,
-            ..disk("trading", 0, vec![trading.clone(), idle.clone()])
-        },
-        DiskModel {
-            vcpu_cores: 0.4,
-            ..disk("ingestion", 1, vec![ingestion, idle.clone()])
-        },
-        DiskModel {
-            device: 1,
-            capacity_gib: 8.0,
-            ..disk("builds", 2, vec![build, idle.clone()])
-        },
-        DiskModel {
-            device: 1,
-            default_polling: Polling::Off,
-            ..disk("backup", 3, vec![backup, idle])
-        },
-    ];
-    host(
-        "mixed",
-        4,
-        vec![nvme("nvme0n1"), capped_nvme("nvme1n1", 6000.0)],
-        disks,
-    )
+    known("mixed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_is_valid_and_named_like_its_file() {
+        for (name, text) in NAMES.iter().zip(TEXTS) {
+            match Scenario::parse(text) {
+                Ok(scenario) => assert_eq!(scenario.name, *name),
+                Err(problems) => panic!("{name}: {problems}"),
+            }
+        }
+    }
+
+    #[test]
+    fn everything_wrong_with_a_file_is_named_at_once() {
+        let mut scenario = mixed();
+        scenario.channels.clear();
+        scenario.memory_gib = f64::NAN;
+        scenario.disks[0].capacity_gib = -3.0;
+        scenario.disks[0].phases[0].next = vec![0.5, 0.4];
+        scenario.disks[1].phases[0].read_share = 1.5;
+        let problems = scenario.validate().unwrap_err().to_string();
+        for part in [
+            "channels has 0",
+            "memory_gib = NaN",
+            "disks[0].capacity_gib = -3",
+            "disks[0].phases[0].next sums to 0.9",
+            "disks[1].phases[0].read_share = 1.5",
+        ] {
+            assert!(problems.contains(part), "{part} not in {problems}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_scenario_is_refused_with_its_line() {
+        let text = text("mixed").unwrap().replace("capacity_gib", "capacity");
+        let problem = Scenario::parse(&text).unwrap_err().to_string();
+        assert!(
+            problem.contains("line") && problem.contains("capacity"),
+            "{problem}"
+        );
+        let many = Scenario::parse("name = 1000000000000")
+            .unwrap_err()
+            .to_string();
+        assert!(many.contains("line 1"), "{many}");
+    }
 }

@@ -87,9 +87,28 @@ pub struct DeviceModel {
     /// Ceiling on requests per second, such as a cap set from outside.
     #[serde(default)]
     pub max_iops: Option<f64>,
-    /// By how much garbage collection inflates service when the device does nothing but write.
+    /// By how much garbage collection inflates the service of writes when no erased block is left;
+    /// reads suffer half of it.
     #[serde(default)]
     pub gc_inflation: f64,
+    /// Writes that erased blocks take before collection has to keep pace, GiB; 0: none are kept, and
+    /// the inflation follows the share of writes at once.
+    #[serde(default)]
+    pub erased_gib: f64,
+    /// Erased blocks won back while the device is idle, bytes per second.
+    #[serde(default = "half_gigabyte")]
+    pub erase_bytes_per_sec: f64,
+    /// Service of a request that follows the one before it on the medium, relative to a random one:
+    /// small for a disk that need not seek, 1 for flash.
+    #[serde(default = "one")]
+    pub sequential_service: f64,
+    /// Largest request that neighbouring sequential ones merge into, KiB; 0: they do not merge.
+    #[serde(default)]
+    pub merge_kib: f64,
+}
+
+fn half_gigabyte() -> f64 {
+    5e8
 }
 
 fn one_queue() -> u16 {
@@ -148,12 +167,15 @@ fn adaptive() -> Polling {
     Polling::Adaptive
 }
 
-/// A phase of a closed-loop workload.
+/// A phase of a workload. Closed without `arrivals_per_s`, open with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// Requests that the guest keeps outstanding; 0 is an idle phase.
+    /// Requests that the guest keeps outstanding, or has in flight at most; 0 is an idle phase.
     pub outstanding: f64,
+    /// Requests per second that arrive from outside, whatever the latency.
+    #[serde(default)]
+    pub arrivals_per_s: Option<f64>,
     /// Think time between a completion and the next request, microseconds.
     #[serde(default)]
     pub think_us: f64,
@@ -166,9 +188,20 @@ pub struct Phase {
     /// Zipf exponent of the popularity over the working set; 0 is uniform.
     #[serde(default)]
     pub skew: f64,
+    /// Share of the requests that follow the one before them on the medium.
+    #[serde(default)]
+    pub sequential_share: f64,
     /// Flushes per write.
     #[serde(default)]
     pub flush_share: f64,
+    /// Whether a snapshot is taken when the phase begins and dropped when it ends: the first write to
+    /// each cluster then copies it.
+    #[serde(default)]
+    pub snapshot: bool,
+    /// Relative probabilities of the phases that may follow, one per phase of the disk, its own
+    /// ignored; empty: all others alike.
+    #[serde(default)]
+    pub next: Vec<f64>,
     /// Mean length of the phase, intervals.
     #[serde(default = "twenty")]
     pub mean_intervals: f64,
@@ -201,182 +234,21 @@ pub const MAX_DISKS: usize = 1024;
 pub const MAX_CHANNELS: usize = 1024;
 
 impl Scenario {
-    /// Checks everything at once.
+    /// The scenario of a TOML text, with everything in range.
     ///
     /// # Errors
-    /// Each key that is out of range, with its path.
-    pub fn validate(&self) -> Result<(), ScenarioErrors> {
-        let mut check = Check::default();
-        check.range("interval_s", self.interval_s, 1e-3, 3600.0);
-        check.range("steps", f64::from(self.steps), 1.0, 1e6);
-        check.range("noise", self.noise, 0.0, 1.0);
-        check.range("memory_gib", self.memory_gib, 1e-3, 1e6);
-        check.range("cache_gib", self.cache_gib, 1e-6, self.memory_gib);
-        check.range(
-            "dirty_limit_gib",
-            self.dirty_limit_gib,
-            1e-6,
-            self.memory_gib,
-        );
-        check.range(
-            "channels",
-            self.channels.len() as f64,
-            1.0,
-            MAX_CHANNELS as f64,
-        );
-        check.range("devices", self.devices.len() as f64, 1.0, MAX_DISKS as f64);
-        check.range("disks", self.disks.len() as f64, 1.0, MAX_DISKS as f64);
-        for (key, value, low, high) in self.costs.ranges() {
-            check.range(&format!("costs.{key}"), value, low, high);
-        }
-        for (i, channel) in self.channels.iter().enumerate() {
-            check.range(
-                &format!("channels[{i}].cpus"),
-                f64::from(channel.cpus),
-                1.0,
-                1024.0,
-            );
-            check.range(
-                &format!("channels[{i}].background_cores"),
-                channel.background_cores,
-                0.0,
-                1024.0,
-            );
-        }
-        for (i, device) in self.devices.iter().enumerate() {
-            check.device(&format!("devices[{i}]"), device);
-        }
-        for (i, disk) in self.disks.iter().enumerate() {
-            check.disk(&format!("disks[{i}]"), disk, self);
-        }
-        if check.0.is_empty() {
-            Ok(())
-        } else {
-            Err(ScenarioErrors(check.0))
-        }
+    /// What is wrong with the text, or every key that is out of range.
+    pub fn parse(text: &str) -> Result<Self, ScenarioErrors> {
+        let scenario: Self = toml::from_str(text).map_err(|error| {
+            let place = error.span().map_or(1, |span| line_of(text, span.start));
+            let problem = format!("is not a scenario: {}", error.message());
+            ScenarioErrors(vec![(format!("line {place}"), problem)])
+        })?;
+        scenario.validate()?;
+        Ok(scenario)
     }
 }
 
-#[derive(Default)]
-struct Check(Vec<(String, String)>);
-
-impl Check {
-    fn range(&mut self, path: &str, value: f64, low: f64, high: f64) {
-        if !(low..=high).contains(&value) {
-            self.0.push((
-                path.to_owned(),
-                format!("= {value} must be in [{low}, {high}]"),
-            ));
-        }
-    }
-
-    fn device(&mut self, path: &str, device: &DeviceModel) {
-        self.range(
-            &format!("{path}.reference.read_us"),
-            device.reference.read_us,
-            0.01,
-            1e7,
-        );
-        self.range(
-            &format!("{path}.reference.write_us"),
-            device.reference.write_us,
-            0.01,
-            1e7,
-        );
-        self.range(
-            &format!("{path}.reference.bytes_per_sec"),
-            device.reference.bytes_per_sec,
-            1e3,
-            1e13,
-        );
-        self.range(&format!("{path}.parallelism"), device.parallelism, 1.0, 1e5);
-        self.range(
-            &format!("{path}.max_iops"),
-            device.max_iops.unwrap_or(1.0),
-            1.0,
-            1e9,
-        );
-        self.range(
-            &format!("{path}.gc_inflation"),
-            device.gc_inflation,
-            0.0,
-            100.0,
-        );
-    }
-
-    fn disk(&mut self, path: &str, disk: &DiskModel, host: &Scenario) {
-        self.index(&format!("{path}.device"), disk.device, host.devices.len());
-        self.index(
-            &format!("{path}.vcpu_channel"),
-            disk.vcpu_channel.unwrap_or(0),
-            host.channels.len(),
-        );
-        self.index(
-            &format!("{path}.default_channel"),
-            disk.default_channel.into(),
-            host.channels.len() + 1,
-        );
-        self.range(&format!("{path}.vcpu_cores"), disk.vcpu_cores, 0.0, 1024.0);
-        self.range(&format!("{path}.guest_us"), disk.guest_us, 0.0, 1e6);
-        self.range(&format!("{path}.iothread_us"), disk.iothread_us, 0.01, 1e6);
-        self.range(
-            &format!("{path}.capacity_gib"),
-            disk.capacity_gib,
-            1e-6,
-            1e6,
-        );
-        self.range(
-            &format!("{path}.phases"),
-            disk.phases.len() as f64,
-            1.0,
-            64.0,
-        );
-        if disk.iothread.is_none() && disk.default_channel != 0 {
-            self.0.push((
-                format!("{path}.default_channel"),
-                "needs an iothread to be bound".to_owned(),
-            ));
-        }
-        for (i, phase) in disk.phases.iter().enumerate() {
-            self.phase(&format!("{path}.phases[{i}]"), phase, disk.capacity_gib);
-        }
-    }
-
-    fn phase(&mut self, path: &str, phase: &Phase, capacity_gib: f64) {
-        self.range(
-            &format!("{path}.outstanding"),
-            phase.outstanding,
-            0.0,
-            65536.0,
-        );
-        self.range(&format!("{path}.think_us"), phase.think_us, 0.0, 1e9);
-        self.range(&format!("{path}.read_share"), phase.read_share, 0.0, 1.0);
-        self.range(
-            &format!("{path}.request_kib"),
-            phase.request_kib,
-            0.5,
-            65536.0,
-        );
-        self.range(
-            &format!("{path}.working_set_gib"),
-            phase.working_set_gib,
-            1e-6,
-            capacity_gib.max(1e-6),
-        );
-        self.range(&format!("{path}.skew"), phase.skew, 0.0, 5.0);
-        self.range(&format!("{path}.flush_share"), phase.flush_share, 0.0, 1.0);
-        self.range(
-            &format!("{path}.mean_intervals"),
-            phase.mean_intervals,
-            1.0,
-            1e9,
-        );
-    }
-
-    fn index(&mut self, path: &str, index: usize, len: usize) {
-        if index >= len {
-            self.0
-                .push((path.to_owned(), format!("= {index} must be below {len}")));
-        }
-    }
+fn line_of(text: &str, byte: usize) -> usize {
+    1 + text.bytes().take(byte).filter(|b| *b == b'\n').count()
 }

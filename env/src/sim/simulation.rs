@@ -10,10 +10,9 @@ use crate::features::{kvm_host_spec, observe_into, refresh};
 use crate::observation::Observation;
 use crate::reward::{RewardConfig, score_into};
 use crate::spec::EnvSpec;
-use crate::window::HostWindow;
 
 /// The I/O schedulers a simulated device offers, as levels of the device head.
-pub const SCHEDULERS: [&str; 3] = ["none", "mq-deadline", "bfq"];
+pub const SCHEDULERS: [&str; 4] = ["none", "mq-deadline", "kyber", "bfq"];
 
 /// Where the scenario of an episode comes from.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,12 +113,10 @@ impl Simulation {
             episode.warm_page_cache();
         }
         episode.run_interval(&mut self.rng);
-        let before = episode.sample.clone();
         episode.run_interval(&mut self.rng);
-        let window = HostWindow::between(&before, &episode.sample);
         observe_into(
             &rules.spec,
-            &window,
+            &episode.window,
             episode.interval(),
             &mut self.observation,
         );
@@ -185,14 +182,12 @@ impl Simulation {
     /// observation and the rewards up to date. Writes the levels that took effect into `executed`.
     pub(super) fn step(&mut self, rules: &Rules, action: &JointAction, executed: &mut JointAction) {
         let episode = self.episode.as_mut().expect("check has seen an episode");
-        let before = episode.sample.clone();
         episode.apply(action);
         executed.clone_from(action);
         episode.write_executed(executed);
         episode.run_interval(&mut self.rng);
         episode.step += 1;
-        let window = HostWindow::between(&before, &episode.sample);
-        refresh(&window, episode.interval(), &mut self.observation);
-        score_into(&window, &rules.reward, &mut self.rewards);
+        refresh(&episode.window, episode.interval(), &mut self.observation);
+        score_into(&episode.window, &rules.reward, &mut self.rewards);
     }
 }

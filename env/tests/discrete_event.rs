@@ -1,0 +1,74 @@
+//! The fixed point against a discrete-event simulation of the same network.
+//!
+//! A few scenarios are compared in `cargo test`; `BLKPILOT_FULL=1` compares sixty, with longer runs.
+//! Prints the share of comparisons within the bound (each disk or station is one), the share of
+//! scenarios of which all are, and the worst.
+
+#![allow(clippy::unwrap_used, reason = "test code outside #[test] functions")]
+
+#[path = "discrete_event/mod.rs"]
+mod reference;
+
+use reference::compare::{Errors, Regime, draw, errors};
+
+/// Relative errors of one quantity in a scenario.
+type Quantity = fn(&Errors) -> &Vec<f64>;
+
+fn compare(scenarios: u64, most_requests: f64) -> Vec<Errors> {
+    (0..scenarios)
+        .map(|seed| {
+            let drawn = draw(seed, Regime::UpToNineTenths);
+            let measured = reference::compare::reference(&drawn, seed, 60_000.0, most_requests);
+            errors(&drawn, &drawn.solve(), &measured)
+        })
+        .collect()
+}
+
+fn worst(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |w: f64, v| if v.abs() > w.abs() { v } else { w })
+}
+
+/// Shares of the comparisons and of the scenarios within a bound, and the worst error.
+fn within(all: &[Errors], of: Quantity, bound: f64) -> (f64, f64, f64) {
+    let values = || all.iter().flat_map(|e| of(e).iter().copied());
+    let good = values().filter(|v| v.abs() <= bound).count() as f64;
+    let worsts = all.iter().map(|e| worst(of(e).iter().copied()));
+    let whole = worsts.filter(|w| w.abs() <= bound).count() as f64;
+    let share = good / values().count().max(1) as f64;
+    (share, whole / all.len() as f64, worst(values()))
+}
+
+#[test]
+fn the_fixed_point_agrees_with_discrete_events() {
+    let is_full = std::env::var_os("BLKPILOT_FULL").is_some();
+    let all = if is_full {
+        compare(60, 4e6)
+    } else {
+        compare(8, 4e5)
+    };
+    // Eight scenarios are a coarse alarm only: one of them is an eighth of the comparisons.
+    let least = if is_full { 0.9 } else { 0.75 };
+    let intervals = worst(all.iter().map(|e| e.interval));
+    let narrow = all.iter().filter(|e| e.interval < 0.02).count();
+    println!(
+        "reference: 95 % interval below 2 % in {narrow} of {}, worst {intervals:.3}",
+        all.len()
+    );
+    let quantities: [(&str, Quantity, f64); 5] = [
+        ("throughput", |e| &e.throughput, 0.1),
+        ("mean latency", |e| &e.latency, 0.1),
+        ("hit rate", |e| &e.hit, 0.1),
+        ("utilisation", |e| &e.utilisation, 0.1),
+        ("p99", |e| &e.p99, 0.25),
+    ];
+    for (name, of, bound) in quantities {
+        let (share, whole, worst) = within(&all, of, bound);
+        println!(
+            "{name:12} within {bound}: {share:.3}; all of a scenario {whole:.3}; worst {worst:+.3}"
+        );
+        assert!(
+            share >= least,
+            "{name}: {share} within {bound}, worst {worst}"
+        );
+    }
+}
