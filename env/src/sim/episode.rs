@@ -45,6 +45,8 @@ pub(super) struct Episode {
     curves: Vec<HitCurve>,
     /// Whether the page cache had no room left in the last interval.
     pub(super) is_cache_full: bool,
+    /// Whether the time that the page cache takes to fill is skipped.
+    is_kept_warm: bool,
     pub(super) network: Network,
     solver: Solver,
     pub(super) solution: Solution,
@@ -72,6 +74,7 @@ impl Episode {
             lane_sizes,
             curves,
             is_cache_full: false,
+            is_kept_warm: false,
             network: Network {
                 cache_bytes: scenario.cache_gib * GIB,
                 costs: scenario.costs,
@@ -83,11 +86,15 @@ impl Episode {
         }
     }
 
-    /// Fills the page cache with as much of each buffered disk as it can hold at the rates to come.
-    pub(super) fn warm_page_cache(&mut self) {
+    /// From now on each buffered disk has all the page cache that it would end up with.
+    pub(super) fn keep_page_cache_warm(&mut self) {
+        self.is_kept_warm = true;
+    }
+
+    fn warm_page_cache(&mut self) {
         for (state, row) in self.disks.iter_mut().zip(&self.window.disks) {
             if row.settings.cache == Cache::Buffered {
-                // The first interval cuts it down to what is resident in the steady state.
+                // The interval cuts it down to what is resident in the steady state.
                 state.cached_bytes = f64::MAX;
             }
         }
@@ -159,6 +166,9 @@ impl Episode {
     pub(super) fn run_interval(&mut self, rng: &mut crate::Rng) {
         for (state, model) in self.disks.iter_mut().zip(&self.scenario.disks) {
             state.move_phase(model, rng);
+        }
+        if self.is_kept_warm {
+            self.warm_page_cache();
         }
         self.plan_write_back();
         self.load_network(rng);

@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warm_page_cache_starts_where_a_cold_one_ends() {
+    fn a_warm_page_cache_is_what_a_cold_one_ends_as() {
         let rewards = |start: &str| {
             let mut scenario = presets::capped_device();
             scenario.noise = 0.0;

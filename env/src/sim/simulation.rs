@@ -52,7 +52,7 @@ impl Source {
 enum Start {
     /// Nothing (`cold`, the default).
     Cold,
-    /// For each disk that is buffered by default, as much as it would end up with (`warm`).
+    /// At any time as much of each buffered disk as it would end up with (`warm`).
     Warm,
 }
 
@@ -110,7 +110,7 @@ impl Simulation {
         let (scenario, start) = self.draw_scenario(rules, options)?;
         let mut episode = Episode::start(scenario, &mut self.rng);
         if start == Start::Warm {
-            episode.warm_page_cache();
+            episode.keep_page_cache_warm();
         }
         episode.run_interval(&mut self.rng);
         episode.run_interval(&mut self.rng);
