@@ -35,6 +35,9 @@ record quickstart "The quickstart policy against the baselines on unseen hosts" 
     "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"
 record four-identical "Four identical disks on four channels" \
     "$lab" train experiments/configs/four_identical.toml --out "$out/four_identical"
+record oracle "Policies against the oracle of each scenario" \
+    "$lab" oracle mixed env/scenarios/mixed_*.toml identical_disks poor_binding capped_device \
+    --episodes 32 --policy "$out/quickstart/policy"
 for guest in poor-cache poor-binding; do
     record "trial-$guest" "Default against tuned windows on the guest $guest" \
         scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" "$alternations"

@@ -6,13 +6,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use blkpilot_env::sim::Scenario;
 use blkpilot_models::Checkpoint;
+use blkpilot_models::oracle::Limits;
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::compare;
 use crate::config::{Config, ConfigError};
+use crate::oracle::{OracleOptions, oracle};
 use crate::progress::Progress;
 use crate::sanity::{self, Sanity};
+use crate::scenario_file::{ScenarioFileError, load};
 use crate::train::{Existing, Run, Summary, train};
 use crate::{LabError, json_text, write_file};
 
@@ -49,6 +53,23 @@ const COMPARE_HELP: &str = "\
 Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals
 are 95 % bootstrap intervals over episodes; differences are paired by seed.";
 
+const ORACLE_HELP: &str = "\
+The oracle knows in which phase every disk will be in the coming interval, and takes the joint
+setting with the greatest noise-free steady reward less the cost of changing to it. It is exact
+where all settings, after exact symmetries, fit --exhaustive; else it is searched for, and the
+report bounds how much better the optimum could be. The lagged oracle sees the phases one interval
+late, as a policy does. Best static is the best setting to hold throughout.
+
+Regret is (oracle − policy)/(oracle − random): 0 as good as the oracle, 1 as bad as random. A
+decision of one disk is correct if changing it alone would gain at most --tolerance of the state's
+range. A scenario in which best static has hardly any regret has nothing to teach. The terms are
+defined in docs/oracle.md.
+
+Examples:
+  blkpilot-lab oracle mixed
+  blkpilot-lab oracle env/scenarios/mixed_*.toml --episodes 32
+  blkpilot-lab oracle mixed --policy out/quickstart/seed-1/policy --json";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a policy as a config says, then compare it with those that are not trained
@@ -57,6 +78,9 @@ enum Command {
     /// Compare a trained policy with keep_default, random, round_robin and least_loaded
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
+    /// Judge policies by the oracle of a scenario: regret and assignment accuracy
+    #[command(after_help = ORACLE_HELP)]
+    Oracle(OracleArgs),
     /// Check that the learner solves CartPole: 100,000 steps on each of five seeds
     Sanity(SanityArgs),
 }
@@ -97,6 +121,51 @@ struct CompareArgs {
 }
 
 #[derive(Debug, Args)]
+struct OracleArgs {
+    /// Presets, or TOML files of scenarios
+    #[arg(required = true, value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+    /// Also judge a trained policy: `policy` in the directory of a training run
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// Episodes per policy and scenario
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    episodes: u64,
+    /// Number of the first evaluation seed
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000_000))]
+    first_seed: u64,
+    /// Gain, as a share of the state's range, up to which a decision is correct
+    #[arg(long, value_name = "SHARE", default_value_t = 0.02, value_parser = share)]
+    tolerance: f64,
+    /// Range, in reward per interval, below which a state is left out of the accuracy
+    #[arg(long, value_name = "REWARD", default_value_t = 0.01, value_parser = share)]
+    epsilon: f64,
+    /// Settings of one phase vector up to which all are tried
+    #[arg(long, value_name = "N", default_value_t = 60_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    exhaustive: u32,
+    /// Values that a search may compute in one phase vector
+    #[arg(long, value_name = "N", default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+    search: u64,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Also write the JSON to a file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// A number in [0, 1].
+fn share(text: &str) -> Result<f64, String> {
+    let value: f64 = text
+        .parse()
+        .map_err(|_| "must be a number in [0, 1]".to_owned())?;
+    (0.0..=1.0)
+        .contains(&value)
+        .then_some(value)
+        .ok_or_else(|| "must be in [0, 1]".to_owned())
+}
+
+#[derive(Debug, Args)]
 struct SanityArgs {
     /// Seeds to train, from 1
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -121,6 +190,7 @@ impl Cli {
         match self.command {
             Command::Train(args) => run_train(&args),
             Command::Compare(args) => run_compare(&args),
+            Command::Oracle(args) => run_oracle(&args),
             Command::Sanity(args) => run_sanity(&args),
         }
     }
@@ -200,6 +270,44 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
+    let names = args.scenarios.iter();
+    let scenarios: Vec<Scenario> = names.map(|name| load(name)).collect::<Result<_, _>>()?;
+    let checkpoint = args.policy.as_deref().map(Checkpoint::load).transpose()?;
+    let options = OracleOptions {
+        episodes: args.episodes,
+        first_seed: args.first_seed,
+        tolerance: args.tolerance,
+        epsilon: args.epsilon,
+        limits: Limits {
+            exhaustive: args.exhaustive as usize,
+            search: args.search,
+            ..Limits::default()
+        },
+    };
+    let stop = stop_flag();
+    let mut progress = Progress::over(0);
+    let report = oracle(
+        &scenarios,
+        checkpoint.as_ref(),
+        &options,
+        &mut |number, stage| {
+            progress.show_study(&scenarios[number].name, stage);
+            !stop.load(Ordering::Relaxed)
+        },
+    )?;
+    progress.end();
+    if let Some(file) = &args.out {
+        write_file(file, json_text(&report))?;
+    }
+    print(&if args.json {
+        json_text(&report)
+    } else {
+        report.text()
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_sanity(args: &SanityArgs) -> Result<ExitCode, LabError> {
     let config = sanity::config()?;
     let mut progress = Progress::over(config.training.env_steps);
@@ -270,7 +378,8 @@ fn print(text: &str) {
 pub fn error_text(error: &LabError) -> String {
     let mut text = match error {
         // Each line of these names the file already.
-        LabError::Config(ConfigError::Invalid { .. }) => error.to_string(),
+        LabError::Config(ConfigError::Invalid { .. })
+        | LabError::ScenarioFile(ScenarioFileError::Invalid { .. }) => error.to_string(),
         _ => format!("blkpilot-lab: {error}"),
     };
     let mut cause = std::error::Error::source(error);

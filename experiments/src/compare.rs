@@ -4,16 +4,15 @@
 //! the intervals are episodes; disks and intervals within one are not independent.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use blkpilot_env::reward::{RewardTerm, mean_loss};
-use blkpilot_env::{EnvSpec, Environment, ResetOptions, Rng};
+use blkpilot_env::{EnvSpec, Environment};
 use blkpilot_models::baseline::{KeepDefault, LeastLoaded, RandomPolicy, RoundRobin};
+use blkpilot_models::bootstrap::{RESAMPLES, ci95, mean};
+use blkpilot_models::episode::{Episode, Measure, leave_out_empty, play};
 use blkpilot_models::policy::Policy;
-use blkpilot_models::{Checkpoint, NetworkPolicy, Selection, decide};
+use blkpilot_models::{Checkpoint, NetworkPolicy, Selection};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
-use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
 
 use crate::config::{Config, EnvironmentConfig};
@@ -23,36 +22,12 @@ use crate::{LabError, environments, seeds};
 pub const TRAINED: &str = "trained";
 /// The others, in the order of reports; those that choose channels are left out where there are none.
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
-/// Resamples behind each interval.
-pub const RESAMPLES: usize = 10_000;
-/// Steps after which an episode counts as endless.
-const MOST_STEPS: usize = 1_000_000;
 
-/// What stands for an episode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Measure {
-    /// Mean of the host mean of the own rewards, over its intervals in which a disk counts.
-    RewardPerInterval,
-    /// Sum of its rewards.
-    Return,
-}
-
-impl Measure {
-    fn of(config: &Config) -> Self {
-        match config.environment {
-            EnvironmentConfig::CartPole => Self::Return,
-            EnvironmentConfig::SimHost { .. } => Self::RewardPerInterval,
-        }
-    }
-}
-
-impl fmt::Display for Measure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::RewardPerInterval => "host mean reward per interval",
-            Self::Return => "return per episode",
-        })
+/// What stands for an episode of a config's environment.
+fn measure_of(config: &Config) -> Measure {
+    match config.environment {
+        EnvironmentConfig::CartPole => Measure::Return,
+        EnvironmentConfig::SimHost { .. } => Measure::RewardPerInterval,
     }
 }
 
@@ -112,24 +87,22 @@ pub fn compare(
     let mut env = environments::make(&config.environment)?;
     let spec = env.spec().clone();
     checkpoint.check_fits(&spec)?;
-    let measure = Measure::of(config);
+    let measure = measure_of(config);
     let mut played = BTreeMap::new();
-    for mut policy in policies(&spec, checkpoint)? {
+    for mut policy in policies(&spec, Some(checkpoint))? {
         let mut episodes = Vec::with_capacity(config.evaluation.episodes);
         for episode in 0..config.evaluation.episodes {
-            episodes.push(play(
-                &mut env,
-                policy.as_mut(),
-                config.evaluation.seed(episode),
-                measure,
-            )?);
+            let seed = config.evaluation.seed(episode);
+            let seed = (seed, seeds::decisions(seed));
+            episodes.push(play(&mut env, policy.as_mut(), seed, measure, |_| ())?);
             if !each_episode() {
                 return Err(LabError::Interrupted);
             }
         }
         played.insert(policy.name().to_owned(), episodes);
     }
-    let left_out = leave_out_empty(&mut played);
+    let kept = leave_out_empty(&mut played, |episode| episode.reward);
+    let left_out = kept.iter().filter(|kept| !**kept).count();
     let kept = config.evaluation.episodes - left_out;
     if kept == 0 {
         return Err(LabError::NothingCounted { seeds: left_out });
@@ -151,81 +124,21 @@ pub fn episode_count(config: &Config) -> usize {
     policies * config.evaluation.episodes
 }
 
-fn policies(spec: &EnvSpec, checkpoint: &Checkpoint) -> Result<Vec<Box<dyn Policy>>, LabError> {
-    let trained = NetworkPolicy::new(TRAINED, checkpoint, Selection::Greedy)?;
-    let mut policies: Vec<Box<dyn Policy>> = vec![
-        Box::new(trained),
-        Box::new(KeepDefault),
-        Box::new(RandomPolicy),
-    ];
+/// The policies that are not trained, and the trained one if there is a checkpoint.
+pub(crate) fn policies(
+    spec: &EnvSpec,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Vec<Box<dyn Policy>>, LabError> {
+    let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(KeepDefault), Box::new(RandomPolicy)];
+    if let Some(checkpoint) = checkpoint {
+        let trained = NetworkPolicy::new(TRAINED, checkpoint, Selection::Greedy)?;
+        policies.insert(0, Box::new(trained));
+    }
     if spec.disk_heads.iter().any(|head| head.is_pointer()) {
         policies.push(Box::new(RoundRobin::new(spec)?));
         policies.push(Box::new(LeastLoaded::new(spec)?));
     }
     Ok(policies)
-}
-
-/// What one episode came to.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Episode {
-    /// `None` if nothing counted.
-    reward: Option<f64>,
-    loss: Option<f64>,
-}
-
-fn play(
-    env: &mut impl Environment,
-    policy: &mut dyn Policy,
-    seed: u64,
-    measure: Measure,
-) -> Result<Episode, LabError> {
-    let spec = env.spec().clone();
-    let has_loss = RewardTerm::ALL
-        .iter()
-        .map(|term| term.name())
-        .eq(spec.reward_terms.iter());
-    // Of its own, so that what a policy draws does not shift the workload.
-    let mut rng = seeds::decisions(seed);
-    policy.reset();
-    let mut obs = env.reset(Some(seed), &ResetOptions::new())?;
-    let (mut rewards, mut losses) = (Vec::new(), Vec::new());
-    for _ in 0..MOST_STEPS {
-        let decision = decide(policy, &spec, &obs, &mut rng)?;
-        let step = env.step(&decision.action)?;
-        rewards.extend(step.rewards.host_mean().map(f64::from));
-        if has_loss {
-            losses.extend(mean_loss(&step.rewards).map(f64::from));
-        }
-        if step.is_last() {
-            let reward = (!rewards.is_empty()).then(|| match measure {
-                Measure::Return => rewards.iter().sum(),
-                Measure::RewardPerInterval => mean(&rewards),
-            });
-            return Ok(Episode {
-                reward,
-                loss: (!losses.is_empty()).then(|| mean(&losses)),
-            });
-        }
-        obs = step.observation;
-    }
-    Err(LabError::Endless {
-        seed,
-        steps: MOST_STEPS,
-    })
-}
-
-/// Leaves out, for all policies, each seed on which nothing counted for one of them: a 0 there would
-/// pass for a reward, and a better one than most. Returns how many seeds.
-fn leave_out_empty(played: &mut BTreeMap<String, Vec<Episode>>) -> usize {
-    let seeds = played.values().map(Vec::len).max().unwrap_or(0);
-    let kept: Vec<bool> = (0..seeds)
-        .map(|seed| played.values().all(|own| own[seed].reward.is_some()))
-        .collect();
-    for episodes in played.values_mut() {
-        let mut kept = kept.iter();
-        episodes.retain(|_| kept.next() == Some(&true));
-    }
-    kept.iter().filter(|kept| !**kept).count()
 }
 
 fn figures(
@@ -277,32 +190,13 @@ fn figures(
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// 95 % percentile interval of the mean, by the bootstrap. The same resamples for every list of one
-/// length.
-///
-/// Source: Efron and Tibshirani 1993, section 13.3.
-fn ci95(values: &[f64]) -> [f64; 2] {
-    let mut rng = Rng::seed_from_u64(0);
-    let resample = |_| {
-        let drawn = (0..values.len()).map(|_| values[rng.random_range(0..values.len())]);
-        drawn.sum::<f64>() / values.len() as f64
-    };
-    let mut means: Vec<f64> = (0..RESAMPLES).map(resample).collect();
-    means.sort_by(f64::total_cmp);
-    [means[RESAMPLES / 40], means[RESAMPLES - 1 - RESAMPLES / 40]]
-}
-
 impl Comparison {
     /// The one of a run that was not compared: without policies.
     #[must_use]
     pub fn none(config: &Config) -> Self {
         Self {
             first_seed: config.evaluation.first_seed,
-            ..figures(Measure::of(config), 0, &BTreeMap::new())
+            ..figures(measure_of(config), 0, &BTreeMap::new())
         }
     }
 
@@ -375,7 +269,8 @@ mod tests {
             reward: None,
             loss: None,
         };
-        assert_eq!(leave_out_empty(&mut played), 1);
+        let kept = leave_out_empty(&mut played, |episode| episode.reward);
+        assert_eq!(kept, [true, false, true]);
         let comparison = Comparison {
             left_out: 1,
             ..figures(Measure::RewardPerInterval, 2, &played)
@@ -402,18 +297,5 @@ mod tests {
         assert_eq!(comparison.differences.len(), 1);
         let [low, high] = comparison.policies["random"].reward_ci95;
         assert!(low < 5.0 && high > 60.0, "{low} {high}");
-    }
-
-    /// Means of 100 draws of ±1 have deviation 0.1: the interval is ±0.196 within sampling error.
-    #[test]
-    fn the_interval_has_the_width_of_a_known_case() {
-        let values: Vec<f64> = (0..100)
-            .map(|i| if i % 2 == 0 { 1.0 } else { -1.0 })
-            .collect();
-        let [low, high] = ci95(&values);
-        assert!(
-            (low + 0.196).abs() < 0.03 && (high - 0.196).abs() < 0.03,
-            "{low} {high}"
-        );
     }
 }

@@ -1,28 +1,32 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
 //! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
-//! [`compare`], then what they write: [`tensorboard`], [`curve`].
+//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`].
 
 pub mod cli;
 pub mod compare;
 pub mod config;
 pub mod curve;
 pub mod environments;
+pub mod oracle;
 mod progress;
 pub mod sanity;
+pub mod scenario_file;
 pub mod seeds;
 pub mod tensorboard;
 pub mod train;
 
 use std::path::{Path, PathBuf};
 
-use blkpilot_env::EnvError;
 use blkpilot_env::sim::ScenarioErrors;
 use blkpilot_learn::LearnError;
+use blkpilot_models::episode::PlayError;
+use blkpilot_models::oracle::StudyError;
 use blkpilot_models::{CheckpointError, PolicyError};
 use thiserror::Error;
 
 pub use config::{Config, ConfigError};
+pub use scenario_file::ScenarioFileError;
 
 /// Why the lab could not do what it was asked.
 #[derive(Debug, Error)]
@@ -61,20 +65,18 @@ pub enum LabError {
     /// Learning failed.
     #[error("training failed")]
     Learn(#[from] LearnError),
-    /// A policy failed to decide.
-    #[error("a policy failed")]
+    /// A policy cannot be made for the environment.
+    #[error("a policy cannot play here")]
     Decide(#[from] PolicyError),
-    /// An environment failed.
-    #[error("the environment failed")]
-    Environment(#[from] EnvError),
-    /// An evaluation episode does not end.
-    #[error("evaluation seed {seed}: the episode has not ended after {steps} steps")]
-    Endless {
-        /// Its seed.
-        seed: u64,
-        /// Steps played.
-        steps: usize,
-    },
+    /// An evaluation episode could not be played.
+    #[error("an evaluation episode failed")]
+    Play(#[from] PlayError),
+    /// The oracle has no answer.
+    #[error(transparent)]
+    Study(#[from] StudyError),
+    /// A scenario that cannot be read, or that is none.
+    #[error(transparent)]
+    ScenarioFile(#[from] ScenarioFileError),
     /// No evaluation episode says anything.
     #[error(
         "on each of {seeds} evaluation seeds there was a policy for which no disk ever counted: nothing to compare; \
@@ -95,7 +97,11 @@ impl LabError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Scenario(_) | Self::OutExists { .. } | Self::Policy(_) => 2,
+            Self::Config(_)
+            | Self::Scenario(_)
+            | Self::ScenarioFile(_)
+            | Self::OutExists { .. }
+            | Self::Policy(_) => 2,
             Self::Interrupted => 130,
             _ => 1,
         }

@@ -1,5 +1,6 @@
 //! Progress bars on standard error.
 
+use blkpilot_models::oracle::study::Progress as Stage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::Event;
@@ -7,6 +8,8 @@ use crate::train::Event;
 /// A bar that follows a run.
 pub(crate) struct Progress {
     bar: ProgressBar,
+    /// Stage and scenario that the bar is about, in a study.
+    stage: Option<(&'static str, String)>,
 }
 
 impl Progress {
@@ -16,7 +19,7 @@ impl Progress {
         bar.set_style(style(
             "{bar:28} {human_pos}/{human_len} steps  {msg}  {eta} left",
         ));
-        Self { bar }
+        Self { bar, stage: None }
     }
 
     pub(crate) fn show(&mut self, event: &Event<'_>) {
@@ -49,6 +52,25 @@ impl Progress {
         }
     }
 
+    /// Shows how far the study of a scenario is.
+    pub(crate) fn show_study(&mut self, scenario: &str, progress: Stage) {
+        let (name, done, of) = match progress {
+            Stage::States(done, of) => ("phase vectors looked into", done, of),
+            Stage::Episodes(done, of) => ("episodes played", done, of),
+            Stage::Judged(done, of) => ("policies judged", done, of),
+        };
+        // Called for each value computed: what has not changed is left alone.
+        let stage = Some((name, scenario.to_owned()));
+        if self.stage != stage {
+            self.bar
+                .set_style(style("{bar:28} {human_pos}/{human_len} {msg}"));
+            self.bar.set_length(of as u64);
+            self.bar.set_message(format!("{name}, {scenario}"));
+            self.stage = stage;
+        }
+        self.bar.set_position(done as u64);
+    }
+
     pub(crate) fn end(&self) {
         self.bar.finish();
     }
@@ -63,10 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_bars_can_be_drawn() {
+    fn all_bars_can_be_drawn() {
         let mut progress = Progress::over(10);
         progress.show(&Event::Comparing { episodes: 2 });
         progress.show(&Event::Compared);
+        progress.show_study("mixed", Stage::States(1, 2));
         progress.end();
     }
 }

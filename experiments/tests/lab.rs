@@ -271,12 +271,125 @@ fn a_policy_for_another_environment_is_refused_with_the_difference() {
     );
 }
 
+/// A guest that is best buffered in one phase and best direct in the other.
+const TWO_MINDED: &str = r#"
+    name = "two_minded"
+    steps = 12
+    memory_gib = 8.0
+    cache_gib = 4.0
+    dirty_limit_gib = 1.0
+    [[channels]]
+    cpus = 1
+    [[devices]]
+    name = "sda"
+    class = "sata_ssd"
+    reference = { read_us = 110.0, write_us = 45.0, bytes_per_sec = 5e8 }
+    parallelism = 10.0
+    [[disks]]
+    guest = "g"
+    target = "vda"
+    device = 0
+    iothread = 0
+    capacity_gib = 50.0
+    phases = [
+      { outstanding = 4, read_share = 1.0, request_kib = 4, working_set_gib = 0.05, mean_intervals = 5 },
+      { outstanding = 4, read_share = 0.0, request_kib = 128, working_set_gib = 40.0, mean_intervals = 5 },
+    ]
+"#;
+
+#[test]
+fn the_oracle_judges_the_baselines_and_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("plain.toml");
+    std::fs::write(&config, TINY.replace("schedulers = true", "")).unwrap();
+    let (config, out) = (config.to_str().unwrap(), dir.path().join("run"));
+    assert!(
+        lab(&["train", config, "--out", out.to_str().unwrap()])
+            .status
+            .success()
+    );
+    let scenario = dir.path().join("two_minded.toml");
+    std::fs::write(&scenario, TWO_MINDED).unwrap();
+    let (policy, report) = (out.join("policy"), dir.path().join("report.json"));
+    let output = lab(&[
+        "oracle",
+        scenario.to_str().unwrap(),
+        "capped_device",
+        "--policy",
+        policy.to_str().unwrap(),
+        "--episodes",
+        "3",
+        "--out",
+        report.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "two_minded: 1 disks",
+        "every setting tried",
+        "All 2 scenarios",
+        "lagged_oracle",
+    ] {
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    let first = &json["scenarios"][0];
+    assert_eq!(first["scenario"], "two_minded");
+    for name in BASELINES
+        .into_iter()
+        .chain([TRAINED, "best_static", "lagged_oracle", "oracle"])
+    {
+        let figures = &first["policies"][name];
+        assert!(figures["regret"]["ci95"][1].is_f64(), "{name}: {figures}");
+        assert!(
+            figures["accuracy"]["correct"]["value"].is_f64(),
+            "{name}: {figures}"
+        );
+        assert!(json["pooled_regret"][name]["value"].is_f64(), "{name}");
+    }
+    assert_eq!(
+        first["best_static"]["g/vda"]["channel"]
+            .as_str()
+            .map(str::is_empty),
+        Some(false)
+    );
+}
+
+#[test]
+fn a_scenario_that_cannot_be_used_is_named_with_all_that_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("broken.toml");
+    let broken = TWO_MINDED
+        .replace("cache_gib = 4.0", "cache_gib = nan")
+        .replace("cpus = 1", "cpus = 0");
+    std::fs::write(&file, broken).unwrap();
+    let refused = |name: &str, wanted: &[&str]| {
+        let output = lab(&["oracle", name]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(wanted.iter().all(|part| text.contains(part)), "{text}");
+    };
+    refused(
+        file.to_str().unwrap(),
+        &["broken.toml", "cache_gib", "channels[0].cpus"],
+    );
+    refused("no_such", &["no_such", "identical_disks"]);
+    std::fs::write(&file, "name = 3").unwrap();
+    refused(file.to_str().unwrap(), &["broken.toml", "name"]);
+    assert_eq!(lab(&["oracle"]).status.code(), Some(2));
+    assert_eq!(
+        lab(&["oracle", "mixed", "--tolerance", "2"]).status.code(),
+        Some(2)
+    );
+}
+
 #[test]
 fn help_teaches() {
     let help = |args: &[&str]| String::from_utf8(lab(args).stdout).unwrap();
     insta::assert_snapshot!("help", help(&["--help"]));
     insta::assert_snapshot!("help_train", help(&["train", "--help"]));
     insta::assert_snapshot!("help_compare", help(&["compare", "--help"]));
+    insta::assert_snapshot!("help_oracle", help(&["oracle", "--help"]));
 }
 
 #[test]

@@ -1,20 +1,24 @@
-//! Policies in pure Rust: the network, baselines and checkpoints.
+//! Policies in pure Rust: the network, baselines, checkpoints, and the oracle they are judged by.
 //!
 //! Reading order: [`policy`] (the trait, and how a joint decision is driven), [`baseline`],
 //! [`categorical`] (what a masked distribution is), [`normaliser`], [`architecture`] (names and
 //! shapes of the tensors), [`checkpoint`], [`network`], [`network_policy`]. Learners live elsewhere: they write
-//! checkpoints, this crate reads and serves them without libtorch.
+//! checkpoints, this crate reads and serves them without libtorch. Then how policies are judged:
+//! [`episode`], [`bootstrap`], [`oracle`].
 
 pub mod architecture;
 pub mod baseline;
+pub mod bootstrap;
 pub mod categorical;
 pub mod checkpoint;
+pub mod episode;
 #[cfg(test)]
 mod fixture;
 mod linear;
 pub mod network;
 pub mod network_policy;
 pub mod normaliser;
+pub mod oracle;
 pub mod policy;
 
 pub use architecture::Architecture;

@@ -231,6 +231,14 @@ pub enum PolicyError {
         /// The score.
         value: f32,
     },
+    /// A policy that plans ahead could not.
+    #[error("{policy} could not plan: {reason}")]
+    Planning {
+        /// Name of the policy.
+        policy: String,
+        /// What stood in the way.
+        reason: String,
+    },
     /// The policy chose a level that is not allowed.
     #[error(transparent)]
     Action(#[from] ActionError),
