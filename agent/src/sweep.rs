@@ -6,13 +6,13 @@
 //! order. Changes go the way of all changes: checked against the masks, journalled, applied, read
 //! back; and everything is put back at the end, however it ends.
 
-use blkpilot_env::decision::check_action;
+use blkpilot_env::decision::{check_action, shuffle};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::spec::HeadScope;
 use blkpilot_env::{ActionError, EnvSpec, JointAction, Level, Observation, Rng};
 use blkpilot_log::recording::RecordingError;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::SeedableRng as _;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -266,12 +266,6 @@ fn choose(mut settings: Vec<JointAction>, most: usize, rng: &mut Rng) -> Vec<Joi
     shuffle(&mut settings[1..], rng);
     settings.truncate(most.max(2));
     settings
-}
-
-fn shuffle<T>(items: &mut [T], rng: &mut Rng) {
-    for last in (1..items.len()).rev() {
-        items.swap(last, rng.random_range(0..=last));
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use blkpilot_models::Checkpoint;
 use blkpilot_models::oracle::Limits;
 use clap::{Args, Parser, Subcommand};
 
+use crate::calibrate::{self, Holdout, calibrate};
 use crate::compare::compare;
 use crate::config::{Config, ConfigError};
 use crate::oracle::{OracleOptions, oracle};
@@ -70,6 +71,18 @@ Examples:
   blkpilot-lab oracle env/scenarios/mixed_*.toml --episodes 32
   blkpilot-lab oracle mixed --policy out/quickstart/seed-1/policy --json";
 
+const CALIBRATE_HELP: &str = "\
+What can be read off the recording is: channels, devices, disks, read share, request size, queue depth
+and the pages in the cache. What cannot is fitted: CPU per request of guest and IOThread, service times,
+parallelism and ceiling of the devices, think time and requests outstanding, the costs of waking, being
+preempted, floating and buffering. The report tells the error on settings of the knobs that the fit has
+not seen, and beside it that of the mean of the other settings. A disk that keeps one queue depth shows
+how long a request stays in the device, not how that splits into service, queueing and a ceiling: do not
+take the scenario for a model of the device under other loads.
+
+Record with
+  blkpilot sweep --libvirt qemu:///system --data-dir /var/lib/blkpilot --record host.rec";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a policy as a config says, then compare it with those that are not trained
@@ -81,6 +94,9 @@ enum Command {
     /// Judge policies by the oracle of a scenario: regret and assignment accuracy
     #[command(after_help = ORACLE_HELP)]
     Oracle(OracleArgs),
+    /// Fit a scenario to a recording of a host, and tell the error on settings held out
+    #[command(after_help = CALIBRATE_HELP)]
+    Calibrate(CalibrateArgs),
     /// Check that the learner solves CartPole: 100,000 steps on each of five seeds
     Sanity(SanityArgs),
 }
@@ -166,6 +182,41 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 #[derive(Debug, Args)]
+struct CalibrateArgs {
+    /// The recording, of `blkpilot sweep` or `blkpilot observe --record`
+    recording: PathBuf,
+    /// Write the scenario to this file, as TOML
+    #[arg(long, value_name = "SCENARIO")]
+    out: PathBuf,
+    /// Draw predicted against measured
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Settings to hold out: each once, none, or in N parts
+    #[arg(long, value_name = "each|none|N", default_value = "each", value_parser = parse_holdout)]
+    holdout: Holdout,
+    /// Windows after each change of a setting that are left out: time for caches to fill
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    settle: usize,
+    /// Seed of the search
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print the report as JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_holdout(text: &str) -> Result<Holdout, String> {
+    match text {
+        "each" => Ok(Holdout::Each),
+        "none" => Ok(Holdout::None),
+        number => match number.parse() {
+            Ok(parts) if parts >= 2 => Ok(Holdout::Parts(parts)),
+            _ => Err("must be `each`, `none` or a number of parts from 2 on".to_owned()),
+        },
+    }
+}
+
+#[derive(Debug, Args)]
 struct SanityArgs {
     /// Seeds to train, from 1
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
@@ -191,6 +242,7 @@ impl Cli {
             Command::Train(args) => run_train(&args),
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),
+            Command::Calibrate(args) => run_calibrate(&args),
             Command::Sanity(args) => run_sanity(&args),
         }
     }
@@ -304,6 +356,35 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
         json_text(&report)
     } else {
         report.text()
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_calibrate(args: &CalibrateArgs) -> Result<ExitCode, LabError> {
+    let options = calibrate::Options {
+        settle: args.settle,
+        holdout: args.holdout,
+        seed: args.seed,
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        ..calibrate::Options::default()
+    };
+    let bar = crate::progress::fits();
+    let calibration = calibrate(&args.recording, &options, &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    write_file(&args.out, calibration.toml()?)?;
+    if let Some(path) = &args.plot {
+        calibrate::plot::write(path, &calibration.report).map_err(|problem| LabError::Plot {
+            path: path.clone(),
+            problem,
+        })?;
+    }
+    print(&if args.json {
+        json_text(&calibration.report)
+    } else {
+        calibration.report.text()
     });
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,10 @@
 //!
 //! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
 //! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`].
+//! [`compare`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] stands apart: it makes
+//! scenarios of recordings.
 
+pub mod calibrate;
 pub mod cli;
 pub mod compare;
 pub mod config;
@@ -86,6 +89,20 @@ pub enum LabError {
         /// Seeds played.
         seeds: usize,
     },
+    /// A recording that gives no scenario.
+    #[error(transparent)]
+    Calibrate(#[from] calibrate::CalibrateError),
+    /// A scenario that cannot be written as TOML.
+    #[error("the scenario cannot be written as TOML: {0}")]
+    Toml(#[from] toml::ser::Error),
+    /// A picture that cannot be drawn.
+    #[error("{}: cannot draw the plot: {problem}", path.display())]
+    Plot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -102,6 +119,8 @@ impl LabError {
             | Self::ScenarioFile(_)
             | Self::OutExists { .. }
             | Self::Policy(_) => 2,
+            Self::Config(_) | Self::Scenario(_) | Self::OutExists { .. } | Self::Policy(_) => 2,
+            Self::Calibrate(error) if error.is_about_the_recording() => 2,
             Self::Interrupted => 130,
             _ => 1,
         }

@@ -76,6 +76,13 @@ impl Progress {
     }
 }
 
+/// A bar over fits; drawn only where standard error is a terminal.
+pub(crate) fn fits() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    bar.set_style(style("{bar:28} {human_pos}/{human_len} fits  {eta} left"));
+    bar
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the templates are valid: a test draws them")
 }
@@ -91,5 +98,6 @@ mod tests {
         progress.show(&Event::Compared);
         progress.show_study("mixed", Stage::States(1, 2));
         progress.end();
+        fits().inc(1);
     }
 }

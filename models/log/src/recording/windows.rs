@@ -37,14 +37,14 @@ pub enum SkipReason {
     ClockJump,
     /// Too far apart: samples are missing.
     Gap,
-    /// Too close together.
-    TooShort,
     /// A guest, disk or device came or went.
     GuestsChanged,
     /// A knob was turned.
     SettingsChanged,
     /// A counter went back.
     CounterReset,
+    /// Too close together.
+    TooShort,
     /// A reading is old: its guest hangs.
     Stale,
 }
@@ -134,14 +134,14 @@ impl Windows {
     fn take(&mut self, after: RecordedSample) -> Option<RecordedWindow> {
         self.tally.samples += 1;
         let is_interrupted = std::mem::take(&mut self.is_interrupted);
-        let before = self.before.replace(after)?;
-        let after = self.before.as_ref()?;
-        let verdict = match &self.source {
-            Some(source) if !is_interrupted => judge(&before, after, source),
+        let before = self.before.take();
+        let verdict = before.map(|before| match &self.source {
+            Some(source) if !is_interrupted => judge(&before, &after, source),
             // The line that begins the session may be the damaged one.
             _ => Err(SkipReason::Damaged),
-        };
-        match verdict {
+        });
+        self.before = Some(after);
+        match verdict? {
             Ok(window) => {
                 self.tally.used += 1;
                 Some(RecordedWindow {
@@ -204,15 +204,15 @@ fn judge(
     let ran_away = !source.is_simulated && clocks_disagree(before, after);
     refuse_if(span <= 0.0 || ran_away, SkipReason::ClockJump)?;
     refuse_if(span > LONGEST_SPAN * source.interval_s, SkipReason::Gap)?;
-    refuse_if(
-        span < SHORTEST_SPAN * source.interval_s,
-        SkipReason::TooShort,
-    )?;
     refuse_if(names(was) != names(is), SkipReason::GuestsChanged)?;
     refuse_if(cpus_went_back(was, is), SkipReason::CounterReset)?;
     let window = HostWindow::between(was, is);
     refuse_if(settings_changed(&window), SkipReason::SettingsChanged)?;
     refuse_if(counters_went_back(&window), SkipReason::CounterReset)?;
+    refuse_if(
+        span < SHORTEST_SPAN * source.interval_s,
+        SkipReason::TooShort,
+    )?;
     refuse_if(is.disks.iter().any(is_stale), SkipReason::Stale)?;
     Ok(window)
 }
