@@ -9,6 +9,8 @@ readonly out=$PWD/out/verify
 readonly lab=target/release/blkpilot-lab
 # Pairs of a default and a tuned half per guest.
 readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
+# Times that each setting of the guest's knobs is recorded.
+readonly rounds=${BLKPILOT_VERIFY_ROUNDS:-6}
 mkdir -p "$docs" "$out"
 commit=$(git describe --always --dirty --exclude '*')
 machine="$(nproc) CPUs, $(. /etc/os-release && echo "$PRETTY_NAME"), $(rustc --version | cut -d' ' -f1,2)"
@@ -27,7 +29,7 @@ record() { # file, title, command: runs it and writes what it prints
     } >"$docs/$file.md"
 }
 
-rm -rf "$out"/{quickstart,four_identical,cartpole,trials}
+rm -rf "$out"/{quickstart,four_identical,cartpole,trials,calibration}
 cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
 record cartpole "CartPole-v1 by the same PPO, five seeds" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
@@ -42,4 +44,8 @@ for guest in poor-cache poor-binding; do
     record "trial-$guest" "Default against tuned windows on the guest $guest" \
         scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" "$alternations"
 done
+record calibration "A scenario fitted to the guest calibration, and its error on settings held out" \
+    scripts/calibrate-guest.sh calibration "$out/calibration" "$rounds"
+cp "$out/calibration/calibration.svg" "$docs/calibration.svg"
+printf '\n![Predicted against measured](calibration.svg)\n' >>"$docs/calibration.md"
 record bench "Latency of decisions and calls" scripts/bench.sh

@@ -226,8 +226,9 @@ struct SweepArgs {
     /// Append the samples to this recording; it is made if need be
     #[arg(long, value_name = "FILE")]
     record: PathBuf,
-    /// Directory of the journal, with --libvirt: that of the service, which must not be running
-    #[arg(long, value_name = "DIR")]
+    /// Directory of the journal, which puts back what a crash leaves behind, with --libvirt: that of
+    /// the service, which must not be running
+    #[arg(long, value_name = "DIR", required_unless_present = "simulated")]
     data_dir: Option<PathBuf>,
     /// Length of an interval in seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]

@@ -132,7 +132,8 @@ impl Calibration {
             held_out,
             ..
         } = &self.report;
-        let mut text = format!("# Fitted by `blkpilot-lab calibrate` to {recording}");
+        let name = Path::new(recording).file_name().unwrap_or_default();
+        let mut text = format!("# Fitted by `blkpilot-lab calibrate` to {}", name.display());
         if let Some(errors) = held_out {
             text += &format!(
                 ".\n# Median error on settings held out: IOPS {:.1} %, mean latency {:.1} %",

@@ -191,6 +191,9 @@ struct CalibrateArgs {
     /// Draw predicted against measured
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    /// Also write the report to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Settings to hold out: each once, none, or in N parts
     #[arg(long, value_name = "each|none|N", default_value = "each", value_parser = parse_holdout)]
     holdout: Holdout,
@@ -380,6 +383,9 @@ fn run_calibrate(args: &CalibrateArgs) -> Result<ExitCode, LabError> {
             path: path.clone(),
             problem,
         })?;
+    }
+    if let Some(path) = &args.report {
+        write_file(path, json_text(&calibration.report))?;
     }
     print(&if args.json {
         json_text(&calibration.report)

@@ -1,9 +1,8 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
 //! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
-//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`].
-//! [`compare`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] stands apart: it makes
-//! scenarios of recordings.
+//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] stands
+//! apart: it makes scenarios of recordings.
 
 pub mod calibrate;
 pub mod cli;
@@ -119,7 +118,6 @@ impl LabError {
             | Self::ScenarioFile(_)
             | Self::OutExists { .. }
             | Self::Policy(_) => 2,
-            Self::Config(_) | Self::Scenario(_) | Self::OutExists { .. } | Self::Policy(_) => 2,
             Self::Calibrate(error) if error.is_about_the_recording() => 2,
             Self::Interrupted => 130,
             _ => 1,

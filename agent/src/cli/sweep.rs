@@ -100,12 +100,8 @@ fn sweep_live(
     recorder: &mut Recorder,
     stop: &Receiver<()>,
 ) -> Result<Report, CliError> {
-    let data_dir = args.data_dir.as_deref().ok_or_else(|| {
-        CliError::Usage(
-            "--libvirt needs --data-dir: the journal there puts back what a crash leaves behind"
-                .to_owned(),
-        )
-    })?;
+    let data_dir = args.data_dir.as_deref();
+    let data_dir = data_dir.expect("clap asks for it with --libvirt");
     let _lock = lock(data_dir)?;
     let config = LibvirtConfig {
         uri,

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Sweeps the knobs of one guest of the fixture, records it, and fits a scenario to the recording.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ $# -lt 2 || ${1:-} == --help ]]; then
+    cat <<'TEXT'
+Usage: scripts/calibrate-guest.sh GUEST OUT [ROUNDS [SETTLE [MEASURE]]]
+
+Starts the fixture's guest preset GUEST (blkpilot-fixture presets lists them) under a private
+libvirtd, records it with `blkpilot sweep` under every setting of its knobs, ROUNDS times each
+(default 6), MEASURE intervals of a second (4) behind SETTLE (5), and runs `blkpilot-lab
+calibrate` on the recording. Writes GUEST.rec, GUEST.toml (the scenario), GUEST.svg (predicted
+against measured) and GUEST.json (the report) to OUT, and prints the report.
+Where no guest can run, a simulated host stands in, and the output says so.
+The release binaries must have been built.
+TEXT
+    exit 2
+fi
+readonly guest=$1 rounds=${3:-6} settle=${4:-5} measure=${5:-4}
+mkdir -p "$2"
+out=$(realpath "$2")
+readonly bin=${BLKPILOT_BIN:-$PWD/target/release}
+run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-calibrate.XXXXXX")
+fixture=''
+
+leave() {
+    if [[ -n $fixture ]] && kill -INT "$fixture" 2>/dev/null; then wait "$fixture" 2>/dev/null || true; fi
+    rm -rf "$run_dir"
+}
+trap leave EXIT
+
+start_guest() { # sets uri, or why not
+    : >"$run_dir/uri" # it is read before the fixture may have made it
+    "$bin/blkpilot-fixture" up --guests "$guest" >"$run_dir/uri" 2>"$run_dir/fixture.log" &
+    fixture=$!
+    while kill -0 "$fixture" 2>/dev/null && [[ -z $uri ]]; do
+        uri=$(head -n 1 "$run_dir/uri")
+        sleep 0.2
+    done
+    if [[ -n $uri ]]; then
+        sed -n 's/^guest /guest /p' "$run_dir/fixture.log"
+        return
+    fi
+    wait "$fixture" || true
+    fixture=''
+    why=$(tail -n 1 "$run_dir/fixture.log")
+    echo "NO GUEST CAN RUN HERE: ${why:-the fixture ended without a word}"
+    echo "A SIMULATED HOST STANDS IN: what follows was not measured on a guest."
+}
+
+uri='' why=''
+start_guest
+if [[ -n $uri ]]; then
+    from=(--libvirt "$uri" --data-dir "$run_dir/data" --interval 1)
+else
+    from=(--simulated poor_binding)
+fi
+rm -f "$out/$guest.rec"
+"$bin/blkpilot" sweep "${from[@]}" --record "$out/$guest.rec" \
+    --rounds "$rounds" --settle "$settle" --measure "$measure"
+echo
+"$bin/blkpilot-lab" calibrate "$out/$guest.rec" --settle "$settle" \
+    --out "$out/$guest.toml" --plot "$out/$guest.svg" --report "$out/$guest.json"
+if [[ -z $uri ]]; then echo "This was a SIMULATED host, because no guest can run here."; fi
