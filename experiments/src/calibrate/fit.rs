@@ -27,9 +27,9 @@ const CPU_WEIGHT: f64 = 0.3;
 const VCPU_WEIGHT: f64 = 0.1;
 /// CPU below which differences say nothing, cores.
 const LEAST_CORES: f64 = 0.01;
-/// Weight of a parameter's distance from its start, per parameter and squared unit of log, against
-/// that of one setting.
-const PRIOR_WEIGHT: f64 = 1e-3;
+/// How far a parameter is expected to end from its start, as a standard deviation of its logarithm:
+/// what the settings say little of stays near.
+const PRIOR_SD: f64 = 1.5;
 /// Edge of the first simplex, in units of the parameters' transform.
 const EDGE: f64 = 0.7;
 /// How far from the parameters' starts other searches begin, in units of the transform.
@@ -209,9 +209,10 @@ impl Problem<'_> {
         for setting in &self.settings {
             sum += distance(&predict(&scenario, &setting.key)?, setting);
         }
-        let moved = |(p, x): (&Parameter, &f64)| (p.value(*x) / p.start).ln().powi(2);
-        let prior: f64 = self.parameters.iter().zip(x).map(moved).sum();
-        Ok(sum / self.settings.len() as f64 + PRIOR_WEIGHT * prior)
+        let moved = |(p, x): (&Parameter, &f64)| (p.value(*x) / p.start).ln() / PRIOR_SD;
+        let prior = self.parameters.iter().zip(x).map(moved);
+        let prior: f64 = prior.map(|sds| 0.5 * sds * sds).sum();
+        Ok((sum + prior) / self.settings.len() as f64)
     }
 }
 

@@ -66,6 +66,10 @@ fn device(row: &DeviceRow) -> DeviceModel {
         },
         max_iops: None,
         gc_inflation: 0.0,
+        erased_gib: 0.0,
+        erase_bytes_per_sec: 0.0,
+        sequential_service: 1.0,
+        merge_kib: 0.0,
     }
 }
 
@@ -103,6 +107,7 @@ fn workload(row: &DiskRow, settings: &[&Setting], disk: usize) -> Phase {
     let capacity_gib = (row.capacity_bytes / GIB).max(LEAST_GIB);
     Phase {
         outstanding: seen.iter().map(|m| m.queue_depth).fold(0.0, f64::max),
+        arrivals_per_s: None,
         think_us: 0.0,
         read_share: of(&|m| m.read_share).unwrap_or(1.0).clamp(0.0, 1.0),
         request_kib: of(&|m| m.request_bytes / 1024.0)
@@ -112,7 +117,10 @@ fn workload(row: &DiskRow, settings: &[&Setting], disk: usize) -> Phase {
             .unwrap_or(capacity_gib)
             .min(capacity_gib),
         skew: 0.0,
+        sequential_share: 0.0,
         flush_share: of(&|m| m.flush_share).unwrap_or(0.0).clamp(0.0, 1.0),
+        snapshot: false,
+        next: vec![],
         mean_intervals: 20.0,
     }
 }
