@@ -26,6 +26,14 @@ pub struct JointAction {
     pub devices: Array2<Level>,
 }
 
+impl JointAction {
+    /// As `clone_from`, which for a struct makes new arrays; these are kept.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.disks.clone_from(&other.disks);
+        self.devices.clone_from(&other.devices);
+    }
+}
+
 /// Why an action was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ActionError {

@@ -109,7 +109,7 @@ impl BatchHost {
         let current = &self.simulation.observation.current;
         let shape = |action: &JointAction| (action.disks.dim(), action.devices.dim());
         if shape(&self.action) != shape(current) {
-            self.action.clone_from(current);
+            self.action.copy_from(current);
         }
         let disks = self.action.disks.iter_mut();
         for (level, packed) in disks.chain(&mut self.action.devices).zip(levels) {
@@ -136,7 +136,7 @@ impl BatchHost {
     fn step(&mut self, rules: &Rules, mode: Autoreset) {
         if mode == Autoreset::NextStep && self.simulation.is_over() {
             self.executed
-                .clone_from(&self.simulation.observation.current);
+                .copy_from(&self.simulation.observation.current);
             self.simulation.rewards.clear();
             return self.reset(rules);
         }

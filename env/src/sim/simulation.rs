@@ -183,7 +183,7 @@ impl Simulation {
     pub(super) fn step(&mut self, rules: &Rules, action: &JointAction, executed: &mut JointAction) {
         let episode = self.episode.as_mut().expect("check has seen an episode");
         episode.apply(action);
-        executed.clone_from(action);
+        executed.copy_from(action);
         episode.write_executed(executed);
         episode.run_interval(&mut self.rng);
         episode.step += 1;
