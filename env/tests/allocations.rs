@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use allocation_counter::measure;
 use blkpilot_env::cartpole::CartPoleBatch;
+use blkpilot_env::conformance::random_action;
 use blkpilot_env::features::{observe_into, refresh};
 use blkpilot_env::reward::{RewardConfig, score_into};
-use blkpilot_env::sim::{SimHost, presets};
+use blkpilot_env::sim::{Generator, SimBatch, SimHost, presets};
 use blkpilot_env::window::HostWindow;
-use blkpilot_env::{Autoreset, Environment as _, Observation, ResetOptions, Rewards};
+use blkpilot_env::{Autoreset, Environment as _, Level, Observation, ResetOptions, Rewards, Rng};
+use rand::SeedableRng as _;
 
 #[test]
 fn features_and_rewards_of_a_window_allocate_nothing_in_kept_buffers() {
@@ -26,6 +28,32 @@ fn features_and_rewards_of_a_window_allocate_nothing_in_kept_buffers() {
     };
     assert!(measure(&mut see).count_total > 0, "the buffers take shape");
     assert_eq!(measure(&mut see).count_total, 0);
+}
+
+#[test]
+fn many_hosts_allocate_nothing_in_a_step() {
+    let generator = Generator {
+        steps: 1_000,
+        ..Generator::default()
+    };
+    let mut batch = SimBatch::generated(generator, 8).unwrap();
+    batch.reset(Some(1));
+    let mut rng = Rng::seed_from_u64(2);
+    let mut draw = || -> Vec<Level> {
+        let hosts = batch.hosts().iter();
+        hosts
+            .flat_map(|host| {
+                let action = random_action(batch.spec(), host.observation(), &mut rng);
+                let levels = action.disks.iter().chain(&action.devices);
+                levels.copied().collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    let actions: Vec<_> = (0..300).map(|_| draw()).collect();
+    let (first, rest) = actions.split_at(100);
+    first.iter().for_each(|action| batch.step(action).unwrap());
+    let counted = measure(|| rest.iter().for_each(|action| batch.step(action).unwrap()));
+    assert_eq!(counted.count_total, 0);
 }
 
 #[test]
