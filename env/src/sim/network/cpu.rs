@@ -31,8 +31,12 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Adds `count` threads that are runnable the share `busy` of the time.
+    /// Adds `count` threads that are runnable the share `busy` of the time. One that never runs is
+    /// nobody's rival.
     pub(super) fn add(&mut self, count: f64, busy: f64) {
+        if busy <= 0.0 {
+            return;
+        }
         self.count += count;
         self.runnable += count * busy;
         self.spread += count * busy * (1.0 - busy);
