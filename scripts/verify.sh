@@ -4,6 +4,28 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+readonly -a PROOFS=(
+    cartpole quickstart four-identical discrete-event simulator-properties oracle
+    trial-poor-cache trial-poor-binding calibration bench
+)
+usage() {
+    cat <<TEXT
+Usage: scripts/verify.sh [PROOF...]
+
+Runs the long proofs, all of them or those named, and writes their figures to docs/verification:
+  ${PROOFS[*]}
+The oracle and the trials want the policy that quickstart trains.
+TEXT
+}
+for proof in "$@"; do
+    case " ${PROOFS[*]} " in
+        *" $proof "*) ;;
+        *) if [[ $proof == --help || $proof == -h ]]; then usage; exit 0; fi
+           echo "verify: there is no proof '$proof'; see --help" >&2; exit 2 ;;
+    esac
+done
+readonly -a chosen=("${@:-${PROOFS[@]}}")
+
 readonly docs=docs/verification
 readonly out=$PWD/out/verify
 readonly lab=target/release/blkpilot-lab
@@ -15,9 +37,12 @@ mkdir -p "$docs" "$out"
 commit=$(git describe --always --dirty --exclude '*')
 machine="$(nproc) CPUs, $(. /etc/os-release && echo "$PRETTY_NAME"), $(rustc --version | cut -d' ' -f1,2)"
 
-record() { # file, title, command: runs it and writes what it prints
+is_chosen() { [[ " ${chosen[*]} " == *" $1 "* ]]; }
+
+record() { # proof, title, command: runs it if it is chosen, and writes what it prints
     local file=$1 title=$2
     shift 2
+    if ! is_chosen "$file"; then return; fi
     printf '\n== %s\n' "$title"
     local start=$SECONDS
     "$@" 2>"$out/stderr" | tee "$out/stdout" || { cat "$out/stderr" >&2; exit 1; }
@@ -29,7 +54,11 @@ record() { # file, title, command: runs it and writes what it prints
     } >"$docs/$file.md"
 }
 
-rm -rf "$out"/{quickstart,four_identical,cartpole,trials,calibration}
+tests_of_env() { # test: at full counts, its table only
+    BLKPILOT_FULL=1 cargo test --quiet -p blkpilot-env --test "$1" -- --nocapture
+}
+
+for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
 cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
 record cartpole "CartPole-v1 by the same PPO, five seeds" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
@@ -37,6 +66,8 @@ record quickstart "The quickstart policy against the baselines on unseen hosts" 
     "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"
 record four-identical "Four identical disks on four channels" \
     "$lab" train experiments/configs/four_identical.toml --out "$out/four_identical"
+record discrete-event "The simulated host against discrete events" tests_of_env discrete_event
+record simulator-properties "What holds on every simulated host" tests_of_env properties
 record oracle "Policies against the oracle of each scenario" \
     "$lab" oracle mixed env/scenarios/mixed_*.toml identical_disks poor_binding capped_device \
     --episodes 32 --policy "$out/quickstart/policy"
@@ -46,6 +77,8 @@ for guest in poor-cache poor-binding; do
 done
 record calibration "A scenario fitted to the guest calibration, and its error on settings held out" \
     scripts/calibrate-guest.sh calibration "$out/calibration" "$rounds"
-cp "$out/calibration/calibration.svg" "$docs/calibration.svg"
-printf '\n![Predicted against measured](calibration.svg)\n' >>"$docs/calibration.md"
-record bench "Latency of decisions and calls" scripts/bench.sh
+if is_chosen calibration; then
+    cp "$out/calibration/calibration.svg" "$docs/calibration.svg"
+    printf '\n![Predicted against measured](calibration.svg)\n' >>"$docs/calibration.md"
+fi
+record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh

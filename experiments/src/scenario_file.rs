@@ -23,15 +23,7 @@ pub enum ScenarioFileError {
         #[source]
         source: std::io::Error,
     },
-    /// A file that is no scenario.
-    #[error("{}: {message}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and where.
-        message: String,
-    },
-    /// A scenario that does not hold together.
+    /// A file that is no scenario, or one that does not hold together.
     #[error("{}", lines(path, problems))]
     Invalid {
         /// The file.
@@ -50,7 +42,7 @@ fn lines(path: &Path, problems: &ScenarioErrors) -> String {
 /// The preset of that name, or the scenario in that file.
 ///
 /// # Errors
-/// `Unknown`, `Read`, `Parse`, `Invalid`.
+/// `Unknown`, `Read`, `Invalid`.
 pub fn load(name: &str) -> Result<Scenario, ScenarioFileError> {
     if let Some(preset) = presets::by_name(name) {
         return Ok(preset);
@@ -65,15 +57,5 @@ pub fn load(name: &str) -> Result<Scenario, ScenarioFileError> {
         Ok(text) => text,
         Err(source) => return Err(ScenarioFileError::Read { path, source }),
     };
-    let scenario: Scenario = match toml::from_str(&text) {
-        Ok(scenario) => scenario,
-        Err(error) => {
-            let message = error.to_string().trim().to_owned();
-            return Err(ScenarioFileError::Parse { path, message });
-        }
-    };
-    match scenario.validate() {
-        Ok(()) => Ok(scenario),
-        Err(problems) => Err(ScenarioFileError::Invalid { path, problems }),
-    }
+    Scenario::parse(&text).map_err(|problems| ScenarioFileError::Invalid { path, problems })
 }

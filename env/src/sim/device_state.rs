@@ -13,8 +13,8 @@ const MAX_WRITEBACK_LOAD: f64 = 0.8;
 /// write nothing themselves.
 const GC_ON_READS: f64 = 0.5;
 /// Time per request under a scheduler's lock, seconds, by level: none, mq-deadline, kyber, bfq. It
-/// bounds the requests per second of a device (measured bounds of some hundred thousand under bfq, some
-/// million under mq-deadline: Ren et al., "BFQ, Multiqueue-Deadline, or Kyber?", ICPE 2024).
+/// bounds the requests per second of a device. Estimates: some hundred thousand under bfq, some million
+/// under mq-deadline.
 const LOCK_S: [f64; 4] = [0.0, 0.5e-6, 0.3e-6, 2e-6];
 /// Reads that may pass a queued write, by level.
 const DEADLINE_READS: f64 = 2.0;

@@ -241,7 +241,8 @@ impl Scenario {
     pub fn parse(text: &str) -> Result<Self, ScenarioErrors> {
         let scenario: Self = toml::from_str(text).map_err(|error| {
             let place = error.span().map_or(1, |span| line_of(text, span.start));
-            let problem = format!("is not a scenario: {}", error.message());
+            let line = text.lines().nth(place - 1).unwrap_or("").trim();
+            let problem = format!("(`{line}`) is not a scenario: {}", error.message());
             ScenarioErrors(vec![(format!("line {place}"), problem)])
         })?;
         scenario.validate()?;
