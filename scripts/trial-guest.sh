@@ -33,24 +33,8 @@ leave() {
 }
 trap leave EXIT
 
-start_guest() { # sets uri, or why not
-    : >"$run_dir/uri" # it is read before the fixture may have made it
-    "$bin/blkpilot-fixture" up --guests "$guest" >"$run_dir/uri" 2>"$run_dir/fixture.log" &
-    fixture=$!
-    while kill -0 "$fixture" 2>/dev/null && [[ -z $uri ]]; do
-        uri=$(head -n 1 "$run_dir/uri")
-        sleep 0.2
-    done
-    if [[ -n $uri ]]; then
-        sed -n 's/^guest /guest /p' "$run_dir/fixture.log"
-        return
-    fi
-    wait "$fixture" || true
-    fixture=''
-    why=$(tail -n 1 "$run_dir/fixture.log")
-    echo "NO GUEST CAN RUN HERE: ${why:-the fixture ended without a word}"
-    echo "A SIMULATED HOST STANDS IN: what follows was not measured on a guest."
-}
+# shellcheck source=scripts/start-guest.sh
+source scripts/start-guest.sh
 
 write_config() {
     printf 'version = 1\n[host]\nname = "local"\n'
