@@ -139,16 +139,19 @@ impl Owner {
                 "it is not running; ListGuests names those that are",
             ));
         }
-        let mut observation = seen.observation.clone();
-        let (n, k, d) = (
-            observation.disk_count(),
-            observation.channel_count(),
-            observation.device_count(),
-        );
-        observation.masks = Masks::all_allowed(&self.config.spec, n, k, d);
+        let observation = self.open(&seen.observation);
         let action = defaults(&observation, guest);
         let made = self.script(&observation, action, Source::Rollback)?;
         Ok((observation, made))
+    }
+
+    /// What is seen, with no mask to bar a way back.
+    pub(super) fn open(&self, seen: &Observation) -> Observation {
+        let (n, k, d) = (seen.disk_count(), seen.channel_count(), seen.device_count());
+        Observation {
+            masks: Masks::all_allowed(&self.config.spec, n, k, d),
+            ..seen.clone()
+        }
     }
 
     pub(super) fn script(

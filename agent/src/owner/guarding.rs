@@ -5,7 +5,7 @@ use std::time::Duration;
 use blkpilot_env::guard::{Guard, GuardConfig, Intervention};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
-use blkpilot_env::{HeadScope, JointAction, Masks, Observation};
+use blkpilot_env::{HeadScope, JointAction, Observation};
 
 use super::change::{Change, Undone};
 use super::{Owner, Seen};
@@ -132,7 +132,7 @@ impl Owner {
         seen: &Seen,
         intervention: &Intervention,
     ) -> Option<(Observation, JointAction)> {
-        let mut observation = seen.observation.clone();
+        let observation = self.open(&seen.observation);
         let row = observation
             .disk_ids
             .iter()
@@ -148,12 +148,6 @@ impl Owner {
                 }
             }
         }
-        let (n, k, d) = (
-            observation.disk_count(),
-            observation.channel_count(),
-            observation.device_count(),
-        );
-        observation.masks = Masks::all_allowed(&self.config.spec, n, k, d);
         Some((observation, action))
     }
 }
