@@ -1,11 +1,17 @@
 //! A disk in the fixed point: where its requests are, and what they meet.
 
 use super::lane::{LaneState, LaneVisit};
+use super::mixing::Unknown;
 use super::station::{Station, Visit};
 use super::{CPU_VARIATION, Class, Load};
 
 /// Least idle share that amplifies the response of a queue.
 pub(super) const LEAST_SLACK: f64 = 0.02;
+/// Unknowns of the fixed point per class: its rate, and its queues at the vCPU, in the lane and, by
+/// direction, at the servers and the transfer.
+pub(super) const UNKNOWNS: usize = 7;
+/// Farthest that a rate goes beyond both where it is and where the waits of a pass put it.
+const RATE_STEP: f64 = 1.5;
 
 /// Where a class's requests are.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,6 +31,10 @@ pub(super) struct ClassState {
     pub(super) wait_s: [[f64; 2]; 2],
     pub(super) latency_s: f64,
     pub(super) visits: [f64; 2],
+    /// What it does at the servers and the transfer in this pass.
+    pub(super) at_station: [Visit; 2],
+    /// Share of its own requests that an arriving one does not find anywhere, in this pass.
+    pub(super) unseen: f64,
     pub(super) hit: f64,
     pub(super) resident_bytes: f64,
 }
@@ -64,8 +74,15 @@ impl ClassState {
         self.at_vcpu = scale(self.at_vcpu, class.load.limit());
     }
 
-    /// Share of its own requests that an arriving one does not find anywhere.
-    pub(super) fn unseen(&self, class: &Class) -> f64 {
+    /// Notes what follows for the whole pass from where its requests are.
+    pub(super) fn look(&mut self, class: &Class) {
+        self.unseen = self.unseen_share(class);
+        for station in 0..2 {
+            self.at_station[station] = self.visit(class, station);
+        }
+    }
+
+    fn unseen_share(&self, class: &Class) -> f64 {
         match class.load {
             Load::Closed { outstanding, .. } => 1.0 / outstanding.max(1.0),
             // The nearer the limit, the more like a closed class.
@@ -109,8 +126,8 @@ impl ClassState {
         ];
         let mut present = [self.at_vcpu, self.in_lane, 0.0, 0.0];
         for (s, station) in stations.iter().enumerate() {
-            let visit = self.visit(class, s);
-            (own[s + 2], responding[s + 2]) = station.response(&visit);
+            let visit = &self.at_station[s];
+            (own[s + 2], responding[s + 2]) = station.response(visit);
             present[s + 2] = visit.present[0] + visit.present[1];
         }
         let amplified = responding.map(|u| 1.0 / (1.0 - u).max(LEAST_SLACK));
@@ -121,13 +138,13 @@ impl ClassState {
         amplified.map(|a| a / slowed)
     }
 
-    pub(super) fn visit(&self, class: &Class, station: usize) -> Visit {
+    fn visit(&self, class: &Class, station: usize) -> Visit {
         let present = self.present[station];
         Visit {
             rate: [self.rate * self.visits[0], self.rate * self.visits[1]],
             service_s: [class.server_s, class.transfer_s][station],
             present,
-            unseen: self.unseen(class),
+            unseen: self.unseen,
             fall: self.fall[station + 2],
             population: match class.load {
                 Load::Closed { outstanding, .. } => outstanding,
@@ -157,36 +174,55 @@ impl ClassState {
         let service = class.vcpu.request_s * self.vcpu_stretch;
         let busy = (self.rate * service).min(1.0);
         let spared = 0.5 * (1.0 - CPU_VARIATION) * busy * self.elsewhere(class, self.at_vcpu);
-        let unseen = self.unseen(class);
-        let hidden = (unseen * self.fall[0] * self.at_vcpu).min(1.0);
-        let seen = self.at_vcpu - hidden - spared * (1.0 - unseen) * (1.0 - hidden * hidden);
+        let hidden = (self.unseen * self.fall[0] * self.at_vcpu).min(1.0);
+        let seen = self.at_vcpu - hidden - spared * (1.0 - self.unseen) * (1.0 - hidden * hidden);
         service * (1.0 + seen.max(0.0))
     }
 
-    /// Moves rate and queues towards what the waits say; returns the greatest change.
-    pub(super) fn advance(&mut self, class: &Class, damping: f64) -> f64 {
+    /// Rate and queues as they are, and as the waits of this pass say.
+    pub(super) fn unknowns(&self, class: &Class) -> [Unknown; UNKNOWNS] {
         let limit = class.load.limit();
-        let next = throughput(class, self.away_s, self.latency_s);
-        let mut change = ((next - self.rate) / next).abs();
-        let mut move_to = |value: &mut f64, target: f64| {
-            change = change.max((target - *value).abs() / limit);
-            *value += damping * (target - *value);
+        let rate = throughput(class, self.away_s, self.latency_s);
+        let queue = |value: f64, time_s: f64| Unknown {
+            value,
+            target: rate * time_s,
+            scale: limit,
         };
-        move_to(&mut self.at_vcpu, next * (self.away_s - think_s(class)));
-        move_to(
-            &mut self.in_lane,
-            next * (self.lane.wait_s + self.lane.service_s),
-        );
-        for station in 0..2 {
-            let service = [class.server_s, class.transfer_s][station];
-            for (direction, service_s) in service.iter().enumerate() {
-                let time = self.wait_s[station][direction] + service_s;
-                let target = next * self.visits[direction] * time;
-                move_to(&mut self.present[station][direction], target);
-            }
+        let at = |station: usize, direction: usize| {
+            let service_s = [class.server_s, class.transfer_s][station][direction];
+            let time_s = self.wait_s[station][direction] + service_s;
+            queue(
+                self.present[station][direction],
+                self.visits[direction] * time_s,
+            )
+        };
+        [
+            Unknown {
+                value: self.rate,
+                target: rate,
+                scale: rate,
+            },
+            queue(self.at_vcpu, self.away_s - think_s(class)),
+            queue(self.in_lane, self.lane.wait_s + self.lane.service_s),
+            at(0, 0),
+            at(0, 1),
+            at(1, 0),
+            at(1, 1),
+        ]
+    }
+
+    /// Changes rate and queues by so much of the unknowns' scales, within what is possible.
+    pub(super) fn advance(&mut self, class: &Class, steps: &[f64; UNKNOWNS]) {
+        let limit = class.load.limit();
+        let rate = throughput(class, self.away_s, self.latency_s);
+        let (least, most) = (self.rate.min(rate), self.rate.max(rate));
+        let next = self.rate + steps[0] * rate;
+        self.rate = next.clamp(least / RATE_STEP, most * RATE_STEP);
+        let [[a, b], [c, d]] = &mut self.present;
+        let queues = [&mut self.at_vcpu, &mut self.in_lane, a, b, c, d];
+        for (queue, step) in queues.into_iter().zip(&steps[1..]) {
+            *queue = (*queue + step * limit).clamp(0.0, limit);
         }
-        self.rate += damping * (next - self.rate);
-        change
     }
 }
 

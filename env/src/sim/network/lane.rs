@@ -78,7 +78,7 @@ impl LaneState {
         state: &ClassState,
         stretch: f64,
     ) -> LaneVisit {
-        let own = state.rate * state.lane.service_s * state.unseen(class);
+        let own = state.rate * state.lane.service_s * state.unseen;
         let waking = (1.0 - (self.busy - own).clamp(0.0, 1.0)) * self.sleep;
         let placement = match model.channel {
             None => costs.float_cpu_factor,
@@ -91,7 +91,7 @@ impl LaneState {
         let service_s = cpu_s + run_delay_s + waking * costs.wake_us * 1e-6;
         let half = 0.5 * (1.0 - CPU_VARIATION);
         let own_spared = own * state.lane.service_s * state.elsewhere(class, state.in_lane);
-        let hidden = state.unseen(class) * state.fall[1];
+        let hidden = state.unseen * state.fall[1];
         let seen = self.work - hidden * state.in_lane * state.lane.service_s;
         let falls = (hidden * state.in_lane).min(1.0);
         LaneVisit {

@@ -11,6 +11,7 @@ mod class_state;
 mod cpu;
 mod device;
 mod lane;
+mod mixing;
 mod results;
 mod solver;
 mod station;

@@ -6,6 +6,7 @@ use super::class_state::{ClassState, think_s};
 use super::cpu::{Burners, Floating, Pool};
 use super::device::DeviceState;
 use super::lane::LaneState;
+use super::mixing::Mixing;
 use super::station::Station;
 use super::{Load, Network, SERVICE_VARIATION, Solution};
 use crate::sim::page_cache::HitCurve;
@@ -13,14 +14,14 @@ use crate::sim::page_cache::HitCurve;
 /// Most passes of the fixed point.
 const MAX_PASSES: u32 = 300;
 /// Change of any throughput (relative) or queue (to its population) at which it has converged.
-const TOLERANCE: f64 = 1e-5;
+const TOLERANCE: f64 = 1e-4;
 /// How far each pass moves towards its result at first, and at least.
 const DAMPING: f64 = 1.0;
 const LEAST_DAMPING: f64 = 0.3;
 /// Passes after which it moves less far.
 const PATIENCE: u32 = 30;
 /// The same for what the stations depend on in turn, relative to it.
-const INNER_DAMPING: f64 = 0.5;
+const INNER_DAMPING: f64 = 0.75;
 /// Farthest that the logarithm of the cache's characteristic time moves in a pass.
 const CACHE_STEP: f64 = 1.0;
 /// Its bounds: nothing is kept, everything is.
@@ -36,6 +37,7 @@ pub struct Solver {
     pub(super) floating: Floating,
     pub(super) floating_burners: Burners,
     pub(super) devices: Vec<DeviceState>,
+    mixing: Mixing,
     log_time: f64,
     /// How far stretches and falls, on which the stations depend in turn, move in a pass.
     inner: f64,
@@ -48,6 +50,7 @@ impl Solver {
         self.prepare(network);
         let mut damping = DAMPING;
         solution.converged = false;
+        self.mixing.forget();
         for pass in 1..=MAX_PASSES {
             solution.passes = pass;
             let change = self.pass(network, curves, damping);
@@ -127,12 +130,21 @@ impl Solver {
         self.load_lanes(network);
         self.load_channels(network);
         self.load_devices(network);
-        let mut change: f64 = 0.0;
+        self.mixing.begin();
         for (i, class) in network.classes.iter().enumerate() {
             if class.load.limit() > 0.0 {
                 self.meet(network, i);
-                change = change.max(self.classes[i].advance(class, damping));
+                for unknown in self.classes[i].unknowns(class) {
+                    self.mixing.add(unknown);
+                }
             }
+        }
+        let mut change = self.mixing.change();
+        let (steps, _) = self.mixing.steps(damping).as_chunks();
+        let classes = self.classes.iter_mut().zip(&network.classes);
+        let active = classes.filter(|(_, class)| class.load.limit() > 0.0);
+        for ((state, class), steps) in active.zip(steps) {
+            state.advance(class, steps);
         }
         for (state, device) in self.devices.iter_mut().zip(&network.devices) {
             change = change.max(state.advance_background(device, damping));
@@ -175,7 +187,8 @@ impl Solver {
                 ..LaneState::default()
             };
         }
-        for (state, class) in self.classes.iter().zip(&network.classes) {
+        for (state, class) in self.classes.iter_mut().zip(&network.classes) {
+            state.look(class);
             let lane = &mut self.lanes[class.lane];
             let (visit, busy) = (&state.lane, state.rate * state.lane.service_s);
             lane.arrivals += state.rate;
@@ -196,7 +209,7 @@ impl Solver {
         // Who finds the lane idle: of its own class each request sees one fewer.
         for (state, class) in self.classes.iter().zip(&network.classes) {
             let lane = &mut self.lanes[class.lane];
-            let own = state.rate * state.lane.service_s * state.unseen(class);
+            let own = state.rate * state.lane.service_s * state.unseen;
             lane.finding_idle += state.rate * (1.0 - (lane.busy - own).clamp(0.0, 1.0));
         }
         for (lane, model) in self.lanes.iter_mut().zip(&network.lanes) {
@@ -251,7 +264,7 @@ impl Solver {
         for (state, class) in self.classes.iter().zip(&network.classes) {
             let device = &mut self.devices[class.device];
             for (s, station) in device.stations.iter_mut().enumerate() {
-                station.add(&state.visit(class, s));
+                station.add(&state.at_station[s]);
             }
         }
         for (state, device) in self.devices.iter_mut().zip(&network.devices) {
@@ -277,7 +290,7 @@ impl Solver {
         let vcpu_busy = state.vcpu_busy(class);
         let meeting = match class.vcpu.channel {
             Some(k) if model.channel == Some(k) => {
-                state.unseen(class) * self.pools[k].per_rival(lane.stretch)
+                state.unseen * self.pools[k].per_rival(lane.stretch)
             }
             _ => 0.0,
         };
@@ -296,8 +309,9 @@ impl Solver {
             self.inner,
         );
         for (s, station) in device.stations.iter().enumerate() {
-            let visit = state.visit(class, s);
-            (state.wait_s[s], state.fair_work[s]) = station.waits(&visit, discipline);
+            let visit = &mut state.at_station[s];
+            visit.fall = state.fall[s + 2];
+            (state.wait_s[s], state.fair_work[s]) = station.waits(visit, discipline);
         }
         state.latency_s = state.lane.wait_s + state.lane.service_s + class.delay_s;
         for direction in 0..2 {

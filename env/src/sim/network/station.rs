@@ -20,8 +20,8 @@
 
 use super::Discipline;
 
-/// How much of a service the extra wait grows per pass and per load beyond the servers.
-const RESTRAINT: f64 = 0.5;
+/// Part of what is missing by which the extra wait grows in a pass.
+const RESTRAINT: f64 = 0.75;
 
 /// Sums over the classes that visit a station, and the waits that follow from them.
 #[derive(Debug, Clone, Copy, Default)]
@@ -208,7 +208,10 @@ impl Station {
     fn restrain(&mut self, offered: f64) {
         let one = self.second_moment / offered.max(1e-300);
         let excess = (offered / self.servers - 1.0).min(1.0);
-        self.extra_s = (self.extra_s + RESTRAINT * excess * one).max(0.0);
+        // Little: who is present must wait so much longer for the rate to fall by that share.
+        let present = self.present.min(self.population).max(1.0);
+        let step = RESTRAINT * excess * one * present / self.servers;
+        self.extra_s = (self.extra_s + step).max(0.0);
     }
 
     /// The wait of writes that conserves work when reads wait `first`.
