@@ -19,6 +19,7 @@ use blkpilot_host::{
 };
 use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, preset};
 use blkpilot_tests::live;
+use blkpilot_tests::reading::{affinity, is_direct, poll_max_ns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -58,51 +59,6 @@ fn window(host: &mut LiveHost, id: &str) -> DiskWindow {
     let after = host.sample().unwrap();
     let span_s = (after.at - before.at).as_secs_f64();
     DiskWindow::between(disk(&before, id), disk(&after, id), span_s)
-}
-
-/// Host CPUs of the thread of this name, as the kernel tells.
-fn affinity(pid: u32, thread: &str) -> String {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let is_it =
-        |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == thread);
-    let path = tasks
-        .map(|task| task.path())
-        .find(|path| is_it(path))
-        .unwrap();
-    let status = fs::read_to_string(path.join("status")).unwrap();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
-        .unwrap()
-        .trim()
-        .to_owned()
-}
-
-/// Whether QEMU itself says that vda's protocol node bypasses the page cache.
-fn is_direct(fixture: &Fixture, guest: &str) -> bool {
-    let reply = fixture
-        .virsh(&[
-            "qemu-monitor-command",
-            guest,
-            r#"{"execute":"query-named-block-nodes"}"#,
-        ])
-        .unwrap();
-    let reply: serde_json::Value = serde_json::from_str(&reply).unwrap();
-    let nodes = reply["return"].as_array().unwrap();
-    let image = fixture.guest(guest).images[0].to_str().unwrap();
-    let is_protocol =
-        |node: &&serde_json::Value| node["drv"] == "host_device" && node["file"] == image;
-    let node = nodes.iter().find(is_protocol).unwrap();
-    node["cache"]["direct"].as_bool().unwrap()
-}
-
-fn poll_max_ns(fixture: &Fixture, guest: &str) -> String {
-    let stats = fixture.virsh(&["domstats", "--iothread", guest]).unwrap();
-    stats
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("iothread.1.poll-max-ns="))
-        .unwrap()
-        .to_owned()
 }
 
 /// Whether libvirt noted that somebody used the guest's monitor.
@@ -181,8 +137,8 @@ fn knobs_turn_on_a_real_guest_survive_libvirtd_and_go_back() {
         },
     )
     .unwrap();
-    assert_eq!(poll_max_ns(&fixture, "tunable"), "0");
-    assert!(is_direct(&fixture, "tunable"));
+    assert_eq!(poll_max_ns(&fixture, "tunable").unwrap(), "0");
+    assert!(is_direct(&fixture, "tunable").unwrap());
     host.apply_change(
         &uuid,
         &Change::Cache {
@@ -191,7 +147,7 @@ fn knobs_turn_on_a_real_guest_survive_libvirtd_and_go_back() {
         },
     )
     .unwrap();
-    assert!(!is_direct(&fixture, "tunable"));
+    assert!(!is_direct(&fixture, "tunable").unwrap());
     let native = Change::Cache {
         target: "vdb".into(),
         cache: Cache::Buffered,
@@ -246,8 +202,8 @@ fn knobs_turn_on_a_real_guest_survive_libvirtd_and_go_back() {
         "{outcomes:?}"
     );
     assert_eq!(affinity(pid, "IO iothread1"), all_cpus());
-    assert_eq!(poll_max_ns(&fixture, "tunable"), "32768");
-    assert!(is_direct(&fixture, "tunable"));
+    assert_eq!(poll_max_ns(&fixture, "tunable").unwrap(), "32768");
+    assert!(is_direct(&fixture, "tunable").unwrap());
     assert_eq!(host.records().unwrap(), []);
 
     // Nobody used the monitor of the guest that did not opt in, and nobody can.
@@ -390,7 +346,7 @@ fn a_guest_that_hangs_delays_nobody_and_comes_back() {
                 .all(|o| matches!(o.result, Settlement::Restored { .. })),
         "{outcomes:?}"
     );
-    assert_eq!(poll_max_ns(&fixture, "stuck"), "32768");
+    assert_eq!(poll_max_ns(&fixture, "stuck").unwrap(), "32768");
 }
 
 #[test]

@@ -1,0 +1,237 @@
+//! The daemon killed at random moments while it changes settings on a real guest whose workload checks
+//! what it reads: every setting is as it was or journalled, all of it goes back, and no byte is lost.
+//!
+//! `BLKPILOT_KILLS` says how many kills; without, a few.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{scope, sleep};
+use std::time::Duration;
+
+use blkpilot_env::Rng;
+use blkpilot_host::Knob;
+use blkpilot_host::journal::{Journal, Record, RecordState};
+use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, OptIn};
+use blkpilot_tests::live;
+use blkpilot_tests::reading::Reading;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::Value;
+
+const GUEST: &str = "checked";
+const FEW: u32 = 4;
+/// Longest time from the daemon's first word to its end, milliseconds.
+const LONGEST_MS: u64 = 1_200;
+const SETTINGS: [(&str, &[&str]); 3] = [
+    ("channel", &["float", "channel-0", "channel-1"]),
+    ("cache", &["direct", "buffered"]),
+    ("polling", &["off", "adaptive"]),
+];
+
+/// Writes random blocks and reads each back after 256 more, until a checksum does not fit.
+fn checked() -> GuestSpec {
+    let workload = "rw=randwrite,bs=4k,iodepth=4,size=32m,norandommap=0,verify=crc32c,\
+                    verify_backlog=256,verify_fatal=1,rate_iops=2000";
+    let disk = DiskSpec {
+        io: IoMode::IoUring,
+        size_mib: 64,
+        ..DiskSpec::direct(workload)
+    };
+    GuestSpec {
+        opt_in: Some(OptIn::auto()),
+        ..GuestSpec::new(GUEST).with_disk(disk)
+    }
+}
+
+/// The binary that this workspace has built beside the tests.
+fn blkpilot() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let binary = test.parent().unwrap().with_file_name("blkpilot");
+    assert!(
+        binary.exists(),
+        "{} is not there: run the tests of the whole workspace, or build it with `cargo build -p blkpilot-agent`",
+        binary.display()
+    );
+    binary
+}
+
+struct Campaign<'a> {
+    fixture: &'a Fixture,
+    dir: &'a Path,
+    original: Reading,
+}
+
+impl<'a> Campaign<'a> {
+    fn new(fixture: &'a Fixture, dir: &'a Path) -> Self {
+        let config = format!(
+            "version = 1
+[host]
+kind = \"libvirt\"
+uri = \"{}\"
+interval = \"500ms\"
+on_exit = \"keep\"
+mode = \"advise\"
+[policy]
+baseline = \"keep_default\"
+[service]
+listen = \"unix:blkpilot.sock\"
+data_dir = \"data\"
+",
+            fixture.uri()
+        );
+        std::fs::write(dir.join("blkpilot.toml"), config).unwrap();
+        Self {
+            fixture,
+            dir,
+            original: Reading::of(fixture, GUEST).unwrap(),
+        }
+    }
+
+    /// Starts the daemon and returns when it listens: it has reconciled then.
+    fn serve(&self) -> Child {
+        let mut daemon = Command::new(blkpilot())
+            .args(["serve", "--config"])
+            .arg(self.dir.join("blkpilot.toml"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(daemon.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert!(line.contains("listening"), "{line}");
+        daemon
+    }
+
+    fn client(&self, args: &[&str]) -> Output {
+        let socket = self.dir.join("blkpilot.sock");
+        Command::new(blkpilot())
+            .args(args)
+            .env("BLKPILOT_SERVER", format!("unix:{}", socket.display()))
+            .output()
+            .unwrap()
+    }
+
+    /// One daemon's life: it is told to change settings without a pause, and killed `after`.
+    /// Returns how many changes it has acknowledged.
+    fn live_and_die(&self, after: Duration, rng: &mut Rng) -> u32 {
+        let mut daemon = self.serve();
+        let (is_over, done) = (AtomicBool::new(false), AtomicU32::new(0));
+        scope(|threads| {
+            threads.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let set: Vec<String> = SETTINGS
+                        .iter()
+                        .map(|(head, levels)| {
+                            let level = levels[rng.random_range(0..levels.len())];
+                            format!("{GUEST}/vda:{head}={level}")
+                        })
+                        .collect();
+                    let args = [
+                        "apply", "--set", &set[0], "--set", &set[1], "--set", &set[2],
+                    ];
+                    let is_done = self.client(&args).status.success();
+                    done.fetch_add(u32::from(is_done), Ordering::Relaxed);
+                }
+            });
+            sleep(after);
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+            is_over.store(true, Ordering::Relaxed);
+        });
+        done.into_inner()
+    }
+
+    fn records(&self) -> Vec<Record> {
+        Journal::open(&self.dir.join("data/journal.db"))
+            .unwrap()
+            .records()
+            .unwrap()
+    }
+
+    /// Each setting is as it was at first, or the journal knows what it was.
+    fn check_journalled(&self, records: &[Record]) {
+        let now = Reading::of(self.fixture, GUEST).unwrap();
+        let (was, iothread) = (&self.original, 1);
+        let target = "vda".to_owned();
+        let settings = [
+            (Knob::Channel { iothread }, &*now.cpus, &*was.cpus),
+            (Knob::Cache { target }, now.cache, was.cache),
+            (
+                Knob::Polling { iothread },
+                &*now.poll_max_ns,
+                &*was.poll_max_ns,
+            ),
+        ];
+        for (knob, now, was) in settings {
+            let record = records.iter().find(|record| record.knob == knob);
+            let original = record.map(|record| record.original.as_str());
+            assert!(
+                now == was || original == Some(was),
+                "{knob:?} is {now}, was {was}, and the journal says {record:?}"
+            );
+        }
+    }
+
+    /// A new daemon rolls back all, and every setting is as it was.
+    fn roll_back(&self) {
+        let mut daemon = self.serve();
+        let output = self.client(&["rollback", "--all", "--json"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{text}");
+        let decision: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(decision["error"].as_str().unwrap_or(""), "", "{decision}");
+        assert_eq!(Reading::of(self.fixture, GUEST).unwrap(), self.original);
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// Neither QEMU, the guest's kernel nor its workload has seen an error.
+    fn check_guest(&self) {
+        let console = self.fixture.console(GUEST).unwrap();
+        let is_bad = |line: &&str| line.contains("fio failed") || line.contains("I/O error");
+        let bad: Vec<&str> = console.lines().filter(is_bad).collect();
+        assert!(bad.is_empty(), "{bad:?}");
+        let errors = self.fixture.virsh(&["domblkerror", GUEST]).unwrap();
+        assert!(errors.contains("No errors found"), "{errors}");
+        let stats = self.fixture.virsh(&["domblkstat", GUEST, "vda"]).unwrap();
+        let count = |name: &str| -> u64 {
+            let line = stats.lines().find(|line| line.contains(name)).unwrap();
+            line.split_whitespace().last().unwrap().parse().unwrap()
+        };
+        assert!(count("rd_req") > 0, "what was written has been read back");
+    }
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_leaves_nothing_that_cannot_be_put_back() {
+    let Some(fixture) = live::fixture("live_kills", vec![checked()]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let campaign = Campaign::new(&fixture, dir.path());
+    let kills = std::env::var("BLKPILOT_KILLS").map_or(FEW, |n| n.parse().unwrap());
+    let mut rng = Rng::seed_from_u64(1);
+    let (mut changes, mut intents, mut moved) = (0, 0, 0);
+    for kill in 1..=kills {
+        let after = Duration::from_millis(rng.random_range(0..LONGEST_MS));
+        changes += campaign.live_and_die(after, &mut rng);
+        let records = campaign.records();
+        campaign.check_journalled(&records);
+        let is_intent = |record: &&Record| record.state == RecordState::Intended;
+        intents += records.iter().filter(is_intent).count();
+        moved += u32::from(Reading::of(&fixture, GUEST).unwrap() != campaign.original);
+        if kill % 10 == 0 || kill == kills {
+            campaign.roll_back();
+        }
+    }
+    campaign.check_guest();
+    println!(
+        "{kills} kills: {changes} changes acknowledged, {intents} intents left open, {moved} times \
+         something was changed at the kill; all was journalled and went back"
+    );
+    assert!(changes > 0 && moved > 0);
+}
