@@ -8,6 +8,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use support::{Settings, socket};
 use tempfile::TempDir;
@@ -37,10 +39,8 @@ impl Daemon {
         Self(child)
     }
 
-    fn signal(&self, name: &str) {
-        let pid = self.0.id().to_string();
-        let mut kill = Command::new("kill");
-        assert!(kill.args(["-s", name, &pid]).status().unwrap().success());
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
     }
 }
 
@@ -82,7 +82,7 @@ fn acknowledged_decisions_survive_kill_9() {
         let applied = json(&blkpilot(dir.path(), &["apply", "--set", &set, "--json"]));
         acknowledged.push(applied["name"].as_str().unwrap().to_owned());
     }
-    daemon.signal("KILL");
+    daemon.signal(Signal::SIGKILL);
     daemon.0.wait().unwrap();
     assert!(
         socket(dir.path()).exists(),
@@ -101,7 +101,7 @@ fn acknowledged_decisions_survive_kill_9() {
 
 #[test]
 fn a_daemon_ends_in_order_at_sigterm_and_sigint() {
-    for signal in ["TERM", "INT"] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let dir = TempDir::new().unwrap();
         let mut daemon = Daemon::start(dir.path());
         daemon.signal(signal);

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use blkpilot_log::recording::{Recording, Tally, Windows};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot");
@@ -48,9 +50,8 @@ fn ctrl_c_loses_no_sample_and_the_next_run_appends() {
     for _ in 0..5 {
         lines.next().unwrap().unwrap();
     }
-    let pid = child.id().to_string();
-    let interrupt = Command::new("kill").args(["-s", "INT", &pid]).status();
-    assert!(interrupt.unwrap().success());
+    let pid = Pid::from_raw(child.id().cast_signed());
+    kill(pid, Signal::SIGINT).unwrap();
     let shown = 5 + lines.map_while(Result::ok).count() as u64;
     assert!(child.wait().unwrap().success());
     let after = tally(&file);

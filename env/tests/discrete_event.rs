@@ -20,10 +20,10 @@ type Quantity = fn(&Errors) -> &Vec<f64>;
 /// run takes seeds from 0, to which some of it was.
 const HELD_OUT: u64 = 10_000;
 
-fn compare(seeds: Range<u64>, most_requests: f64) -> Vec<Errors> {
+fn compare(seeds: Range<u64>, regime: Regime, most_requests: f64) -> Vec<Errors> {
     seeds
         .map(|seed| {
-            let drawn = draw(seed, Regime::UpToNineTenths);
+            let drawn = draw(seed, regime);
             let measured = reference::compare::reference(&drawn, seed, 60_000.0, most_requests);
             errors(&drawn, &drawn.solve(), &measured)
         })
@@ -47,10 +47,11 @@ fn within(all: &[Errors], of: Quantity, bound: f64) -> (f64, f64, f64) {
 #[test]
 fn the_fixed_point_agrees_with_discrete_events() {
     let is_full = std::env::var_os("BLKPILOT_FULL").is_some();
+    let regime = Regime::UpToNineTenths;
     let all = if is_full {
-        compare(HELD_OUT..HELD_OUT + 60, 4e6)
+        compare(HELD_OUT..HELD_OUT + 60, regime, 4e6)
     } else {
-        compare(0..8, 4e5)
+        compare(0..8, regime, 4e5)
     };
     // Eight scenarios are a coarse alarm only: one of them is an eighth of the comparisons.
     let least = if is_full { 0.9 } else { 0.75 };
@@ -98,4 +99,20 @@ fn nearly_every_network_converges() {
         println!("{regime:?}: {share:.3} of {drawn} converge, in {passes:.1} passes on average");
         assert!(share >= least, "{regime:?}: {share}");
     }
+}
+
+/// Beyond nine tenths the model promises less: the throughput is what is left to get wrong.
+#[test]
+fn saturated_networks_have_about_the_throughput_of_discrete_events() {
+    let (networks, most_requests) = if std::env::var_os("BLKPILOT_FULL").is_some() {
+        (40, 1e6)
+    } else {
+        (6, 2e5)
+    };
+    let all = compare(HELD_OUT..HELD_OUT + networks, Regime::Any, most_requests);
+    let (share, whole, worst) = within(&all, |e| &e.throughput, 0.1);
+    println!(
+        "saturated: throughput within 0.1: {share:.3}; all of a scenario {whole:.3}; worst {worst:+.3}"
+    );
+    assert!(share >= 0.8, "{share}");
 }
