@@ -200,7 +200,7 @@ impl ClassState {
             Unknown {
                 value: self.rate,
                 target: rate,
-                scale: rate,
+                scale: rate.max(f64::MIN_POSITIVE),
             },
             queue(self.at_vcpu, self.away_s - think_s(class)),
             queue(self.in_lane, self.lane.wait_s + self.lane.service_s),

@@ -288,13 +288,15 @@ impl Station {
         }
         let mean_service = (self.queued_work[0] + self.queued_work[1]) / self.queued.max(1e-12);
         let rivals = (self.backlogged - queued / (queued + 1.0)).max(0.0);
-        let passed = (rivals * queued).min((self.queued - queued).max(0.0));
         let own = self.waiting(visit, 0) * visit.service_s[0]
             + self.waiting(visit, 1) * visit.service_s[1];
-        let before = own + passed * mean_service;
-        let raw = (self.all_busy * self.residual + before) / self.servers;
+        let behind = |passed: f64| {
+            (self.all_busy * self.residual + own + passed * mean_service) / self.servers
+        };
+        let raw = behind((rivals * queued).min((self.queued - queued).max(0.0)));
         let load = busy / self.servers;
-        let full = raw + self.deficit * queued / load;
+        // In turn with its rivals it waits for no more than one of each per request of its own.
+        let full = (raw + self.deficit * queued / load).min(behind(rivals.max(1.0) * queued));
         let own = self.unseen_work(visit, 0) + self.unseen_work(visit, 1);
         let wait = (full - own + self.kept(visit)).max(0.0) + self.extra_s;
         ([wait; 2], load * raw)
