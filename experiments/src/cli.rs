@@ -70,9 +70,9 @@ range. A scenario in which best static has hardly any regret has nothing to teac
 defined in docs/oracle.md.
 
 Examples:
-  blkpilot-lab oracle mixed
+  blkpilot-lab oracle env/scenarios/mixed_bursts.toml
   blkpilot-lab oracle env/scenarios/mixed_*.toml --episodes 32
-  blkpilot-lab oracle mixed --policy out/quickstart/seed-1/policy --json";
+  blkpilot-lab oracle poor_binding --policy out/quickstart/seed-1/policy --json";
 
 const CALIBRATE_HELP: &str = "\
 What can be read off the recording is: channels, devices, disks, read share, request size, queue depth
