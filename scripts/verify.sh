@@ -69,7 +69,7 @@ record four-identical "Four identical disks on four channels" \
 record discrete-event "The simulated host against discrete events" tests_of_env discrete_event
 record simulator-properties "What holds on every simulated host" tests_of_env properties
 record oracle "Policies against the oracle of each scenario" \
-    "$lab" oracle mixed env/scenarios/mixed_*.toml identical_disks poor_binding capped_device \
+    "$lab" oracle env/scenarios/mixed_*.toml mixed identical_disks poor_binding capped_device \
     --episodes 32 --policy "$out/quickstart/policy"
 for guest in poor-cache poor-binding; do
     record "trial-$guest" "Default against tuned windows on the guest $guest" \

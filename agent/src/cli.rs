@@ -8,12 +8,12 @@ mod sweep;
 mod tables;
 mod trial;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use blkpilot_env::sim::presets;
-use clap::builder::PossibleValuesParser;
+use blkpilot_env::sim::{Scenario, presets};
+use blkpilot_models::scenario_file;
 use clap::{Args, Parser, Subcommand};
 use tonic::{Code, Status};
 
@@ -112,9 +112,22 @@ struct HostSource {
     /// that have opted in QEMU counts latencies while this runs
     #[arg(long, value_name = "URI")]
     libvirt: Option<String>,
-    /// A simulated host
-    #[arg(long, value_name = "SCENARIO", value_parser = PossibleValuesParser::new(presets::NAMES))]
-    simulated: Option<String>,
+    // What it helps with is made from the names of the presets.
+    #[arg(long, value_name = "SCENARIO", value_parser = parse_scenario, help = simulated_help())]
+    simulated: Option<Box<Scenario>>,
+}
+
+fn simulated_help() -> String {
+    let known = presets::NAMES.join(", ");
+    format!("A simulated host: the path of a TOML file, or one of {known}")
+}
+
+/// A preset, or a file from the working directory on. Each problem stands on a line of its own.
+fn parse_scenario(name: &str) -> Result<Box<Scenario>, String> {
+    let loaded = scenario_file::load(name, Path::new(""));
+    loaded
+        .map(Box::new)
+        .map_err(|error| error.lines().join("\n"))
 }
 
 #[derive(Debug, Args)]

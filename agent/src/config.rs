@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blkpilot_env::guard::GuardConfig;
-use blkpilot_env::sim::presets;
+use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_models::scenario_file;
 use thiserror::Error;
 
 use crate::mode::{Knob, Mode};
@@ -70,8 +71,8 @@ pub struct HostConfig {
 pub enum HostKind {
     /// Simulated in this process.
     Simulated {
-        /// Name of the scenario.
-        scenario: String,
+        /// What is simulated.
+        scenario: Box<Scenario>,
         /// Seed of everything random in it.
         seed: u64,
         /// Simulated seconds per second.
@@ -258,7 +259,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let guard = root.section("guard");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
-    let host = host.and_then(|section| self::host(section, guests));
+    let host = host.and_then(|section| self::host(section, guests, base));
     let policy = policy.and_then(|section| self::policy(section, base));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
@@ -276,7 +277,11 @@ enum Backing {
     Libvirt,
 }
 
-fn host(mut section: Section, guests: BTreeMap<String, GuestConfig>) -> Option<HostConfig> {
+fn host(
+    mut section: Section,
+    guests: BTreeMap<String, GuestConfig>,
+    base: &Path,
+) -> Option<HostConfig> {
     let name = section.text("name").unwrap_or_else(|| "local".to_owned());
     if !is_resource_id(&name) {
         section.problem(
@@ -293,7 +298,7 @@ fn host(mut section: Section, guests: BTreeMap<String, GuestConfig>) -> Option<H
         s.choice(key, &kinds)
     });
     let kind = match kind {
-        Some(Backing::Simulated) => simulated(&mut section),
+        Some(Backing::Simulated) => simulated(&mut section, base),
         Some(Backing::Libvirt) => libvirt(&mut section),
         // Which keys belong here is not known either.
         None => return None,
@@ -354,15 +359,10 @@ pub(crate) fn is_resource_id(text: &str) -> bool {
         && text.chars().all(allowed)
 }
 
-fn simulated(section: &mut Section) -> Option<HostKind> {
-    let known = presets::NAMES.join(", ");
-    let scenario = section.required("scenario", &format!("one of {known}"), Section::text);
-    if let Some(name) = scenario
-        .as_ref()
-        .filter(|n| !presets::NAMES.contains(&n.as_str()))
-    {
-        section.problem("scenario", format!("= \"{name}\" must be one of {known}"));
-    }
+fn simulated(section: &mut Section, base: &Path) -> Option<HostKind> {
+    let wanted = format!("a TOML file, or one of {}", presets::NAMES.join(", "));
+    let scenario = section.required("scenario", &wanted, Section::text);
+    let scenario = scenario.and_then(|name| self::scenario(section, &name, base));
     let seed = section.integer("seed").unwrap_or(0);
     let time_scale = section.number("time_scale").unwrap_or(1.0);
     if !(0.001..=1000.0).contains(&time_scale) {
@@ -372,10 +372,22 @@ fn simulated(section: &mut Section) -> Option<HostKind> {
         );
     }
     Some(HostKind::Simulated {
-        scenario: scenario?,
+        scenario: Box::new(scenario?),
         seed,
         time_scale,
     })
+}
+
+fn scenario(section: &Section, name: &str, base: &Path) -> Option<Scenario> {
+    match scenario_file::load(name, base) {
+        Ok(scenario) => Some(scenario),
+        Err(error) => {
+            for line in error.lines() {
+                section.problem("scenario", format!("= \"{name}\": {line}"));
+            }
+            None
+        }
+    }
 }
 
 fn libvirt(section: &mut Section) -> Option<HostKind> {

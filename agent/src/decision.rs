@@ -283,7 +283,8 @@ pub fn now_us() -> i64 {
     since.map_or(0, |since| since.as_micros() as i64)
 }
 
-/// "Chooses" what somebody else chose: makes rows of levels that were given.
+/// "Chooses" what somebody else chose: makes rows of levels that were given. A level that is not allowed
+/// is refused, not replaced by one that is: what was asked for is done as it is, or not at all.
 #[derive(Debug)]
 pub struct Scripted(pub JointAction);
 

@@ -278,9 +278,9 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
             seed,
             time_scale,
         } => {
-            let interval_s = simulated::interval_s(&scenario).unwrap_or(1.0) / time_scale;
+            let interval_s = scenario.interval_s / time_scale;
             let connect = move || {
-                let host = SimulatedHost::open(&scenario, seed, known.guests.clone())?;
+                let host = SimulatedHost::open((*scenario).clone(), seed, known.guests.clone())?;
                 Ok(Box::new(host) as _)
             };
             let interval = Duration::from_secs_f64(interval_s);

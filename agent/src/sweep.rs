@@ -273,6 +273,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use blkpilot_env::sample::DiskSettings;
+    use blkpilot_env::sim::presets;
 
     use super::*;
     use crate::backend::simulated::SimulatedHost;
@@ -314,7 +315,7 @@ mod tests {
         guests: BTreeMap<String, GuestConfig>,
         pauses: u32,
     ) -> Swept {
-        let mut host = SimulatedHost::open("poor_binding", 1, guests).unwrap();
+        let mut host = SimulatedHost::open(presets::poor_binding(), 1, guests).unwrap();
         let (mut samples, mut left) = (vec![], pauses);
         let result = run(
             Sweep {

@@ -8,6 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use blkpilot_env::sim::presets;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -202,6 +203,41 @@ fn a_simulated_host_is_observed_without_a_service() {
         assert_eq!(state["iops"]["validity"], "VALIDITY_VALID");
         assert!(state["latency_us_p99"]["value"].as_f64().unwrap() > 0.0);
     }
+}
+
+#[test]
+fn a_scenario_file_is_observed_and_a_broken_one_named_with_all_its_problems() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("own.toml");
+    let text = presets::text("poor_binding").unwrap();
+    std::fs::write(&file, text).unwrap();
+    let observe = |name: &str| {
+        let args = ["observe", "--simulated", name, "--interval", "0.01"];
+        blkpilot(
+            dir.path(),
+            &[&args[..], &["--count", "1", "--json"]].concat(),
+        )
+    };
+    let path = file.to_str().unwrap();
+    let seen = observe(path);
+    assert!(seen.status.success(), "{}", error(&seen));
+    let window: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    assert_eq!(window["disks"].as_array().unwrap().len(), 2);
+
+    std::fs::write(&file, text.replace("cpus = 1", "cpus = 0")).unwrap();
+    let broken = observe(path);
+    assert_eq!(broken.status.code(), Some(2));
+    let problem = format!("{path}: channels[");
+    let problems = error(&broken).matches(&problem).count();
+    assert_eq!(problems, 4, "{}", error(&broken));
+
+    let unknown = observe("atlantis");
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(
+        error(&unknown).contains("noisy_neighbour"),
+        "{}",
+        error(&unknown)
+    );
 }
 
 #[test]

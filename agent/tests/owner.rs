@@ -22,6 +22,7 @@ use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::sample::HostSample;
+use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
@@ -146,16 +147,17 @@ impl Case {
     }
 
     fn with(fate: Fate, mode: Mode, policy: Box<dyn Policy>) -> Self {
-        Self::on("mixed", fate, mode, policy)
+        Self::on(presets::mixed(), fate, mode, policy)
     }
 
-    fn on(scenario: &'static str, fate: Fate, mode: Mode, policy: Box<dyn Policy>) -> Self {
+    fn on(scenario: Scenario, fate: Fate, mode: Mode, policy: Box<dyn Policy>) -> Self {
         let (fate, dir) = (Arc::new(fate), TempDir::new().unwrap());
+        let spec = spec(&scenario).unwrap();
         let connect = {
             let fate = Arc::clone(&fate);
             move || {
                 fate.connections.fetch_add(1, Ordering::SeqCst);
-                let host = SimulatedHost::open(scenario, 1, BTreeMap::new())?;
+                let host = SimulatedHost::open(scenario.clone(), 1, BTreeMap::new())?;
                 let fragile = Fragile {
                     host,
                     fate: Arc::clone(&fate),
@@ -167,7 +169,7 @@ impl Case {
         let config = OwnerConfig {
             name: "local".to_owned(),
             kind: BackendKind::Simulated,
-            spec: spec(scenario).unwrap(),
+            spec,
             interval: Duration::from_millis(5),
             modes: Modes {
                 default: mode,
@@ -189,7 +191,7 @@ impl Case {
     }
 
     /// One with four equal disks and channels instead.
-    fn with_scenario(scenario: &'static str, mode: Mode, policy: Box<dyn Policy>) -> Self {
+    fn with_scenario(scenario: Scenario, mode: Mode, policy: Box<dyn Policy>) -> Self {
         Self::on(scenario, Fate::default(), mode, policy)
     }
 
@@ -204,7 +206,7 @@ impl Case {
 }
 
 fn least_loaded() -> Box<dyn Policy> {
-    Box::new(LeastLoaded::new(&spec("mixed").unwrap()).unwrap())
+    Box::new(LeastLoaded::new(&spec(&presets::mixed()).unwrap()).unwrap())
 }
 
 fn set(guests: &[&str]) -> ChangeCall {
@@ -462,7 +464,7 @@ impl Policy for Harmful {
 #[tokio::test]
 async fn the_guard_puts_back_what_a_harmful_policy_did_and_says_why() {
     let policy = Box::new(Harmful { turns: 0 });
-    let case = Case::with_scenario("identical_disks", Mode::Auto, policy);
+    let case = Case::with_scenario(presets::identical_disks(4, 4), Mode::Auto, policy);
     let mut watcher = case.host.watch().unwrap();
     let mut harmed = vec![];
     let guarded = loop {

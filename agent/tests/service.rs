@@ -7,10 +7,11 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use blkpilot_agent::config::{Config, ConfigError};
+use blkpilot_agent::config::{Config, ConfigError, HostKind};
 use blkpilot_agent::server::ServeError;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
+use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{EnvSpec, Rng};
 use blkpilot_models::{Architecture, Checkpoint};
 use blkpilot_proto::v1;
@@ -106,6 +107,62 @@ fn only_unix_sockets_and_loopback_addresses_are_listened_on() {
         let error = config(refused).unwrap_err().to_string();
         assert!(error.contains("service.listen"), "{error}");
     }
+}
+
+/// A configuration in `dir` whose host has the scenario of the file `own.toml` beside it.
+fn on_own_scenario(dir: &Path) -> Result<Config, ConfigError> {
+    let settings = Settings {
+        host: "kind = \"simulated\"\nscenario = \"own.toml\"".to_owned(),
+        ..Settings::default()
+    };
+    Config::parse(&dir.join("blkpilot.toml"), &settings.toml(dir))
+}
+
+#[test]
+fn a_scenario_is_read_from_a_file_beside_the_configuration() {
+    let dir = TempDir::new().unwrap();
+    let text = presets::text("poor_binding").unwrap();
+    let text = text.replace("poor_binding", "own");
+    std::fs::write(dir.path().join("own.toml"), text).unwrap();
+    let config = on_own_scenario(dir.path()).unwrap();
+    let HostKind::Simulated { scenario, .. } = config.host.kind else {
+        panic!("{:?}", config.host.kind);
+    };
+    let expected = Scenario {
+        name: "own".to_owned(),
+        ..presets::poor_binding()
+    };
+    assert_eq!(*scenario, expected);
+}
+
+#[test]
+fn every_problem_of_a_scenario_file_is_named_with_the_file() {
+    let dir = TempDir::new().unwrap();
+    let text = presets::text("poor_binding").unwrap();
+    let broken = text
+        .replace("cpus = 1", "cpus = 0")
+        .replace("memory_gib = ", "memory_gib = -");
+    let file = dir.path().join("own.toml");
+    std::fs::write(&file, broken).unwrap();
+    let text = on_own_scenario(dir.path()).unwrap_err().to_string();
+    let start = format!("host.scenario = \"own.toml\": {}: ", file.display());
+    assert!(text.lines().count() >= 2, "{text}");
+    assert!(text.lines().all(|line| line.contains(&start)), "{text}");
+    assert!(
+        text.contains("channels[0].cpus") && text.contains("memory_gib"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_scenario_that_is_not_there_is_told_with_the_file_and_the_presets() {
+    let dir = TempDir::new().unwrap();
+    let text = on_own_scenario(dir.path()).unwrap_err().to_string();
+    let file = dir.path().join("own.toml").display().to_string();
+    assert!(
+        text.contains(&file) && text.contains("poor_binding"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What `blkpilot-lab` can be told to do.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use blkpilot_env::sim::Scenario;
 use blkpilot_models::Checkpoint;
 use blkpilot_models::oracle::Limits;
+use blkpilot_models::scenario_file::{self, ScenarioFileError};
 use clap::{Args, Parser, Subcommand};
 
 use crate::calibrate::{self, Holdout, calibrate};
@@ -17,7 +18,6 @@ use crate::config::{Config, ConfigError};
 use crate::oracle::{OracleOptions, oracle};
 use crate::progress::Progress;
 use crate::sanity::{self, Sanity};
-use crate::scenario_file::{ScenarioFileError, load};
 use crate::train::{Existing, Run, Summary, train};
 use crate::{LabError, json_text, write_file};
 
@@ -46,6 +46,9 @@ The directory then holds
 
 Ctrl-C ends the training early; policy/ and summary.json are written all the same.
 
+A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
+preset, or a TOML file, whose path starts at the config's directory.
+
 Training and evaluation never share a seed: training seeds have their highest bit clear, evaluation
 seeds have it set, and evaluation seed i is the same in every run. A config plays those from its
 evaluation.first_seed on; choose settings on other seeds than those that you report.";
@@ -67,9 +70,9 @@ range. A scenario in which best static has hardly any regret has nothing to teac
 defined in docs/oracle.md.
 
 Examples:
-  blkpilot-lab oracle mixed
+  blkpilot-lab oracle env/scenarios/mixed_bursts.toml
   blkpilot-lab oracle env/scenarios/mixed_*.toml --episodes 32
-  blkpilot-lab oracle mixed --policy out/quickstart/seed-1/policy --json";
+  blkpilot-lab oracle poor_binding --policy out/quickstart/seed-1/policy --json";
 
 const CALIBRATE_HELP: &str = "\
 What can be read off the recording is: channels, devices, disks, read share, request size, queue depth
@@ -327,7 +330,9 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
 
 fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
     let names = args.scenarios.iter();
-    let scenarios: Vec<Scenario> = names.map(|name| load(name)).collect::<Result<_, _>>()?;
+    let scenarios: Vec<Scenario> = names
+        .map(|name| scenario_file::load(name, Path::new("")))
+        .collect::<Result<_, _>>()?;
     let checkpoint = args.policy.as_deref().map(Checkpoint::load).transpose()?;
     let options = OracleOptions {
         episodes: args.episodes,

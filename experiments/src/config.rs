@@ -8,7 +8,7 @@ use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::presets;
 use blkpilot_env::sim::{Generator, Scenario, ScenarioErrors};
 use blkpilot_learn::{Discount, PpoConfig, Schedule};
-use blkpilot_models::Architecture;
+use blkpilot_models::{Architecture, scenario_file};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -151,7 +151,7 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
 }
 
 impl Config {
-    /// Reads a config.
+    /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors
     /// `Read`, `Syntax`, or `Invalid` with everything that is wrong.
@@ -179,7 +179,8 @@ impl Config {
             .file_stem()
             .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         let mut check = Check::default();
-        match validate(table, &mut check) {
+        let base = file.parent().unwrap_or(Path::new(""));
+        match validate(table, base, &mut check) {
             Some(checked) if check.problems.is_empty() => Ok(Self {
                 name,
                 document,
@@ -267,7 +268,7 @@ struct RawEvaluation {
     first_seed: Option<u64>,
 }
 
-fn validate(table: Table, check: &mut Check) -> Option<Config> {
+fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
     let raw: RawConfig = check.read("", table);
     let version = check.need("version", raw.version, &format!("version = {VERSION}"));
     check.that(
@@ -277,7 +278,7 @@ fn validate(table: Table, check: &mut Check) -> Option<Config> {
         &format!("must be {VERSION}, which this build reads"),
     );
     let environment = check.need("environment", raw.environment, "add [environment]");
-    let environment = environment.and_then(|table| self::environment(table, check));
+    let environment = environment.and_then(|table| self::environment(table, base, check));
     let network = raw.network.unwrap_or_default();
     let architecture = architecture(network, check);
     let training = check.need("training", raw.training, "add [training]");
@@ -295,7 +296,7 @@ fn validate(table: Table, check: &mut Check) -> Option<Config> {
     })
 }
 
-fn environment(table: Table, check: &mut Check) -> Option<EnvironmentConfig> {
+fn environment(table: Table, base: &Path, check: &mut Check) -> Option<EnvironmentConfig> {
     let raw: RawEnvironment = check.read("environment", table);
     let kind = check.need("environment.kind", raw.kind.clone(), "cartpole or sim_host");
     match kind.as_deref() {
@@ -311,7 +312,7 @@ fn environment(table: Table, check: &mut Check) -> Option<EnvironmentConfig> {
             }
             Some(EnvironmentConfig::CartPole)
         }
-        Some("sim_host") => sim_host(raw, check),
+        Some("sim_host") => sim_host(raw, base, check),
         Some(other) => {
             check.problem(
                 "environment.kind",
@@ -323,18 +324,19 @@ fn environment(table: Table, check: &mut Check) -> Option<EnvironmentConfig> {
     }
 }
 
-fn sim_host(raw: RawEnvironment, check: &mut Check) -> Option<EnvironmentConfig> {
+fn sim_host(raw: RawEnvironment, base: &Path, check: &mut Check) -> Option<EnvironmentConfig> {
     let reward: RewardConfig = check.read("environment.reward", raw.reward.unwrap_or_default());
     for (key, problem) in reward.problems() {
         check.problem(format!("environment.reward.{key}"), problem);
     }
     let source = match (raw.scenario, raw.generator) {
-        (Some(name), None) => preset(&name, check),
+        (Some(name), None) => fixed(&name, base, check),
         (None, Some(table)) => Some(HostSource::Generated(generator(table, check))),
         (None, None) => {
             let known = presets::NAMES.join(", ");
-            let text =
-                format!("is missing: add [environment.generator], or scenario = one of {known}");
+            let text = format!(
+                "is missing: add [environment.generator], or scenario = a TOML file or one of {known}"
+            );
             check.problem("environment.generator", text);
             None
         }
@@ -352,16 +354,16 @@ fn sim_host(raw: RawEnvironment, check: &mut Check) -> Option<EnvironmentConfig>
     })
 }
 
-fn preset(name: &str, check: &mut Check) -> Option<HostSource> {
-    let scenario = presets::by_name(name);
-    if scenario.is_none() {
-        let known = presets::NAMES.join(", ");
-        check.problem(
-            "environment.scenario",
-            format!("= \"{name}\" must be one of {known}"),
-        );
+fn fixed(name: &str, base: &Path, check: &mut Check) -> Option<HostSource> {
+    match scenario_file::load(name, base) {
+        Ok(scenario) => Some(HostSource::Scenario(Box::new(scenario))),
+        Err(error) => {
+            for line in error.lines() {
+                check.problem("environment.scenario", format!("= \"{name}\": {line}"));
+            }
+            None
+        }
     }
-    scenario.map(|scenario| HostSource::Scenario(Box::new(scenario)))
 }
 
 fn generator(table: Table, check: &mut Check) -> Generator {
@@ -757,6 +759,56 @@ mod tests {
             "scenario = \"no_such\"",
         );
         assert!(problems(&text)[0].contains("identical_disks"));
+    }
+
+    /// GOOD on the scenario of a file beside the config, `text`.
+    fn on_a_file(text: &str) -> (tempfile::TempDir, Result<Config, ConfigError>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("own.toml"), text).unwrap();
+        let config = GOOD.replace(
+            "[environment.generator]\n        disks = [1, 3]",
+            "scenario = \"own.toml\"",
+        );
+        let config = Config::parse(&dir.path().join("x.toml"), &config);
+        (dir, config)
+    }
+
+    #[test]
+    fn a_scenario_file_beside_the_config_is_trained_on() {
+        let text = presets::text("capped_device").unwrap();
+        let (_dir, config) = on_a_file(&text.replace("capped_device", "own"));
+        let EnvironmentConfig::SimHost {
+            source: HostSource::Scenario(scenario),
+            ..
+        } = config.unwrap().environment
+        else {
+            panic!("a scenario was given");
+        };
+        assert_eq!(scenario.name, "own");
+        let expected = Scenario {
+            name: "own".to_owned(),
+            ..presets::capped_device()
+        };
+        assert_eq!(*scenario, expected);
+    }
+
+    #[test]
+    fn every_problem_of_a_scenario_file_is_named_with_the_file() {
+        let text = presets::text("capped_device").unwrap();
+        let broken = text
+            .replace("memory_gib = ", "memory_gib = -")
+            .replace("cpus = 1", "cpus = 0");
+        let (dir, config) = on_a_file(&broken);
+        let text = config.unwrap_err().to_string();
+        let file = dir.path().join("own.toml");
+        assert!(text.lines().count() >= 2, "{text}");
+        for line in text.lines() {
+            let part = format!("environment.scenario = \"own.toml\": {}: ", file.display());
+            assert!(line.contains(&part), "{line}");
+        }
+        for key in ["memory_gib", "channels[0].cpus"] {
+            assert!(text.contains(key), "no {key} in {text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,6 @@ pub mod environments;
 pub mod oracle;
 mod progress;
 pub mod sanity;
-pub mod scenario_file;
 pub mod seeds;
 pub mod tensorboard;
 pub mod train;
@@ -24,11 +23,10 @@ use blkpilot_env::sim::ScenarioErrors;
 use blkpilot_learn::LearnError;
 use blkpilot_models::episode::PlayError;
 use blkpilot_models::oracle::StudyError;
-use blkpilot_models::{CheckpointError, PolicyError};
+use blkpilot_models::{CheckpointError, PolicyError, ScenarioFileError};
 use thiserror::Error;
 
 pub use config::{Config, ConfigError};
-pub use scenario_file::ScenarioFileError;
 
 /// Why the lab could not do what it was asked.
 #[derive(Debug, Error)]

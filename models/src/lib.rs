@@ -4,7 +4,7 @@
 //! [`categorical`] (what a masked distribution is), [`normaliser`], [`architecture`] (names and
 //! shapes of the tensors), [`checkpoint`], [`network`], [`network_policy`]. Learners live elsewhere: they write
 //! checkpoints, this crate reads and serves them without libtorch. Then how policies are judged:
-//! [`episode`], [`bootstrap`], [`oracle`].
+//! [`episode`], [`bootstrap`], [`oracle`]; and [`scenario_file`], the one way from a name to a scenario.
 
 pub mod architecture;
 pub mod baseline;
@@ -20,6 +20,7 @@ pub mod network_policy;
 pub mod normaliser;
 pub mod oracle;
 pub mod policy;
+pub mod scenario_file;
 
 pub use architecture::Architecture;
 pub use checkpoint::{Checkpoint, CheckpointError, Manifest, Tensor};
@@ -27,3 +28,4 @@ pub use network::{ActorCritic, Forward, Scratch};
 pub use network_policy::{NetworkPolicy, Selection};
 pub use normaliser::{Normaliser, Novelty, Outlier, PerTable, Range, Statistics, TableName};
 pub use policy::{Choice, Decision, Policy, PolicyError, TurnChoice, decide, decide_with};
+pub use scenario_file::ScenarioFileError;

@@ -287,6 +287,35 @@ fn a_guest_of_two_minds_is_best_served_by_who_follows_it() {
     assert!(correct("keep_default") < 0.7, "{}", correct("keep_default"));
 }
 
+/// It mostly reads and writes in turn, and rarely rests after reading: half of its phases are reads, 0.45
+/// writes, and what it does at rest does not count.
+#[test]
+fn a_study_follows_the_transitions_of_the_phases() {
+    let mut scenario = two_minded();
+    let phases = &mut scenario.disks[0].phases;
+    phases.push(Phase {
+        outstanding: 0.0,
+        mean_intervals: 12.0,
+        ..phases[0].clone()
+    });
+    phases[0].next = vec![0.0, 0.9, 0.1];
+    phases[1].next = vec![1.0, 0.0, 0.0];
+    phases[2].next = vec![1.0, 0.0, 0.0];
+    let weights = planner(&scenario, Limits::default()).states().weighted;
+    let wanted = [(vec![0], 0.5 / 0.95), (vec![1], 0.45 / 0.95)];
+    assert_eq!(weights.len(), 2, "{weights:?}");
+    for ((phases, weight), (wanted_phases, wanted)) in weights.iter().zip(&wanted) {
+        assert_eq!(phases, wanted_phases);
+        assert!((weight - wanted).abs() < 1e-12, "{weights:?}");
+    }
+    let study = studied(&scenario, 6);
+    assert_eq!((study.steady.states, study.steady.all_states), (2, true));
+    let oracle = study.policies["oracle"].accuracy;
+    assert_eq!(oracle.correct.unwrap().value, 1.0);
+    let correct = study.policies["keep_default"].accuracy.correct.unwrap();
+    assert!(correct.value < 0.8, "{correct:?}");
+}
+
 #[test]
 fn a_pooled_regret_weighs_scenarios_by_their_range() {
     let studies = [

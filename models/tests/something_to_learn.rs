@@ -1,4 +1,4 @@
-//! Over the mixed scenarios no one setting is good: there is something to learn.
+//! On `mixed_tenants` and `mixed_bursts` no one setting is good: there is something to learn.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blkpilot_env::sample::HostSample;
-use blkpilot_env::sim::{Scenario, SimHost, presets};
+use blkpilot_env::sim::{Scenario, SimHost};
 use blkpilot_env::{
     EnvError, EnvSpec, Environment as _, JointAction, MaskReason, Observation, ResetOptions,
 };
@@ -28,17 +28,20 @@ pub struct SimulatedHost {
 }
 
 impl SimulatedHost {
-    /// A host with a built-in scenario, after its first window. Guests have opted in, to all knobs,
-    /// unless `guests` says otherwise.
+    /// A host with this scenario, after its first window. It runs on: its episode is not cut. Guests
+    /// have opted in, to all knobs, unless `guests` says otherwise.
     ///
     /// # Errors
-    /// `Unavailable` if there is no such scenario: it has been checked before.
+    /// `Unavailable` if the scenario does not hold together: it has been checked before.
     pub fn open(
-        scenario: &str,
+        scenario: Scenario,
         seed: u64,
         guests: BTreeMap<String, GuestConfig>,
     ) -> Result<Self, BackendError> {
-        let scenario = endless(scenario)?;
+        let scenario = Scenario {
+            steps: MOST_STEPS,
+            ..scenario
+        };
         let mut host = SimHost::fixed(scenario).map_err(|e| unavailable(&EnvError::from(e)))?;
         let last = host
             .reset(Some(seed), &ResetOptions::new())
@@ -90,31 +93,13 @@ impl SimulatedHost {
     }
 }
 
-/// A daemon's host runs on: its episode is not cut.
-fn endless(name: &str) -> Result<Scenario, BackendError> {
-    let mut scenario = presets::by_name(name).ok_or_else(|| {
-        let known = presets::NAMES.join(", ");
-        BackendError::Unavailable(format!(
-            "there is no scenario \"{name}\": use one of {known}"
-        ))
-    })?;
-    scenario.steps = MOST_STEPS;
-    Ok(scenario)
-}
-
 /// The most that a scenario may have; the host starts over then.
 const MOST_STEPS: u32 = 1_000_000;
 
-/// Length of one interval of a scenario in simulated seconds; `None` if there is no such scenario.
+/// What can be seen and done on a scenario's host; `None` if the scenario does not hold together.
 #[must_use]
-pub fn interval_s(scenario: &str) -> Option<f64> {
-    presets::by_name(scenario).map(|scenario| scenario.interval_s)
-}
-
-/// What can be seen and done on a scenario's host; `None` if there is no such scenario.
-#[must_use]
-pub fn spec(scenario: &str) -> Option<EnvSpec> {
-    let host = SimHost::fixed(presets::by_name(scenario)?).ok()?;
+pub fn spec(scenario: &Scenario) -> Option<EnvSpec> {
+    let host = SimHost::fixed(scenario.clone()).ok()?;
     Some(host.spec().clone())
 }
 

@@ -17,7 +17,7 @@ use super::serve::interrupted;
 use super::{CliError, HostSource, ObserveArgs, tables};
 use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
-use crate::backend::simulated::{SimulatedHost, interval_s};
+use crate::backend::simulated::SimulatedHost;
 use crate::backend::{BackendError, HostBackend};
 use crate::config::{LibvirtConfig, OnExit};
 use crate::mode::Mode;
@@ -68,9 +68,9 @@ impl From<RecordingError> for CliError {
 pub(super) fn recorded_from(source: &HostSource, interval: Duration) -> Source {
     match (&source.simulated, &source.libvirt) {
         (Some(scenario), _) => Source {
-            name: scenario.clone(),
+            name: scenario.name.clone(),
             is_simulated: true,
-            interval_s: interval_s(scenario).unwrap_or(1.0),
+            interval_s: scenario.interval_s,
         },
         (None, uri) => Source {
             name: uri.clone().unwrap_or_default(),
@@ -101,7 +101,7 @@ fn watch(
     stop: &Receiver<()>,
 ) -> Result<(), CliError> {
     if let Some(scenario) = &args.source.simulated {
-        let mut host = SimulatedHost::open(scenario, SEED, BTreeMap::new())?;
+        let mut host = SimulatedHost::open((**scenario).clone(), SEED, BTreeMap::new())?;
         return windows(args, &mut host, recorder, stop);
     }
     let uri = args

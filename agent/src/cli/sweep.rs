@@ -79,7 +79,7 @@ fn sweep_host(args: &SweepArgs, stop: &Receiver<()>) -> Result<Report, CliError>
     };
     let swept = match (&args.source.simulated, &args.source.libvirt) {
         (Some(scenario), _) => {
-            let mut host = SimulatedHost::open(scenario, args.seed, BTreeMap::new())?;
+            let mut host = SimulatedHost::open((**scenario).clone(), args.seed, BTreeMap::new())?;
             sweep_through(args, &mut host, &modes, &mut recorder, stop)
         }
         (None, uri) => {

@@ -65,7 +65,7 @@ impl DiskState {
         if model.phases.len() == 1 || leaving * phase.mean_intervals >= 1.0 {
             return;
         }
-        self.phase = next_phase(self.phase, phase, model.phases.len(), drawn);
+        self.phase = next_phase(self.phase, model, drawn);
         self.snapshot = model.phases[self.phase].snapshot.then_some(0.0);
     }
 
@@ -98,16 +98,11 @@ pub(super) fn page_bytes(phase: &Phase) -> f64 {
     (phase.request_kib * 1024.0).max(4096.0)
 }
 
-fn next_phase(current: usize, phase: &Phase, phases: usize, drawn: f64) -> usize {
-    let weight = |next: usize| match phase.next.get(next) {
-        _ if next == current => 0.0,
-        Some(share) => *share,
-        None => 1.0,
-    };
-    let total: f64 = (0..phases).map(weight).sum();
-    let mut left = drawn * total;
-    for next in 0..phases {
-        left -= weight(next);
+fn next_phase(current: usize, model: &DiskModel, drawn: f64) -> usize {
+    let weights = model.next_weights(current);
+    let mut left = drawn * weights.clone().sum::<f64>();
+    for (next, weight) in weights.enumerate() {
+        left -= weight;
         if left < 0.0 {
             return next;
         }
@@ -122,14 +117,19 @@ mod tests {
 
     #[test]
     fn phases_follow_their_shares() {
-        let phase = Phase {
-            next: vec![0.0, 0.25, 0.75],
-            ..presets::random_read(1.0, 1.0)
-        };
-        assert_eq!(next_phase(0, &phase, 3, 0.2), 1);
-        assert_eq!(next_phase(0, &phase, 3, 0.3), 2);
-        let alike = presets::random_read(1.0, 1.0);
-        assert_eq!(next_phase(1, &alike, 3, 0.49), 0);
-        assert_eq!(next_phase(1, &alike, 3, 0.51), 2);
+        let mut disk = presets::identical_disks(1, 1).disks.remove(0);
+        disk.phases = vec![presets::random_read(1.0, 1.0); 3];
+        disk.phases[0].next = vec![0.0, 0.25, 0.75];
+        disk.phases[2].next = vec![0.0, 0.0, 1.0];
+        assert_eq!(next_phase(0, &disk, 0.2), 1);
+        assert_eq!(next_phase(0, &disk, 0.3), 2);
+        assert_eq!(next_phase(1, &disk, 0.49), 0);
+        assert_eq!(next_phase(1, &disk, 0.51), 2);
+        assert_eq!(next_phase(2, &disk, 0.5), 2, "nothing else may follow");
+        disk.phases[0].mean_intervals = 4.0;
+        disk.phases[1].mean_intervals = 4.0;
+        assert_eq!(disk.transitions(0), [0.75, 0.0625, 0.1875]);
+        assert_eq!(disk.transitions(1), [0.125, 0.75, 0.125]);
+        assert_eq!(disk.transitions(2), [0.0, 0.0, 1.0]);
     }
 }

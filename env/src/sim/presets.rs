@@ -194,7 +194,8 @@ pub fn noisy_neighbour() -> Scenario {
     known("noisy_neighbour")
 }
 
-/// Trading, IoT ingestion, image builds and backup on one host with an NVMe and a capped drive.
+/// Trading, IoT ingestion, image builds and backup on one host with an NVMe and a capped drive: a steady
+/// host, which one setting serves throughout.
 #[must_use]
 pub fn mixed() -> Scenario {
     known("mixed")

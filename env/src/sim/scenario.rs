@@ -167,6 +167,41 @@ fn adaptive() -> Polling {
     Polling::Adaptive
 }
 
+impl DiskModel {
+    /// Probability of each phase in the coming interval, for a disk that is in phase `from`; they sum
+    /// to 1. A phase that only itself may follow is never left.
+    #[must_use]
+    pub fn transitions(&self, from: usize) -> Vec<f64> {
+        let stays = self.stays(from);
+        let weights = self.next_weights(from);
+        let total: f64 = weights.clone().sum();
+        let mut row: Vec<f64> = weights
+            .map(|weight| (1.0 - stays) * weight / total.max(f64::MIN_POSITIVE))
+            .collect();
+        row[from] = stays;
+        row
+    }
+
+    /// Probability that a disk that is in phase `from` is in it in the coming interval too.
+    #[must_use]
+    pub fn stays(&self, from: usize) -> f64 {
+        if self.next_weights(from).all(|weight| weight == 0.0) {
+            return 1.0;
+        }
+        1.0 - 1.0 / self.phases[from].mean_intervals
+    }
+
+    /// Relative probability of each phase to follow `from`, 0 for itself.
+    pub(super) fn next_weights(&self, from: usize) -> impl Iterator<Item = f64> + Clone {
+        let next = &self.phases[from].next;
+        (0..self.phases.len()).map(move |to| match next.get(to) {
+            _ if to == from => 0.0,
+            Some(share) => *share,
+            None => 1.0,
+        })
+    }
+}
+
 /// A phase of a workload. Closed without `arrivals_per_s`, open with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,6 +3,7 @@
 use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD};
 use blkpilot_env::reward::{RewardConfig, RewardTerm};
 use blkpilot_env::sample::DiskSettings;
+use blkpilot_env::sim::scenario::Phase;
 use blkpilot_env::sim::{Scenario, SimHost};
 use blkpilot_env::{Environment as _, JointAction, ResetOptions};
 use ndarray::Array2;
@@ -55,7 +56,10 @@ pub fn frozen(scenario: &Scenario, phases: &[usize], action: &JointAction) -> Sc
         ..scenario.clone()
     };
     for (row, (disk, phase)) in frozen.disks.iter_mut().zip(phases).enumerate() {
-        disk.phases = vec![disk.phases[*phase].clone()];
+        disk.phases = vec![Phase {
+            next: vec![],
+            ..disk.phases[*phase].clone()
+        }];
         let levels = [CHANNEL_HEAD, CACHE_HEAD, POLLING_HEAD].map(|head| action.disks[[row, head]]);
         if let Some(settings) = DiskSettings::from_levels(levels) {
             disk.default_channel = settings.channel;
