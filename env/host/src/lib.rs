@@ -9,6 +9,7 @@ pub mod error;
 mod fake;
 pub mod guest;
 pub mod hypervisor;
+mod in_force;
 pub mod inventory;
 pub mod journal;
 pub mod knob;

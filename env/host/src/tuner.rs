@@ -3,7 +3,7 @@
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
-use crate::journal::{GuestLife, Journal, Record, RecordState};
+use crate::journal::{GuestLife, Intent, Journal, Record, RecordState};
 use crate::knob::{Change, FOREIGN, Knob, KnobIo, Purpose};
 
 /// Applies changes and takes them back.
@@ -133,10 +133,9 @@ impl Tuner {
         check_ours(running, &knob, &current)?;
         let mut record = self.journal.record(life, &knob)?;
         if let Some(known) = &record {
+            self.check_untouched(known, &current)?;
             if self.is_original(known, &current)? {
                 record = None;
-            } else {
-                self.check_untouched(known, &current)?;
             }
         }
         let applied = Applied {
@@ -147,13 +146,16 @@ impl Tuner {
         if applied.previous == applied.value {
             return Ok(applied);
         }
-        self.journal.intend(
+        let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
+        let undo = io.undo_command(&applied.knob, original)?;
+        self.journal.intend(&Intent {
             life,
-            &running.guest.name,
-            &applied.knob,
-            &applied.previous,
-            &applied.value,
-        )?;
+            guest: &running.guest.name,
+            knob: &applied.knob,
+            current: &applied.previous,
+            value: &applied.value,
+            undo: undo.as_deref(),
+        })?;
         match write_and_check(&io, &applied.knob, &applied.value) {
             Ok(()) => {
                 self.journal.settle(life, &applied.knob, &applied.value)?;
@@ -195,18 +197,64 @@ impl Tuner {
         })
     }
 
-    /// Takes a frozen knob over again: the value found is accepted as it is, the original stays.
+    /// Compares the journal with what is in force, and freezes what somebody else has changed since
+    /// the last time. `seen` tells what is in force as far as it is known without asking anybody;
+    /// only where that differs is the guest itself asked. Returns what has been frozen.
     ///
     /// # Errors
-    /// `Journal`; whatever the hypervisor says.
+    /// `Journal`.
+    pub fn watch(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        inventory: &Inventory,
+        seen: impl Fn(&RunningGuest, &Knob) -> Option<String>,
+    ) -> HostResult<Vec<Outcome>> {
+        let mut frozen = Vec::new();
+        for record in self.journal.records()? {
+            let running = inventory.guests.get(&record.life.uuid);
+            let running = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
+            let Some(running) = running.filter(|guest| !guest.hangs) else {
+                continue;
+            };
+            let is_suspect =
+                |seen: String| record.state != RecordState::Frozen && !is_ours(&record, &seen);
+            if !seen(running, &record.knob).is_some_and(is_suspect) {
+                continue;
+            }
+            // What was seen may be older than our last change, so that only a read now counts; what
+            // cannot be read now is seen again at the next sample.
+            let Ok(found) = running.knobs(hypervisor).read(&record.knob) else {
+                continue;
+            };
+            if self.is_taken(&record, &found)? {
+                frozen.push(outcome(&record, Settlement::Frozen { found }));
+            }
+        }
+        Ok(frozen)
+    }
+
+    /// Lets a frozen knob be tuned again. The value in force, which is returned, becomes its
+    /// original: what somebody else has chosen is not undone by a rollback.
+    ///
+    /// # Errors
+    /// `Journal`; `Unsupported` when it is not frozen.
     pub fn unfreeze(
         &self,
         hypervisor: &dyn Hypervisor,
         running: &RunningGuest,
         knob: &Knob,
-    ) -> HostResult<()> {
-        let current = running.knobs(hypervisor).read(knob)?;
-        self.journal.settle(life_of(running)?, knob, &current)
+    ) -> HostResult<String> {
+        let life = life_of(running)?;
+        let record = self.journal.record(life, knob)?;
+        let record = record.filter(|record| record.state == RecordState::Frozen);
+        let record = record.ok_or_else(|| HostError::Unsupported {
+            what: format!("guest {}: unfreezing {knob}", running.guest.name),
+            reason: "it is not frozen".into(),
+        })?;
+        let now = check_answering(running).and_then(|()| running.knobs(hypervisor).read(knob));
+        self.journal.drop_record(life, knob)?;
+        // A guest that does not answer now does not need to: nothing is written to it.
+        Ok(now.unwrap_or_else(|_| record.found.unwrap_or(record.value)))
     }
 
     fn for_each(
@@ -215,18 +263,14 @@ impl Tuner {
         act: impl Fn(&Record) -> HostResult<Settlement>,
     ) -> HostResult<Vec<Outcome>> {
         let records = self.journal.records()?;
-        let outcome = |record: &Record| Outcome {
-            guest: record.guest.clone(),
-            knob: record.knob.clone(),
-            result: act(record).unwrap_or_else(|error| Settlement::Failed {
+        let done = |record: &Record| {
+            let reason = |error: HostError| Settlement::Failed {
                 reason: error.to_string(),
-            }),
+            };
+            outcome(record, act(record).unwrap_or_else(reason))
         };
-        Ok(records
-            .iter()
-            .filter(|record| scope.holds(record))
-            .map(outcome)
-            .collect())
+        let held = records.iter().filter(|record| scope.holds(record));
+        Ok(held.map(done).collect())
     }
 
     fn restore(
@@ -241,9 +285,19 @@ impl Tuner {
         let io = running.knobs_to(Purpose::Restore, hypervisor);
         let current = io.read(&record.knob)?;
         if !self.is_original(record, &current)? {
-            if self.check_untouched(record, &current).is_err() {
+            if self.is_taken(record, &current)? {
                 return Ok(Settlement::Frozen { found: current });
             }
+            // So that our own way back is not taken for somebody else's change if it ends half-way.
+            // A journal that cannot be written now does not bar it: the original stands there.
+            let _ = self.journal.intend(&Intent {
+                life: &record.life,
+                guest: &record.guest,
+                knob: &record.knob,
+                current: &current,
+                value: &record.original,
+                undo: record.undo.as_deref(),
+            });
             write_and_check(&io, &record.knob, &record.original)?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
@@ -261,10 +315,10 @@ impl Tuner {
             return Ok(Settlement::Moot);
         };
         let current = running.knobs(hypervisor).read(&record.knob)?;
-        if self.is_original(record, &current)? {
+        if record.state != RecordState::Frozen && self.is_original(record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
-        if self.check_untouched(record, &current).is_err() {
+        if self.is_taken(record, &current)? {
             return Ok(Settlement::Frozen { found: current });
         }
         if record.state == RecordState::Intended {
@@ -302,24 +356,29 @@ impl Tuner {
         Ok(is_original)
     }
 
-    /// Freezes a knob whose value is neither ours nor, in an open intent, the one before.
+    /// Freezes a knob whose value is not ours.
     fn check_untouched(&self, record: &Record, current: &str) -> HostResult<()> {
-        let expected = match record.state {
-            RecordState::Frozen => false,
-            RecordState::Settled => current == record.value,
-            RecordState::Intended => current == record.value || current == record.previous,
-        };
-        if expected {
+        if is_ours(record, current) {
             return Ok(());
         }
-        self.journal.freeze(&record.life, &record.knob)?;
+        if record.state != RecordState::Frozen {
+            self.journal.freeze(&record.life, &record.knob, current)?;
+        }
         Err(HostError::Frozen {
             guest: record.guest.clone(),
             knob: record.knob.to_string(),
             ours: record.value.clone(),
             theirs: current.to_owned(),
-            original: record.original.clone(),
         })
+    }
+
+    /// Whether somebody else has the knob; it is frozen then.
+    fn is_taken(&self, record: &Record, current: &str) -> HostResult<bool> {
+        match self.check_untouched(record, current) {
+            Ok(()) => Ok(false),
+            Err(HostError::Frozen { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// After a failed change: back to the value before. What cannot be restored or read stays
@@ -351,6 +410,23 @@ impl Scope {
             Self::GuestSettings(uuid) => record.life.uuid == *uuid && is_setting,
             Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
         }
+    }
+}
+
+/// Whether a value is the one that we set last or, in an open intent, the one before.
+fn is_ours(record: &Record, value: &str) -> bool {
+    match record.state {
+        RecordState::Frozen => false,
+        RecordState::Settled => value == record.value,
+        RecordState::Intended => value == record.value || value == record.previous,
+    }
+}
+
+fn outcome(record: &Record, result: Settlement) -> Outcome {
+    Outcome {
+        guest: record.guest.clone(),
+        knob: record.knob.clone(),
+        result,
     }
 }
 
@@ -521,20 +597,32 @@ mod tests {
             [Settlement::Frozen { found: "3".into() }]
         );
         assert_eq!(bench.host.cpus.borrow().to_string(), "3");
-        bench
-            .tuner
-            .unfreeze(
-                &bench.host,
-                &bench.host.running(1),
-                &Knob::Channel { iothread: 1 },
-            )
-            .unwrap();
+        let running = bench.host.running(1);
+        let knob = Knob::Channel { iothread: 1 };
+        let unfreeze = || bench.tuner.unfreeze(&bench.host, &running, &knob);
+        assert_eq!(unfreeze().unwrap(), "3");
+        assert!(unfreeze().unwrap_err().to_string().contains("not frozen"));
         bench.apply(&bind("2")).unwrap();
+        // What they chose is the original now.
+        let original = "3".to_owned();
+        assert_eq!(bench.rollback(1), [Settlement::Restored { original }]);
+        assert_eq!(bench.host.cpus.borrow().to_string(), "3");
+    }
+
+    #[test]
+    fn a_guest_that_hangs_can_be_unfrozen_with_what_was_found() {
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.apply(&bind("1")).unwrap();
+        *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
+        assert!(bench.apply(&bind("2")).is_err());
+        let hangs = RunningGuest {
+            hangs: true,
+            ..bench.host.running(1)
+        };
+        let knob = Knob::Channel { iothread: 1 };
         assert_eq!(
-            bench.rollback(1),
-            [Settlement::Restored {
-                original: "0-3".into()
-            }]
+            bench.tuner.unfreeze(&bench.host, &hangs, &knob).unwrap(),
+            "3"
         );
     }
 
@@ -596,7 +684,7 @@ mod tests {
         bench.apply(&bind("1")).unwrap();
         *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
         let frozen = bench.apply(&bind("2")).unwrap_err().to_string();
-        assert!(frozen.contains("set it back to 0-3"), "{frozen}");
+        assert!(frozen.contains("blkpilot unfreeze"), "{frozen}");
         *bench.host.cpus.borrow_mut() = "0-3".parse().unwrap();
         let original = "0-3".to_owned();
         assert_eq!(bench.rollback(1), [Settlement::Restored { original }]);
@@ -737,73 +825,8 @@ mod tests {
     }
 }
 
-/// Random changes, faults, crashes and interference: whatever happens, a rollback ends with the
-/// original value unless somebody else has taken the knob.
 #[cfg(test)]
-mod properties {
-    use proptest::prelude::*;
+mod properties;
 
-    use super::*;
-    use crate::fake::{FakeHypervisor, Fault};
-
-    #[derive(Debug, Clone)]
-    enum Event {
-        Bind(u32, Fault),
-        Reconcile,
-        SomebodyElseBinds(u32),
-        Rollback,
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        let fault = prop_oneof![
-            4 => Just(Fault::None),
-            1 => Just(Fault::Refused),
-            1 => Just(Fault::Ignored),
-            1 => Just(Fault::AppliedThenLost),
-        ];
-        prop_oneof![
-            6 => (0_u32..4, fault).prop_map(|(cpu, fault)| Event::Bind(cpu, fault)),
-            2 => Just(Event::Reconcile),
-            1 => (0_u32..4).prop_map(Event::SomebodyElseBinds),
-            1 => Just(Event::Rollback),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn a_rollback_ends_at_the_original_or_finds_the_knob_taken(events in prop::collection::vec(event(), 1..12)) {
-            let dir = tempfile::tempdir().unwrap();
-            let tuner = Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap());
-            let (host, running) = (FakeHypervisor::default(), FakeHypervisor::default().running(1));
-            // What the knob was before we first changed it, as far as anybody can tell.
-            let mut original = host.cpus.borrow().clone();
-            for event in events {
-                host.lost.set(false);
-                match event {
-                    Event::Bind(cpu, fault) => {
-                        host.fault.set(fault);
-                        let change = Change::Channel { iothread: 1, cpus: [cpu].into_iter().collect() };
-                        let _ = tuner.apply(&host, &running, &change);
-                        host.fault.set(Fault::None);
-                    }
-                    Event::Reconcile => drop(tuner.reconcile(&host, &host.inventory(1)).unwrap()),
-                    Event::SomebodyElseBinds(cpu) => {
-                        *host.cpus.borrow_mut() = [cpu].into_iter().collect();
-                        if tuner.records().unwrap().is_empty() {
-                            original = host.cpus.borrow().clone();
-                        }
-                    }
-                    Event::Rollback => drop(tuner.rollback(&host, &host.inventory(1), &Scope::Host).unwrap()),
-                }
-            }
-            host.lost.set(false);
-            let before = host.cpus.borrow().clone();
-            tuner.rollback(&host, &host.inventory(1), &Scope::Host).unwrap();
-            let is_frozen = !tuner.records().unwrap().is_empty();
-            let expected = if is_frozen { before } else { original };
-            prop_assert_eq!(host.cpus.borrow().clone(), expected);
-        }
-    }
-}
+#[cfg(test)]
+mod watch_tests;
