@@ -25,6 +25,7 @@ mod stats_reader;
 pub mod sysfs;
 mod telemetry;
 pub mod tuner;
+pub mod undo_script;
 
 pub use channel::{Channel, ChannelConfig, Channels};
 pub use cpuset::CpuSet;
