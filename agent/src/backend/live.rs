@@ -1,7 +1,7 @@
 //! A live host behind the service.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, observe};
@@ -11,10 +11,11 @@ use blkpilot_env::window::HostWindow;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
 use blkpilot_host::guest::Guest;
 use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
+use blkpilot_host::journal::Journal;
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement};
-use blkpilot_host::{GuestOverride, HostError, KnobKind, TuningMode};
+use blkpilot_host::{GuestOverride, HostError, HostResult, KnobKind, TuningMode};
 
 use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
 use crate::admission::Modes;
@@ -45,7 +46,7 @@ impl LibvirtHost {
             reserved_cpus: config.reserved_cpus.clone(),
             guests: rules(modes.default, &modes.guests),
             interval: config.interval,
-            ..LiveHostConfig::new(data_dir.join("journal.db"))
+            ..LiveHostConfig::new(journal_of(data_dir))
         };
         let reward = settings.reward;
         let (mut host, outcomes) =
@@ -84,7 +85,7 @@ impl LibvirtHost {
             let problem = match &outcome.result {
                 Settlement::Frozen { found } => {
                     format!(
-                        "somebody else set it to {found}, so it is left alone: set back what it was and roll back, or restart the guest, to have it tuned again"
+                        "somebody else set it to {found}, so it is left alone: `blkpilot unfreeze` lets it be tuned again"
                     )
                 }
                 Settlement::Failed { reason } => reason.clone(),
@@ -222,6 +223,9 @@ impl HostBackend for LibvirtHost {
 
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
+        for frozen in self.host.take_frozen() {
+            tracing::warn!(guest = frozen.guest, knob = %frozen.knob, result = ?frozen.result, "somebody else changed it: frozen");
+        }
         let window = HostWindow::between(&self.before, &after);
         let observation = observe(self.host.spec(), &window, self.interval);
         let rewards = score(&window, &self.reward);
@@ -293,6 +297,37 @@ impl HostBackend for LibvirtHost {
         execution.failures = self.failures(&outcomes);
         Ok(execution)
     }
+}
+
+/// Puts back what the journal in `data_dir` holds, all of it or that of one guest, by name, without a
+/// service. The caller holds the lock of the directory.
+///
+/// # Errors
+/// Those of [`LiveHost::open_to_put_back`], and `JournalMissing`.
+pub fn put_back(uri: &str, data_dir: &Path, guest: Option<&str>) -> HostResult<Vec<Outcome>> {
+    let file = journal_of(data_dir);
+    let records = Journal::open_to_read(&file)?.records()?;
+    let mut host = LiveHost::open_to_put_back(
+        LiveHostConfig::new(file),
+        connector(uri),
+        Box::new(BootClock),
+    )?;
+    let Some(name) = guest else {
+        return host.rollback(&Scope::Host);
+    };
+    let lives = records.into_iter().filter(|record| record.guest == name);
+    let uuids: BTreeSet<String> = lives.map(|record| record.life.uuid).collect();
+    let mut outcomes = vec![];
+    for uuid in uuids {
+        outcomes.extend(host.rollback(&Scope::Guest(uuid))?);
+    }
+    Ok(outcomes)
+}
+
+/// The journal of a service with this data directory.
+#[must_use]
+pub fn journal_of(data_dir: &Path) -> PathBuf {
+    data_dir.join("journal.db")
 }
 
 /// A guest that cannot be read goes by its UUID; its rollback then says why it failed.
