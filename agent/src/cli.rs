@@ -10,6 +10,7 @@ mod serve;
 mod sweep;
 mod tables;
 mod trial;
+mod unfreeze;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +70,10 @@ enum Command {
     ///
     /// Works whether or not the service runs.
     Journal(journal::JournalArgs),
+    /// Let knobs be tuned again that are frozen because somebody else changed them
+    ///
+    /// The value in force stays, and is what a later rollback goes back to.
+    Unfreeze(unfreeze::UnfreezeArgs),
     /// Measure what tuning brings: default and tuned windows in turn
     ///
     /// Takes the host over as an environment for as long as it lasts: guests that have opted in and
@@ -340,6 +345,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Watch(args) => commands::watch(&args).await,
         Command::Rollback(args) => rollback::run(&args).await,
         Command::Journal(args) => journal::run(&args),
+        Command::Unfreeze(args) => unfreeze::run(&args).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
     }

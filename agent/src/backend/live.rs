@@ -11,13 +11,13 @@ use blkpilot_env::window::HostWindow;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
 use blkpilot_host::guest::Guest;
 use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
-use blkpilot_host::journal::Journal;
+use blkpilot_host::journal::{Journal, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement};
 use blkpilot_host::{GuestOverride, HostError, HostResult, KnobKind, TuningMode};
 
-use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
+use super::{BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window};
 use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
 use crate::mode::{Knob, Mode};
@@ -242,6 +242,9 @@ impl HostBackend for LibvirtHost {
 
     fn guests(&self) -> Vec<GuestStatus> {
         let inventory = self.host.inventory();
+        // Without a journal every knob is masked as frozen, and there is nothing to tell of it.
+        let records = self.host.records().unwrap_or_default();
+        let status = |running| status(running, &records);
         let mut guests: Vec<GuestStatus> = inventory.guests.values().map(status).collect();
         let unreadable = inventory
             .unreadable
@@ -252,6 +255,7 @@ impl HostBackend for LibvirtHost {
                 mode: None,
                 targets: vec![],
                 problem: Some(problem.clone()),
+                frozen: vec![],
             });
         guests.extend(unreadable);
         guests.sort_by(|a, b| a.name.cmp(&b.name));
@@ -296,6 +300,15 @@ impl HostBackend for LibvirtHost {
         }
         execution.failures = self.failures(&outcomes);
         Ok(execution)
+    }
+
+    fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
+        let gone = HostError::GuestGone {
+            guest: guest.to_owned(),
+        };
+        let uuid = uuid_of(self.host.inventory(), guest).ok_or(gone);
+        let kept = uuid.and_then(|uuid| self.host.unfreeze(&uuid, &knob.parse()?));
+        kept.map_err(|e| unavailable(&e))
     }
 }
 
@@ -348,8 +361,34 @@ fn unchanged(observation: &Observation) -> Execution {
     }
 }
 
-fn status(running: &RunningGuest) -> GuestStatus {
+fn frozen_knob(guest: &Guest, record: &Record) -> FrozenKnob {
+    let knob = match record.knob {
+        HostKnob::Channel { .. } => Some(Knob::Channel),
+        HostKnob::Cache { .. } => Some(Knob::Cache),
+        HostKnob::Polling { .. } => Some(Knob::Polling),
+        HostKnob::Histogram { .. } => None,
+    };
+    let targets = match &record.knob {
+        HostKnob::Histogram { target } => vec![target.as_str()],
+        knob => head_and_targets(guest, knob).map_or(vec![], |(_, targets)| targets),
+    };
+    FrozenKnob {
+        knob: record.knob.to_string(),
+        head: knob,
+        targets: targets.into_iter().map(str::to_owned).collect(),
+        original: record.original.clone(),
+        set: record.value.clone(),
+        found: record.found.clone().unwrap_or_default(),
+        at_us: record.at_us,
+    }
+}
+
+fn status(running: &RunningGuest, records: &[Record]) -> GuestStatus {
     let guest = &running.guest;
+    let is_its = |record: &&Record| {
+        record.state == RecordState::Frozen && running.life.as_ref() == Some(&record.life)
+    };
+    let frozen = records.iter().filter(is_its);
     let stranger = "no QEMU process with its UUID is seen here, so nothing of it is changed";
     GuestStatus {
         name: guest.name.clone(),
@@ -360,5 +399,6 @@ fn status(running: &RunningGuest) -> GuestStatus {
             .and_then(|opt_in| Some(mode(opt_in.mode?))),
         targets: guest.disks.iter().map(|disk| disk.target.clone()).collect(),
         problem: running.life.is_none().then(|| stranger.to_owned()),
+        frozen: frozen.map(|record| frozen_knob(guest, record)).collect(),
     }
 }

@@ -184,6 +184,7 @@ impl HostBackend for SimulatedHost {
             mode: None,
             targets,
             problem: None,
+            frozen: vec![],
         };
         targets.into_iter().map(status).collect()
     }
@@ -216,5 +217,10 @@ impl HostBackend for SimulatedHost {
             executed: self.next.clone(),
             failures: vec![],
         })
+    }
+
+    fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
+        let problem = format!("guest {guest}: {knob} is not frozen: nobody else is here");
+        Err(BackendError::Unavailable(problem))
     }
 }

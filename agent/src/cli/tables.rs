@@ -137,7 +137,7 @@ pub(super) fn guests(guests: &[v1::Guest]) -> String {
             .to_lowercase();
         let opted_in = if guest.opted_in { "yes" } else { "no" };
         for disk in &guest.disks {
-            let heads = disk.heads.iter().map(|head| head.current.as_str());
+            let heads = disk.heads.iter().map(in_force);
             let in_force = heads.collect::<Vec<_>>().join(", ");
             let mut row = vec![
                 short(&disk.name),
@@ -157,7 +157,34 @@ pub(super) fn guests(guests: &[v1::Guest]) -> String {
         }
     }
     align_right(&mut table, 4..10);
-    table.trim_fmt()
+    let frozen = guests.iter().flat_map(|guest| {
+        let line = |knob| frozen(&short(&guest.name), knob);
+        guest.frozen.iter().map(line)
+    });
+    std::iter::once(table.trim_fmt())
+        .chain(frozen)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn in_force(head: &v1::HeadState) -> String {
+    let is_frozen = |level: &v1::LevelState| level.mask() == v1::MaskReason::Frozen;
+    if head.levels.iter().any(is_frozen) {
+        format!("{} (frozen)", head.current)
+    } else {
+        head.current.clone()
+    }
+}
+
+fn frozen(guest: &str, knob: &v1::FrozenKnob) -> String {
+    let only = match knob.head.as_str() {
+        "" => String::new(),
+        head => format!(" --knob {head}"),
+    };
+    format!(
+        "frozen: {guest}: {}: blkpilot set {}, somebody else set {} (before both it was {}): `blkpilot unfreeze {guest}{only}` lets it be tuned again",
+        knob.knob, knob.set, knob.found, knob.original
+    )
 }
 
 /// One row per knob that the journal holds.
