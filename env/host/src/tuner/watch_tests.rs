@@ -1,42 +1,24 @@
 //! What somebody else changes is noticed at the next sample.
 
-use blkpilot_env::sample::Cache;
-
+use super::tests::{Bench, bind, buffered};
 use super::*;
 use crate::fake::{FakeHypervisor, UUID};
 
-struct Bench {
-    host: FakeHypervisor,
-    tuner: Tuner,
-    _dir: tempfile::TempDir,
+/// All three knobs are changed: CPU 1, polling off, buffered.
+fn changed() -> Bench {
+    let bench = Bench::new(FakeHypervisor::default());
+    bench.apply(&bind("1")).unwrap();
+    let polling = Change::Polling {
+        iothread: 1,
+        poll_max_ns: 0,
+    };
+    bench.apply(&polling).unwrap();
+    bench.apply(&buffered()).unwrap();
+    bench.host.monitor_commands.borrow_mut().clear();
+    bench
 }
 
 impl Bench {
-    /// All three knobs are changed: CPU 1, polling off, buffered.
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let bench = Self {
-            host: FakeHypervisor::default(),
-            tuner: Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap()),
-            _dir: dir,
-        };
-        let cpus = "1".parse().unwrap();
-        bench.apply(&Change::Channel { iothread: 1, cpus }).unwrap();
-        let poll_max_ns = 0;
-        let polling = Change::Polling {
-            iothread: 1,
-            poll_max_ns,
-        };
-        bench.apply(&polling).unwrap();
-        bench.apply(&buffered()).unwrap();
-        bench.host.monitor_commands.borrow_mut().clear();
-        bench
-    }
-
-    fn apply(&self, change: &Change) -> HostResult<Applied> {
-        self.tuner.apply(&self.host, &self.host.running(1), change)
-    }
-
     /// A sample that sees what is in force.
     fn watch(&self) -> Vec<Outcome> {
         self.watch_as(|knob| self.host.running(1).knobs(&self.host).read(knob).ok())
@@ -46,13 +28,6 @@ impl Bench {
         let inventory = self.host.inventory(1);
         let seen = |_: &RunningGuest, knob: &Knob| seen(knob);
         self.tuner.watch(&self.host, &inventory, seen).unwrap()
-    }
-}
-
-fn buffered() -> Change {
-    Change::Cache {
-        target: "vda".into(),
-        cache: Cache::Buffered,
     }
 }
 
@@ -73,7 +48,7 @@ fn each_knob_freezes_alone_and_once() {
         (|host| host.direct.set(true), "disk/vda/cache", "direct"),
     ];
     for (somebody_else, knob, value) in cases {
-        let bench = Bench::new();
+        let bench = changed();
         assert_eq!(bench.watch(), []);
         somebody_else(&bench.host);
         let frozen = bench.watch();
@@ -91,15 +66,14 @@ fn each_knob_freezes_alone_and_once() {
 
 #[test]
 fn back_at_the_original_is_a_change_by_somebody_else_too() {
-    let bench = Bench::new();
+    let bench = changed();
     *bench.host.cpus.borrow_mut() = "0-3".parse().unwrap();
     let found = "0-3".to_owned();
     assert_eq!(bench.watch()[0].result, Settlement::Frozen { found });
     // It stays so over a restart, until somebody unfreezes it or rolls back.
     let inventory = bench.host.inventory(1);
     bench.tuner.reconcile(&bench.host, &inventory).unwrap();
-    let cpus = "2".parse().unwrap();
-    let refused = bench.apply(&Change::Channel { iothread: 1, cpus });
+    let refused = bench.apply(&bind("2"));
     assert!(
         matches!(refused, Err(HostError::Frozen { .. })),
         "{refused:?}"
@@ -109,7 +83,7 @@ fn back_at_the_original_is_a_change_by_somebody_else_too() {
 
 #[test]
 fn a_sample_from_before_our_own_change_freezes_nothing() {
-    let bench = Bench::new();
+    let bench = changed();
     let old = |knob: &Knob| match knob {
         Knob::Polling { .. } => Some("32768".to_owned()),
         Knob::Channel { .. } => Some("0-3".to_owned()),
@@ -121,7 +95,7 @@ fn a_sample_from_before_our_own_change_freezes_nothing() {
 
 #[test]
 fn a_guest_is_asked_only_where_something_differs() {
-    let bench = Bench::new();
+    let bench = changed();
     let as_set = |knob: &Knob| {
         let record = bench.tuner.records().unwrap();
         let record = record.into_iter().find(|record| record.knob == *knob);
@@ -136,7 +110,7 @@ fn a_guest_is_asked_only_where_something_differs() {
 
 #[test]
 fn a_guest_that_hangs_or_has_restarted_is_left_alone() {
-    let bench = Bench::new();
+    let bench = changed();
     *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
     let seen = |_: &RunningGuest, _: &Knob| Some("3".to_owned());
     let mut hangs = bench.host.inventory(1);
