@@ -297,6 +297,7 @@ mod tests {
         let mut host = SimHost::fixed(presets::by_name("mixed").unwrap()).unwrap();
         let observation = host.reset(Some(1), &ResetOptions::new()).unwrap();
         let guest = |name: &str| GuestStatus {
+            frozen: vec![],
             name: name.to_owned(),
             opted_in: name != "backup",
             mode: (name == "trading").then_some(Mode::Auto),

@@ -9,7 +9,7 @@ use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use thiserror::Error;
 
-use crate::mode::Mode;
+use crate::mode::{Knob, Mode};
 
 /// A host with its guests. Calls may block, but never on one guest, and are made by one thread.
 pub trait HostBackend: Send {
@@ -61,6 +61,13 @@ pub trait HostBackend: Send {
         observation: &Observation,
         guest: Option<&str>,
     ) -> Result<Execution, BackendError>;
+
+    /// Lets a frozen knob of a guest, by its [`FrozenKnob::knob`], be tuned again, and returns the
+    /// value in force, which is its original now.
+    ///
+    /// # Errors
+    /// `Unavailable`; the knob may be frozen still.
+    fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError>;
 }
 
 /// What stands behind a host.
@@ -94,6 +101,27 @@ pub struct GuestStatus {
     pub targets: Vec<String>,
     /// Why it is not observed although it runs; `None` if it is.
     pub problem: Option<String>,
+    /// Its knobs that somebody else has changed.
+    pub frozen: Vec<FrozenKnob>,
+}
+
+/// A knob that somebody else changed after us, so that it is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrozenKnob {
+    /// As the journal calls it, such as `iothread/1/cpus`.
+    pub knob: String,
+    /// As its head is called; `None` for what is no tuning knob.
+    pub head: Option<Knob>,
+    /// Targets of the disks that it is about.
+    pub targets: Vec<String>,
+    /// Its value before we ever changed it.
+    pub original: String,
+    /// The value that we set last.
+    pub set: String,
+    /// The value that was found.
+    pub found: String,
+    /// When that was noticed, microseconds since 1970 UTC; `None` if that is not known.
+    pub at_us: Option<i64>,
 }
 
 /// What became of an action.

@@ -1,12 +1,16 @@
 //! The command line of `blkpilot`.
 
 mod commands;
+mod data_dir;
+mod journal;
 mod json;
 mod observe;
+mod rollback;
 mod serve;
 mod sweep;
 mod tables;
 mod trial;
+mod unfreeze;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,7 +62,18 @@ enum Command {
     /// Print decisions as they are recorded, until interrupted
     Watch(WatchArgs),
     /// Put a guest, or all of them, back to what it had without blkpilot
-    Rollback(RollbackArgs),
+    ///
+    /// With the service dead: `--offline` does it straight through libvirt, and `--script` prints a
+    /// shell script that needs nothing but `virsh`. What somebody else has set since is left alone.
+    Rollback(rollback::RollbackArgs),
+    /// List what the journal holds: every knob that was changed and not put back, newest first
+    ///
+    /// Works whether or not the service runs.
+    Journal(journal::JournalArgs),
+    /// Let knobs be tuned again that are frozen because somebody else changed them
+    ///
+    /// The value in force stays, and is what a later rollback goes back to.
+    Unfreeze(unfreeze::UnfreezeArgs),
     /// Measure what tuning brings: default and tuned windows in turn
     ///
     /// Takes the host over as an environment for as long as it lasts: guests that have opted in and
@@ -181,27 +196,6 @@ struct WatchArgs {
     count: Option<u64>,
     #[command(flatten)]
     client: ClientArgs,
-}
-
-#[derive(Debug, Args)]
-struct RollbackArgs {
-    #[command(flatten)]
-    what: RollbackWhat,
-    /// Check everything, change nothing
-    #[arg(long)]
-    dry_run: bool,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-struct RollbackWhat {
-    /// The guest
-    guest: Option<String>,
-    /// All guests
-    #[arg(long)]
-    all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -362,7 +356,9 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Apply(args) => commands::apply(&args).await,
         Command::Decisions(args) => commands::decisions(&args).await,
         Command::Watch(args) => commands::watch(&args).await,
-        Command::Rollback(args) => commands::rollback(&args).await,
+        Command::Rollback(args) => rollback::run(&args).await,
+        Command::Journal(args) => journal::run(&args),
+        Command::Unfreeze(args) => unfreeze::run(&args).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
     }

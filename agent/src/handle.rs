@@ -10,11 +10,11 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::admission::Choice;
-use crate::backend::{BackendKind, GuestStatus};
+use crate::backend::{BackendKind, FrozenKnob, GuestStatus};
 use crate::config::OnExit;
 use crate::decision::{Decision, PolicyRef};
 use crate::history::History;
-use crate::mode::Mode;
+use crate::mode::{Knob, Mode};
 use crate::status::Failure;
 
 /// Calls that may wait for the owner.
@@ -75,6 +75,19 @@ pub struct ChangeCall {
     pub request_id: Option<Uuid>,
 }
 
+/// Which frozen knobs shall be tuned again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfreezeCall {
+    /// The guest.
+    pub guest: String,
+    /// Only what this disk of it is about, by target.
+    pub target: Option<String>,
+    /// Only this knob.
+    pub knob: Option<Knob>,
+    /// Say what it would be, change nothing.
+    pub validate_only: bool,
+}
+
 /// What an owner answers.
 pub type Answer = Result<Arc<Decision>, Failure>;
 
@@ -84,6 +97,10 @@ pub(crate) enum Command {
     Propose(oneshot::Sender<Answer>),
     Change(ChangeCall, oneshot::Sender<Answer>),
     Find(Uuid, oneshot::Sender<Answer>),
+    Unfreeze(
+        UnfreezeCall,
+        oneshot::Sender<Result<Vec<FrozenKnob>, Failure>>,
+    ),
     Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
     Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
@@ -152,6 +169,15 @@ impl HostHandle {
     /// As `TunerService.Apply` and `Rollback`.
     pub async fn change(&self, call: ChangeCall) -> Answer {
         self.ask(|reply| Command::Change(call, reply)).await?
+    }
+
+    /// Lets frozen knobs be tuned again and returns them, each with the value in force as what was
+    /// found: it is the original now.
+    ///
+    /// # Errors
+    /// As `TunerService.Unfreeze`.
+    pub async fn unfreeze(&self, call: UnfreezeCall) -> Result<Vec<FrozenKnob>, Failure> {
+        self.ask(|reply| Command::Unfreeze(call, reply)).await?
     }
 
     /// A recorded decision, or a proposal that can still be applied.

@@ -46,6 +46,9 @@ pub enum Knob {
 }
 
 impl Knob {
+    /// All of them, in the order of their heads.
+    pub const ALL: [Self; 3] = [Self::Channel, Self::Cache, Self::Polling];
+
     /// The head that turns it.
     #[must_use]
     pub fn head(self) -> &'static str {

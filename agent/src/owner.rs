@@ -8,6 +8,7 @@
 mod attached;
 mod change;
 mod guarding;
+mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -216,6 +217,7 @@ impl Owner {
             Command::Propose(reply) => drop(reply.send(self.propose())),
             Command::Change(call, reply) => drop(reply.send(self.change(&call))),
             Command::Find(id, reply) => drop(reply.send(self.find(id))),
+            Command::Unfreeze(call, reply) => drop(reply.send(self.unfreeze(&call))),
             Command::Attach(reply) => drop(reply.send(self.attach())),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),

@@ -19,11 +19,14 @@ use crate::admission::Choice;
 use crate::decision::Decision;
 use crate::environment_service::parse_request_id;
 use crate::gate::LoopbackChanges;
-use crate::handle::{self, ChangeCall, HostHandle, HostState, ShownWindow, unavailable};
-use crate::names::{self, decode, guest_name, host_name};
+use crate::handle::{
+    self, ChangeCall, HostHandle, HostState, ShownWindow, UnfreezeCall, unavailable,
+};
+use crate::mode::Knob;
+use crate::names::{self, Row, decode, guest_name, host_name};
 use crate::paging;
 use crate::status::Failure;
-use crate::tuner_wire::{decision_to_wire, guest_to_wire, host_to_wire};
+use crate::tuner_wire::{decision_to_wire, frozen_to_wire, guest_to_wire, host_to_wire};
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;
@@ -129,6 +132,26 @@ impl Service {
         change(self.host_by_id(host)?, call).await
     }
 
+    async fn unfreeze(
+        &self,
+        request: v1::UnfreezeRequest,
+    ) -> Result<v1::UnfreezeResponse, Failure> {
+        let (host, guest, target) = guest_or_disk(&request.name)?;
+        let host = self.host_by_id(&host)?;
+        let call = UnfreezeCall {
+            guest: guest.clone(),
+            target,
+            knob: knob("head", &request.head)?,
+            validate_only: request.validate_only,
+        };
+        window(host).await?;
+        let knobs = host.unfreeze(call).await?;
+        let to_wire = |knob| frozen_to_wire(&host.info.name, &guest, knob);
+        Ok(v1::UnfreezeResponse {
+            knobs: knobs.iter().map(to_wire).collect(),
+        })
+    }
+
     async fn get_decision(&self, name: &str) -> Result<v1::Decision, Failure> {
         let id = names::parse_decision("name", name)?;
         let mut last = None;
@@ -187,6 +210,30 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Host, guest and, of a disk, target.
+fn guest_or_disk(name: &str) -> Result<(String, String, Option<String>), Failure> {
+    if let Ok((host, Row::Disk { guest, target })) = names::parse_row("name", name) {
+        return Ok((host, guest, Some(target)));
+    }
+    let [host, guest] = names::parse("name", name, "hosts/*/guests/*")?;
+    Ok((host.to_owned(), decode(guest), None))
+}
+
+/// A knob by its head; `None` if none is named.
+fn knob(field: &str, head: &str) -> Result<Option<Knob>, Failure> {
+    if head.is_empty() {
+        return Ok(None);
+    }
+    let known = Knob::ALL.into_iter().find(|knob| knob.head() == head);
+    known.map(Some).ok_or_else(|| {
+        let known = Knob::ALL.map(Knob::head).join(", ");
+        Failure::field(
+            field,
+            format!("= \"{head}\" must be one of {known}, or empty"),
+        )
+    })
 }
 
 fn choice(host: &HostHandle, i: usize, choice: v1::LevelChoice) -> Result<Choice, Failure> {
@@ -287,6 +334,18 @@ impl TunerService for Service {
         }
         Ok(Response::new(
             Self::rollback(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn unfreeze(
+        &self,
+        request: Request<v1::UnfreezeRequest>,
+    ) -> Result<Response<v1::UnfreezeResponse>, Status> {
+        if !request.get_ref().validate_only {
+            self.changes.admit(request.extensions())?;
+        }
+        Ok(Response::new(
+            Self::unfreeze(self, request.into_inner()).await?,
         ))
     }
 

@@ -7,7 +7,7 @@ use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validit
 use blkpilot_log::{DecisionRow, HeadRow, Subject};
 use blkpilot_proto::v1;
 
-use crate::backend::{BackendKind, GuestStatus};
+use crate::backend::{BackendKind, FrozenKnob, GuestStatus};
 use crate::decision::{Decision, PolicyRef, Source, State};
 use crate::handle::{HostHandle, HostInfo, HostState, ShownWindow};
 use crate::mode::Mode;
@@ -88,6 +88,27 @@ pub(crate) fn guest_to_wire(
         mode: mode_to_wire(*mode).into(),
         disks: guest.targets.iter().map(disk).collect(),
         problem: guest.problem.clone().unwrap_or_default(),
+        frozen: guest
+            .frozen
+            .iter()
+            .map(|knob| frozen_to_wire(&info.name, &guest.name, knob))
+            .collect(),
+    }
+}
+
+pub(crate) fn frozen_to_wire(host: &str, guest: &str, knob: &FrozenKnob) -> v1::FrozenKnob {
+    let disk = |target: &String| {
+        let (guest, target) = (guest.to_owned(), target.clone());
+        Row::Disk { guest, target }.name(host)
+    };
+    v1::FrozenKnob {
+        knob: knob.knob.clone(),
+        head: knob.head.map_or("", |knob| knob.head()).to_owned(),
+        disks: knob.targets.iter().map(disk).collect(),
+        original: knob.original.clone(),
+        set: knob.set.clone(),
+        found: knob.found.clone(),
+        freeze_time: knob.at_us.map(timestamp),
     }
 }
 

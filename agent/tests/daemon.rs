@@ -304,6 +304,8 @@ fn help_lists_the_commands_and_the_exit_statuses() {
         "decisions",
         "watch",
         "rollback",
+        "journal",
+        "unfreeze",
         "Exit status",
     ] {
         assert!(help.contains(word), "{help}");

@@ -10,14 +10,14 @@ use std::time::Duration;
 use blkpilot_agent::admission::{Choice, Modes};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
+    BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window,
 };
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
-use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request};
+use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request, UnfreezeCall};
 use blkpilot_agent::history::Recorder;
 use blkpilot_agent::hosted::HostedEnvironment;
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::mode::{Knob, Mode};
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::guard::GuardConfig;
@@ -41,6 +41,8 @@ struct Fate {
     rollbacks: AtomicU32,
     /// What a rollback cannot put back.
     left_behind: Mutex<Vec<String>>,
+    /// What somebody else has changed of the guest `backup`.
+    frozen: Mutex<Vec<FrozenKnob>>,
     /// A look does not end.
     is_stuck: AtomicBool,
     /// No window ends.
@@ -95,7 +97,11 @@ impl HostBackend for Fragile {
     }
 
     fn guests(&self) -> Vec<GuestStatus> {
-        self.host.guests()
+        let mut guests = self.host.guests();
+        for guest in guests.iter_mut().filter(|guest| guest.name == "backup") {
+            guest.frozen.clone_from(&self.fate.frozen.lock().unwrap());
+        }
+        guests
     }
 
     fn apply(
@@ -132,6 +138,14 @@ impl HostBackend for Fragile {
         let mut execution = self.host.rollback(obs, guest)?;
         execution.failures = self.fate.left_behind.lock().unwrap().clone();
         Ok(execution)
+    }
+
+    fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
+        self.check()?;
+        assert_eq!(guest, "backup");
+        let mut frozen = self.fate.frozen.lock().unwrap();
+        frozen.retain(|known| known.knob != knob);
+        Ok("in force".to_owned())
     }
 }
 
@@ -491,4 +505,90 @@ async fn the_guard_puts_back_what_a_harmful_policy_did_and_says_why() {
     let kept = case.host.history.page("local", None, 1_000).unwrap();
     let kept = kept.decisions.iter().find(|d| d.id == guarded.id).unwrap();
     assert_eq!(kept.reason, guarded.reason);
+}
+
+fn frozen(knob: &str, head: Option<Knob>) -> FrozenKnob {
+    FrozenKnob {
+        knob: knob.to_owned(),
+        head,
+        targets: vec!["vda".to_owned()],
+        original: "0-3".to_owned(),
+        set: "1".to_owned(),
+        found: "2".to_owned(),
+        at_us: None,
+    }
+}
+
+fn unfreeze(guest: &str) -> UnfreezeCall {
+    UnfreezeCall {
+        guest: guest.to_owned(),
+        target: None,
+        knob: None,
+        validate_only: false,
+    }
+}
+
+#[tokio::test]
+async fn frozen_knobs_are_shown_and_unfrozen_as_far_as_is_asked() {
+    let fate = Fate::default();
+    fate.frozen.lock().unwrap().extend([
+        frozen("iothread/1/cpus", Some(Knob::Channel)),
+        frozen("disk/vda/cache", Some(Knob::Cache)),
+        frozen("disk/vda/histogram", None),
+    ]);
+    let case = Case::with(fate, Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let shown = || {
+        let window = case.host.view.borrow().window.clone().unwrap();
+        let backup = window.guests.iter().find(|(g, _)| g.name == "backup");
+        backup.unwrap().0.frozen.len()
+    };
+    assert_eq!(shown(), 3);
+
+    let dry = UnfreezeCall {
+        validate_only: true,
+        ..unfreeze("backup")
+    };
+    assert_eq!(case.host.unfreeze(dry).await.unwrap().len(), 3);
+    assert_eq!(shown(), 3);
+    for (call, found) in [
+        (unfreeze("nobody"), "guests/nobody"),
+        (
+            UnfreezeCall {
+                target: Some("vdz".to_owned()),
+                ..unfreeze("backup")
+            },
+            "disks/vdz",
+        ),
+    ] {
+        let refused = case.host.unfreeze(call).await.unwrap_err();
+        assert!(refused.message().contains(found), "{}", refused.message());
+    }
+    let cache = UnfreezeCall {
+        target: Some("vda".to_owned()),
+        knob: Some(Knob::Cache),
+        ..unfreeze("backup")
+    };
+    let done = case.host.unfreeze(cache).await.unwrap();
+    assert_eq!(done.len(), 1);
+    assert_eq!(
+        (done[0].knob.as_str(), done[0].found.as_str()),
+        ("disk/vda/cache", "in force")
+    );
+    assert_eq!(shown(), 2);
+    assert_eq!(
+        case.host.unfreeze(unfreeze("backup")).await.unwrap().len(),
+        2
+    );
+    assert_eq!(case.host.unfreeze(unfreeze("backup")).await.unwrap(), []);
+    assert_eq!(shown(), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_unfrozen_under_somebodys_environment() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let _lease = HostedEnvironment::attach(case.host.clone()).await.unwrap();
+    let refused = case.host.unfreeze(unfreeze("backup")).await.unwrap_err();
+    assert_eq!(refused.reason(), "HOST_ATTACHED");
 }

@@ -45,6 +45,14 @@ fn rollback(guest: &str) -> v1::RollbackRequest {
     }
 }
 
+fn unfreeze(name: &str, head: &str) -> v1::UnfreezeRequest {
+    v1::UnfreezeRequest {
+        name: format!("{HOST}/{name}"),
+        head: head.to_owned(),
+        ..v1::UnfreezeRequest::default()
+    }
+}
+
 fn head<'a>(decision: &'a v1::Decision, disk: &str, head: &str) -> &'a v1::HeadDecision {
     let row = decision
         .rows
@@ -472,6 +480,35 @@ async fn decisions_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn unfreezing_what_is_not_frozen_does_nothing_and_what_is_not_there_is_refused() {
+    let service = Service::start(&Settings::default()).await;
+    let ask = async |name, head| service.tuner().unfreeze(unfreeze(name, head)).await;
+    let nothing = ask("guests/backup/disks/vda", "cache").await;
+    assert_eq!(nothing.unwrap().into_inner().knobs, []);
+    for name in ["guests/nobody", "guests/backup/disks/vdz"] {
+        let refused = ask(name, "").await.unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound, "{name}");
+        assert!(refused.message().contains(name), "{}", refused.message());
+    }
+    for (name, head, field) in [
+        ("guests/backup", "colour", "head"),
+        ("devices/nvme0n1", "", "name"),
+        ("guests/-/disks", "", "name"),
+    ] {
+        let refused = ask(name, head).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{name} {head}");
+        assert_eq!(fields(&refused), [field]);
+    }
+    let refused = ask("guests/backup", "colour").await;
+    let problem = refused.unwrap_err();
+    assert!(
+        problem.message().contains("channel, cache, polling"),
+        "{}",
+        problem.message()
+    );
+}
+
+#[tokio::test]
 async fn over_tcp_changes_need_to_be_allowed() {
     let on_tcp = Settings {
         on_tcp: true,
@@ -488,6 +525,16 @@ async fn over_tcp_changes_need_to_be_allowed() {
         ..change.clone()
     };
     service.tuner().apply(only_asked).await.unwrap();
+    let refused = service
+        .tuner()
+        .unfreeze(unfreeze("guests/backup", ""))
+        .await;
+    assert_eq!(reason(&refused.unwrap_err()), "UNIX_SOCKET_ONLY");
+    let only_asked = v1::UnfreezeRequest {
+        validate_only: true,
+        ..unfreeze("guests/backup", "")
+    };
+    service.tuner().unfreeze(only_asked).await.unwrap();
 
     let allowed = Settings {
         service: "loopback_may_change = true".to_owned(),

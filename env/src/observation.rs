@@ -140,7 +140,9 @@ impl MaskReason {
             Self::NotEnabled => "the knob is not enabled for this guest",
             Self::NotOptedIn => "the guest has not opted in",
             Self::Unsupported => "this host, guest or image does not support it",
-            Self::Frozen => "somebody else changed the knob, so it is frozen",
+            Self::Frozen => {
+                "somebody else changed the knob, so it is frozen (`blkpilot unfreeze` lets it be tuned again)"
+            }
             Self::JobRunning => "a block or libvirt job is running on the guest",
             Self::Dwell => "the last change is too recent",
             Self::Unresponsive => "the guest did not answer in time (try again)",

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{scope, sleep};
@@ -46,17 +46,8 @@ fn checked() -> GuestSpec {
     }
 }
 
-/// The binary that this workspace has built beside the tests.
-fn blkpilot() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let binary = test.parent().unwrap().with_file_name("blkpilot");
-    assert!(
-        binary.exists(),
-        "{} is not there: run the tests of the whole workspace, or build it with `cargo build -p blkpilot-agent`",
-        binary.display()
-    );
-    binary
-}
+/// The binary `blkpilot`, as this package builds it for its tests.
+const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot-under-test");
 
 struct Campaign<'a> {
     fixture: &'a Fixture,
@@ -92,7 +83,7 @@ data_dir = \"data\"
 
     /// Starts the daemon and returns when it listens: it has reconciled then.
     fn serve(&self) -> Child {
-        let mut daemon = Command::new(blkpilot())
+        let mut daemon = Command::new(BLKPILOT)
             .args(["serve", "--config"])
             .arg(self.dir.join("blkpilot.toml"))
             .stdout(Stdio::piped())
@@ -108,7 +99,7 @@ data_dir = \"data\"
 
     fn client(&self, args: &[&str]) -> Output {
         let socket = self.dir.join("blkpilot.sock");
-        Command::new(blkpilot())
+        Command::new(BLKPILOT)
             .args(args)
             .env("BLKPILOT_SERVER", format!("unix:{}", socket.display()))
             .output()

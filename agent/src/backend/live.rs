@@ -1,7 +1,7 @@
 //! A live host behind the service.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, observe};
@@ -11,12 +11,13 @@ use blkpilot_env::window::HostWindow;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
 use blkpilot_host::guest::Guest;
 use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
+use blkpilot_host::journal::{Journal, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement};
-use blkpilot_host::{GuestOverride, HostError, KnobKind, TuningMode};
+use blkpilot_host::{GuestOverride, HostError, HostResult, KnobKind, TuningMode};
 
-use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
+use super::{BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window};
 use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
 use crate::mode::{Knob, Mode};
@@ -45,7 +46,7 @@ impl LibvirtHost {
             reserved_cpus: config.reserved_cpus.clone(),
             guests: rules(modes.default, &modes.guests),
             interval: config.interval,
-            ..LiveHostConfig::new(data_dir.join("journal.db"))
+            ..LiveHostConfig::new(journal_of(data_dir))
         };
         let reward = settings.reward;
         let (mut host, outcomes) =
@@ -84,7 +85,7 @@ impl LibvirtHost {
             let problem = match &outcome.result {
                 Settlement::Frozen { found } => {
                     format!(
-                        "somebody else set it to {found}, so it is left alone: set back what it was and roll back, or restart the guest, to have it tuned again"
+                        "somebody else set it to {found}, so it is left alone: `blkpilot unfreeze` lets it be tuned again"
                     )
                 }
                 Settlement::Failed { reason } => reason.clone(),
@@ -222,6 +223,9 @@ impl HostBackend for LibvirtHost {
 
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
+        for frozen in self.host.take_frozen() {
+            tracing::warn!(guest = frozen.guest, knob = %frozen.knob, result = ?frozen.result, "somebody else changed it: frozen");
+        }
         let window = HostWindow::between(&self.before, &after);
         let observation = observe(self.host.spec(), &window, self.interval);
         let rewards = score(&window, &self.reward);
@@ -238,6 +242,9 @@ impl HostBackend for LibvirtHost {
 
     fn guests(&self) -> Vec<GuestStatus> {
         let inventory = self.host.inventory();
+        // Without a journal every knob is masked as frozen, and there is nothing to tell of it.
+        let records = self.host.records().unwrap_or_default();
+        let status = |running| status(running, &records);
         let mut guests: Vec<GuestStatus> = inventory.guests.values().map(status).collect();
         let unreadable = inventory
             .unreadable
@@ -248,6 +255,7 @@ impl HostBackend for LibvirtHost {
                 mode: None,
                 targets: vec![],
                 problem: Some(problem.clone()),
+                frozen: vec![],
             });
         guests.extend(unreadable);
         guests.sort_by(|a, b| a.name.cmp(&b.name));
@@ -293,6 +301,46 @@ impl HostBackend for LibvirtHost {
         execution.failures = self.failures(&outcomes);
         Ok(execution)
     }
+
+    fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
+        let gone = HostError::GuestGone {
+            guest: guest.to_owned(),
+        };
+        let uuid = uuid_of(self.host.inventory(), guest).ok_or(gone);
+        let kept = uuid.and_then(|uuid| self.host.unfreeze(&uuid, &knob.parse()?));
+        kept.map_err(|e| unavailable(&e))
+    }
+}
+
+/// Puts back what the journal in `data_dir` holds, all of it or that of one guest, by name, without a
+/// service. The caller holds the lock of the directory.
+///
+/// # Errors
+/// Those of [`LiveHost::open_to_put_back`], and `JournalMissing`.
+pub fn put_back(uri: &str, data_dir: &Path, guest: Option<&str>) -> HostResult<Vec<Outcome>> {
+    let file = journal_of(data_dir);
+    let records = Journal::open_to_read(&file)?.records()?;
+    let mut host = LiveHost::open_to_put_back(
+        LiveHostConfig::new(file),
+        connector(uri),
+        Box::new(BootClock),
+    )?;
+    let Some(name) = guest else {
+        return host.rollback(&Scope::Host);
+    };
+    let lives = records.into_iter().filter(|record| record.guest == name);
+    let uuids: BTreeSet<String> = lives.map(|record| record.life.uuid).collect();
+    let mut outcomes = vec![];
+    for uuid in uuids {
+        outcomes.extend(host.rollback(&Scope::Guest(uuid))?);
+    }
+    Ok(outcomes)
+}
+
+/// The journal of a service with this data directory.
+#[must_use]
+pub fn journal_of(data_dir: &Path) -> PathBuf {
+    data_dir.join("journal.db")
 }
 
 /// A guest that cannot be read goes by its UUID; its rollback then says why it failed.
@@ -313,8 +361,34 @@ fn unchanged(observation: &Observation) -> Execution {
     }
 }
 
-fn status(running: &RunningGuest) -> GuestStatus {
+fn frozen_knob(guest: &Guest, record: &Record) -> FrozenKnob {
+    let knob = match record.knob {
+        HostKnob::Channel { .. } => Some(Knob::Channel),
+        HostKnob::Cache { .. } => Some(Knob::Cache),
+        HostKnob::Polling { .. } => Some(Knob::Polling),
+        HostKnob::Histogram { .. } => None,
+    };
+    let targets = match &record.knob {
+        HostKnob::Histogram { target } => vec![target.as_str()],
+        knob => head_and_targets(guest, knob).map_or(vec![], |(_, targets)| targets),
+    };
+    FrozenKnob {
+        knob: record.knob.to_string(),
+        head: knob,
+        targets: targets.into_iter().map(str::to_owned).collect(),
+        original: record.original.clone(),
+        set: record.value.clone(),
+        found: record.found.clone().unwrap_or_default(),
+        at_us: record.at_us,
+    }
+}
+
+fn status(running: &RunningGuest, records: &[Record]) -> GuestStatus {
     let guest = &running.guest;
+    let is_its = |record: &&Record| {
+        record.state == RecordState::Frozen && running.life.as_ref() == Some(&record.life)
+    };
+    let frozen = records.iter().filter(is_its);
     let stranger = "no QEMU process with its UUID is seen here, so nothing of it is changed";
     GuestStatus {
         name: guest.name.clone(),
@@ -325,5 +399,6 @@ fn status(running: &RunningGuest) -> GuestStatus {
             .and_then(|opt_in| Some(mode(opt_in.mode?))),
         targets: guest.disks.iter().map(|disk| disk.target.clone()).collect(),
         problem: running.life.is_none().then(|| stranger.to_owned()),
+        frozen: frozen.map(|record| frozen_knob(guest, record)).collect(),
     }
 }

@@ -169,6 +169,7 @@ impl HostBackend for SimulatedHost {
             mode: None,
             targets,
             problem: None,
+            frozen: vec![],
         };
         targets.into_iter().map(status).collect()
     }
@@ -201,5 +202,10 @@ impl HostBackend for SimulatedHost {
             executed: self.next.clone(),
             failures: vec![],
         })
+    }
+
+    fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
+        let problem = format!("guest {guest}: {knob} is not frozen: nobody else is here");
+        Err(BackendError::Unavailable(problem))
     }
 }

@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::json::Json;
 use super::serve::interrupted;
-use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, RollbackArgs, WatchArgs, tables};
+use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, WatchArgs, tables};
 use crate::client::connect;
-use crate::names::{Row, guest_name, host_name};
+use crate::names::{Row, host_name};
 
 pub(super) struct Session {
     pub(super) client: TunerServiceClient<Channel>,
@@ -135,26 +135,7 @@ fn choice(host: &str, text: &str) -> Result<v1::LevelChoice, CliError> {
     })
 }
 
-pub(super) async fn rollback(args: &RollbackArgs) -> Result<(), CliError> {
-    let mut session = Session::open(&args.client).await?;
-    let name = match &args.what.guest {
-        Some(guest) => guest_name(&session.host, guest),
-        None => format!("{}/guests/-", host_name(&session.host)),
-    };
-    let request = v1::RollbackRequest {
-        name,
-        validate_only: args.dry_run,
-        request_id: Uuid::new_v4().to_string(),
-    };
-    let decision = session.client.rollback(request).await?.into_inner();
-    show(&args.client, &decision);
-    match decision.error.as_str() {
-        "" => Ok(()),
-        error => Err(CliError::Failed(error.to_owned())),
-    }
-}
-
-fn show(args: &ClientArgs, decision: &v1::Decision) {
+pub(super) fn show(args: &ClientArgs, decision: &v1::Decision) {
     if args.json {
         println!("{:#}", Json::new().value("Decision", decision));
     } else {

@@ -1,16 +1,15 @@
 //! `blkpilot sweep`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_log::Writer;
 use blkpilot_log::recording::Recorder;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::data_dir::lock;
 use super::observe::recorded_from;
 use super::serve::interrupted;
 use super::{CliError, SweepArgs};
@@ -116,16 +115,6 @@ fn sweep_live(
     let report = swept?;
     left?;
     Ok(report)
-}
-
-/// The lock that a service with this data directory holds: two who turn the knobs of one host would
-/// take each other's changes for those of a stranger.
-fn lock(data_dir: &Path) -> Result<Writer, CliError> {
-    let failed =
-        |e: &dyn std::fmt::Display| CliError::Failed(format!("{}: {e}", data_dir.display()));
-    std::fs::create_dir_all(data_dir).map_err(|e| failed(&e))?;
-    let opened = Writer::open(&data_dir.join("decisions"), blkpilot_log::Config::default());
-    opened.map(|(writer, _)| writer).map_err(|e| failed(&e))
 }
 
 fn sweep_through(

@@ -1,7 +1,9 @@
 //! Tables for people.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use blkpilot_host::journal::Record;
+use blkpilot_host::tuner::{Outcome, Settlement};
 use blkpilot_proto::v1;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
@@ -135,7 +137,7 @@ pub(super) fn guests(guests: &[v1::Guest]) -> String {
             .to_lowercase();
         let opted_in = if guest.opted_in { "yes" } else { "no" };
         for disk in &guest.disks {
-            let heads = disk.heads.iter().map(|head| head.current.as_str());
+            let heads = disk.heads.iter().map(in_force);
             let in_force = heads.collect::<Vec<_>>().join(", ");
             let mut row = vec![
                 short(&disk.name),
@@ -155,7 +157,90 @@ pub(super) fn guests(guests: &[v1::Guest]) -> String {
         }
     }
     align_right(&mut table, 4..10);
+    let frozen = guests.iter().flat_map(|guest| {
+        let line = |knob| frozen(&short(&guest.name), knob);
+        guest.frozen.iter().map(line)
+    });
+    std::iter::once(table.trim_fmt())
+        .chain(frozen)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn in_force(head: &v1::HeadState) -> String {
+    let is_frozen = |level: &v1::LevelState| level.mask() == v1::MaskReason::Frozen;
+    if head.levels.iter().any(is_frozen) {
+        format!("{} (frozen)", head.current)
+    } else {
+        head.current.clone()
+    }
+}
+
+fn frozen(guest: &str, knob: &v1::FrozenKnob) -> String {
+    let only = match knob.head.as_str() {
+        "" => String::new(),
+        head => format!(" --knob {head}"),
+    };
+    format!(
+        "frozen: {guest}: {}: blkpilot set {}, somebody else set {} (before both it was {}): `blkpilot unfreeze {guest}{only}` lets it be tuned again",
+        knob.knob, knob.set, knob.found, knob.original
+    )
+}
+
+/// One row per knob that the journal holds.
+pub(super) fn journal(records: &[Record]) -> String {
+    let mut table = table(&[
+        "TIME",
+        "GUEST",
+        "KNOB",
+        "ORIGINAL",
+        "SET TO",
+        "STATE",
+        "FOUND",
+        "UUID",
+        "BOOT",
+        "QEMU STARTED",
+    ]);
+    for record in records {
+        table.add_row([
+            record.at_us.map_or(ABSENT.to_owned(), rfc3339),
+            record.guest.clone(),
+            record.knob.to_string(),
+            record.original.clone(),
+            record.value.clone(),
+            record.state.to_string(),
+            record.found.clone().unwrap_or(ABSENT.to_owned()),
+            record.life.uuid.clone(),
+            record.life.boot_id.clone(),
+            format!("tick {}", record.life.qemu_started_ticks),
+        ]);
+    }
     table.trim_fmt()
+}
+
+/// One row per knob of a rollback without a service.
+pub(super) fn outcomes(outcomes: &[Outcome]) -> String {
+    let mut table = table(&["GUEST", "KNOB", "RESULT", ""]);
+    for outcome in outcomes {
+        let (result, text) = settlement(&outcome.result);
+        let knob = outcome.knob.to_string();
+        table.add_row([outcome.guest.clone(), knob, result.to_owned(), text]);
+    }
+    table.trim_fmt()
+}
+
+/// What became of a knob, in a word for scripts and in words.
+pub(super) fn settlement(settlement: &Settlement) -> (&'static str, String) {
+    match settlement {
+        Settlement::Restored { original } => ("restored", format!("is {original} again")),
+        Settlement::Moot => ("moot", "the setting ended with the guest's QEMU".to_owned()),
+        Settlement::Kept { value } => ("kept", format!("is {value} still")),
+        Settlement::Frozen { found } => (
+            "frozen",
+            format!("somebody else set it to {found}, which is left alone"),
+        ),
+        Settlement::Failed { reason } => ("failed", reason.clone()),
+    }
 }
 
 /// One row per head of each disk; of a decision that was applied, only what it changed.
@@ -287,6 +372,13 @@ fn changes(decision: &v1::Decision) -> String {
 fn time(at: &prost_types::Timestamp) -> String {
     let at = SystemTime::try_from(*at).unwrap_or(SystemTime::UNIX_EPOCH);
     humantime::format_rfc3339_seconds(at).to_string()
+}
+
+/// Microseconds since 1970 UTC as a date and time.
+pub(super) fn rfc3339(at_us: i64) -> String {
+    let since = Duration::from_micros(u64::try_from(at_us).unwrap_or(0));
+    let at = SystemTime::UNIX_EPOCH + since;
+    humantime::format_rfc3339_millis(at).to_string()
 }
 
 /// `hosts/h/guests/g/disks/d` as `g/d`, and a device by its name.

@@ -66,9 +66,9 @@ pub enum HostError {
         /// The knob, or `its monitor`.
         what: String,
     },
-    /// Somebody else changed the knob; it is left alone until it has its original value again.
+    /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
     #[error(
-        "guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}; set it back to {original} and roll back, or restart the guest, to have it tuned again"
+        "guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}, which stays until `blkpilot unfreeze` lets it be tuned again"
     )]
     Frozen {
         /// Name of the guest.
@@ -79,8 +79,6 @@ pub enum HostError {
         ours: String,
         /// What was found.
         theirs: String,
-        /// What it was before we ever changed it.
-        original: String,
     },
     /// A value was written, and another one was read back.
     #[error("guest {guest}: {knob} was set to {wanted}, but reads {found}")]
@@ -109,6 +107,26 @@ pub enum HostError {
         path: PathBuf,
         /// The cause.
         source: rusqlite::Error,
+    },
+    /// There is no journal to read.
+    #[error(
+        "there is no journal {}: name the data directory of the service that tunes this host (service.data_dir in its configuration)",
+        path.display()
+    )]
+    JournalMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The journal's file is damaged.
+    #[error(
+        "journal {} is damaged: {problem}; our settings end with a guest's QEMU, so shut each tuned guest down and start it again, then move the file away (`sqlite3 COPY .recover` may show what a copy of it still holds)",
+        path.display()
+    )]
+    JournalDamaged {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// A file of procfs, sysfs or an image could not be read.
     #[error("{}: {source}", path.display())]

@@ -7,8 +7,9 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
 use crate::error::{HostError, HostResult};
 use crate::knob::Knob;
@@ -52,6 +53,30 @@ pub struct Record {
     pub value: String,
     /// Where the last change stands.
     pub state: RecordState,
+    /// What was found when somebody else's change was noticed; only where it is frozen.
+    pub found: Option<String>,
+    /// When it last changed its state or value, microseconds since 1970 UTC; `None` in a record of a
+    /// version that did not note it.
+    pub at_us: Option<i64>,
+    /// The monitor command that puts the original back, for a knob that libvirt has no call for.
+    pub undo: Option<String>,
+}
+
+/// A change that is about to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Intent<'a> {
+    /// The guest's life.
+    pub life: &'a GuestLife,
+    /// The guest's name, for messages.
+    pub guest: &'a str,
+    /// The knob.
+    pub knob: &'a Knob,
+    /// Its value now; the original, if there is no record of the knob yet.
+    pub current: &'a str,
+    /// Its value afterwards.
+    pub value: &'a str,
+    /// The monitor command that puts the original back, for a knob that libvirt has no call for.
+    pub undo: Option<&'a str>,
 }
 
 /// The journal in a SQLite file. A change that it has returned from survives a power cut.
@@ -59,6 +84,8 @@ pub struct Record {
 pub struct Journal {
     path: PathBuf,
     database: Connection,
+    /// What is read of a record: an older file lacks some.
+    columns: &'static str,
 }
 
 const SCHEMA: &str = "
@@ -73,66 +100,140 @@ CREATE TABLE IF NOT EXISTS knob (
   previous     TEXT NOT NULL,
   value        TEXT NOT NULL,
   state        TEXT NOT NULL CHECK (state IN ('intended', 'settled', 'frozen')),
+  found        TEXT,
+  at_us        INTEGER,
+  undo         TEXT,
   UNIQUE (boot_id, uuid, qemu_started, knob)
 ) STRICT;";
 
-const COLUMNS: &str = "boot_id, uuid, qemu_started, guest, knob, original, previous, value, state";
+/// What version 1 has and version 0 had not.
+const TO_VERSION_1: &str = "
+ALTER TABLE knob ADD COLUMN found TEXT;
+ALTER TABLE knob ADD COLUMN at_us INTEGER;
+ALTER TABLE knob ADD COLUMN undo TEXT;";
+
+/// The version of the schema, in SQLite's `user_version`.
+const VERSION: i64 = 1;
+
+const COLUMNS: &str = "boot_id, uuid, qemu_started, guest, knob, original, previous, value, state, found, at_us, undo";
+/// Read from a file of version 0, which is not to be changed.
+const COLUMNS_OF_VERSION_0: &str =
+    "boot_id, uuid, qemu_started, guest, knob, original, previous, value, state, NULL, NULL, NULL";
 const KEY: &str = "boot_id = ?1 AND uuid = ?2 AND qemu_started = ?3 AND knob = ?4";
 
 impl Journal {
     /// Opens the journal, and makes it when it is not there.
     ///
     /// # Errors
-    /// `Journal`.
+    /// `Journal`, `JournalDamaged`; `Unsupported` when a later version wrote it.
     pub fn open(path: &Path) -> HostResult<Self> {
-        let error = |source| HostError::Journal {
-            path: path.to_owned(),
-            source,
-        };
-        let database = Connection::open(path).map_err(error)?;
-        database
-            .pragma_update(None, "journal_mode", "WAL")
-            .map_err(error)?;
-        // FULL: a transaction is on disk before its commit returns.
-        database
-            .pragma_update(None, "synchronous", "FULL")
-            .map_err(error)?;
-        database.execute_batch(SCHEMA).map_err(error)?;
+        let database = Connection::open(path).map_err(failed(path))?;
+        let journal = Self::new(path, database)?;
+        journal.prepare().map_err(failed(path))?;
         Ok(Self {
-            path: path.to_owned(),
-            database,
+            columns: COLUMNS,
+            ..journal
         })
     }
 
-    /// Writes down that a knob is about to change from `current` to `value`. The first such call
-    /// for a knob keeps `current` as its original.
+    /// Opens a journal only to read it, whether or not its owner runs.
+    ///
+    /// # Errors
+    /// `JournalMissing`, `JournalDamaged`, `Journal`; `Unsupported` when a later version wrote it.
+    pub fn open_to_read(path: &Path) -> HostResult<Self> {
+        if !path.exists() {
+            return Err(HostError::JournalMissing {
+                path: path.to_owned(),
+            });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let database = Connection::open_with_flags(path, flags).map_err(failed(path))?;
+        let journal = Self::new(path, database)?;
+        journal.check()?;
+        Ok(journal)
+    }
+
+    fn new(path: &Path, database: Connection) -> HostResult<Self> {
+        let version = database.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+        let version = version.map_err(failed(path))?;
+        if version > VERSION {
+            return Err(HostError::Unsupported {
+                what: format!("journal {}: version {version}", path.display()),
+                reason: format!(
+                    "this build knows versions up to {VERSION}: use the one that wrote it"
+                ),
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            database,
+            columns: if version == VERSION {
+                COLUMNS
+            } else {
+                COLUMNS_OF_VERSION_0
+            },
+        })
+    }
+
+    /// Makes a new or older file what this version needs.
+    fn prepare(&self) -> rusqlite::Result<()> {
+        let database = &self.database;
+        database.pragma_update(None, "journal_mode", "WAL")?;
+        // FULL: a transaction is on disk before its commit returns.
+        database.pragma_update(None, "synchronous", "FULL")?;
+        if self.columns == COLUMNS {
+            return Ok(());
+        }
+        let is_new = !database.table_exists(None, "knob")?;
+        let change = if is_new { SCHEMA } else { TO_VERSION_1 };
+        database.execute_batch(&format!(
+            "BEGIN IMMEDIATE;{change}PRAGMA user_version = {VERSION};COMMIT;"
+        ))
+    }
+
+    /// Whether the whole file can be read: a damaged one must not look like an empty one.
+    fn check(&self) -> HostResult<()> {
+        let verdict = self
+            .database
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+            .map_err(failed(&self.path))?;
+        let has_table = self.database.table_exists(None, "knob");
+        let problem = match has_table.map_err(failed(&self.path))? {
+            _ if verdict != "ok" => verdict,
+            false => "it has no table `knob`".to_owned(),
+            true => return Ok(()),
+        };
+        Err(HostError::JournalDamaged {
+            path: self.path.clone(),
+            problem,
+        })
+    }
+
+    /// Writes down that a knob is about to change. The first such call for a knob keeps `current` as
+    /// its original.
     ///
     /// # Errors
     /// `Journal`: then the change must not be made.
-    pub fn intend(
-        &self,
-        life: &GuestLife,
-        guest: &str,
-        knob: &Knob,
-        current: &str,
-        value: &str,
-    ) -> HostResult<()> {
+    pub fn intend(&self, intent: &Intent<'_>) -> HostResult<()> {
         let sql = format!(
-            "INSERT INTO knob ({COLUMNS}) VALUES (?1, ?2, ?3, ?5, ?4, ?6, ?6, ?7, 'intended')
+            "INSERT INTO knob ({COLUMNS}) VALUES (?1, ?2, ?3, ?5, ?4, ?6, ?6, ?7, 'intended', NULL, ?8, ?9)
              ON CONFLICT (boot_id, uuid, qemu_started, knob)
-             DO UPDATE SET previous = ?6, value = ?7, state = 'intended', guest = ?5"
+             DO UPDATE SET previous = ?6, value = ?7, state = 'intended', guest = ?5, found = NULL,
+                           at_us = ?8, undo = ?9"
         );
-        let ticks = life.qemu_started_ticks.cast_signed();
+        let Intent { life, .. } = intent;
         self.execute(
             &sql,
             params![
                 life.boot_id,
                 life.uuid,
-                ticks,
-                knob.to_string(),
-                guest,
-                current,
-                value
+                life.qemu_started_ticks.cast_signed(),
+                intent.knob.to_string(),
+                intent.guest,
+                intent.current,
+                intent.value,
+                now_us(),
+                intent.undo,
             ],
         )
     }
@@ -142,28 +243,27 @@ impl Journal {
     /// # Errors
     /// `Journal`.
     pub fn settle(&self, life: &GuestLife, knob: &Knob, value: &str) -> HostResult<()> {
-        let sql = format!("UPDATE knob SET value = ?5, state = 'settled' WHERE {KEY}");
-        let ticks = life.qemu_started_ticks.cast_signed();
-        self.execute(
-            &sql,
-            params![life.boot_id, life.uuid, ticks, knob.to_string(), value],
-        )
+        let sql = format!(
+            "UPDATE knob SET value = ?5, state = 'settled', found = NULL, at_us = ?6 WHERE {KEY}"
+        );
+        self.update(&sql, life, knob, value)
     }
 
-    /// Writes down that somebody else changed a knob.
+    /// Writes down that somebody else changed a knob to `found`.
     ///
     /// # Errors
     /// `Journal`.
-    pub fn freeze(&self, life: &GuestLife, knob: &Knob) -> HostResult<()> {
-        let sql = format!("UPDATE knob SET state = 'frozen' WHERE {KEY}");
+    pub fn freeze(&self, life: &GuestLife, knob: &Knob, found: &str) -> HostResult<()> {
+        let sql = format!("UPDATE knob SET state = 'frozen', found = ?5, at_us = ?6 WHERE {KEY}");
+        self.update(&sql, life, knob, found)
+    }
+
+    fn update(&self, sql: &str, life: &GuestLife, knob: &Knob, value: &str) -> HostResult<()> {
+        let ticks = life.qemu_started_ticks.cast_signed();
+        let knob = knob.to_string();
         self.execute(
-            &sql,
-            params![
-                life.boot_id,
-                life.uuid,
-                life.qemu_started_ticks.cast_signed(),
-                knob.to_string()
-            ],
+            sql,
+            params![life.boot_id, life.uuid, ticks, knob, value, now_us()],
         )
     }
 
@@ -189,7 +289,7 @@ impl Journal {
     /// # Errors
     /// `Journal`.
     pub fn record(&self, life: &GuestLife, knob: &Knob) -> HostResult<Option<Record>> {
-        let sql = format!("SELECT {COLUMNS} FROM knob WHERE {KEY}");
+        let sql = format!("SELECT {} FROM knob WHERE {KEY}", self.columns);
         let ticks = life.qemu_started_ticks.cast_signed();
         let key = params![life.boot_id, life.uuid, ticks, knob.to_string()];
         self.database
@@ -204,7 +304,7 @@ impl Journal {
     /// # Errors
     /// `Journal`; `Parse` for a knob that this version does not know.
     pub fn records(&self) -> HostResult<Vec<Record>> {
-        let sql = format!("SELECT {COLUMNS} FROM knob ORDER BY sequence DESC");
+        let sql = format!("SELECT {} FROM knob ORDER BY sequence DESC", self.columns);
         let mut statement = self.database.prepare(&sql).map_err(self.error())?;
         let rows = statement.query_map([], read_record).map_err(self.error())?;
         let rows: Vec<HostResult<Record>> = rows.collect::<Result<_, _>>().map_err(self.error())?;
@@ -219,11 +319,27 @@ impl Journal {
     }
 
     fn error(&self) -> impl FnOnce(rusqlite::Error) -> HostError + '_ {
-        |source| HostError::Journal {
-            path: self.path.clone(),
-            source,
-        }
+        failed(&self.path)
     }
+}
+
+fn failed(path: &Path) -> impl FnOnce(rusqlite::Error) -> HostError + '_ {
+    |source| match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => HostError::JournalDamaged {
+            path: path.to_owned(),
+            problem: source.to_string(),
+        },
+        _ => HostError::Journal {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = since.unwrap_or_default().as_micros();
+    i64::try_from(since).unwrap_or(i64::MAX)
 }
 
 fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
@@ -237,6 +353,7 @@ fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
         row.get(3)?,
     );
     let (original, previous, value) = (row.get(5)?, row.get(6)?, row.get(7)?);
+    let (found, at_us, undo) = (row.get(9)?, row.get(10)?, row.get(11)?);
     let state = match state.as_str() {
         "intended" => RecordState::Intended,
         "settled" => RecordState::Settled,
@@ -250,7 +367,20 @@ fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
         previous,
         value,
         state,
+        found,
+        at_us,
+        undo,
     }))
+}
+
+impl fmt::Display for RecordState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Intended => "intended",
+            Self::Settled => "settled",
+            Self::Frozen => "frozen",
+        })
+    }
 }
 
 impl fmt::Display for GuestLife {
@@ -281,13 +411,26 @@ mod tests {
         (dir, journal)
     }
 
+    /// Intends `current` → `value`.
+    fn intend(journal: &Journal, life: &GuestLife, knob: &Knob, current: &str, value: &str) {
+        let intent = Intent {
+            life,
+            guest: "g",
+            knob,
+            current,
+            value,
+            undo: None,
+        };
+        journal.intend(&intent).unwrap();
+    }
+
     #[test]
     fn the_original_is_kept_over_later_changes() {
         let (_dir, journal) = journal();
         let knob = Knob::Polling { iothread: 1 };
-        journal.intend(&life(), "g", &knob, "32768", "0").unwrap();
+        intend(&journal, &life(), &knob, "32768", "0");
         journal.settle(&life(), &knob, "0").unwrap();
-        journal.intend(&life(), "g", &knob, "0", "16384").unwrap();
+        intend(&journal, &life(), &knob, "0", "16384");
         let record = journal.record(&life(), &knob).unwrap().unwrap();
         assert_eq!(
             (
@@ -310,7 +453,7 @@ mod tests {
             },
         ];
         for knob in &knobs {
-            journal.intend(&life(), "g", knob, "old", "new").unwrap();
+            intend(&journal, &life(), knob, "old", "new");
         }
         drop(journal);
         let journal = Journal::open(&dir.path().join("journal.db")).unwrap();
@@ -327,7 +470,7 @@ mod tests {
     fn another_life_of_a_guest_has_no_record() {
         let (_dir, journal) = journal();
         let knob = Knob::Channel { iothread: 1 };
-        journal.intend(&life(), "g", &knob, "0-1", "1").unwrap();
+        intend(&journal, &life(), &knob, "0-1", "1");
         let next = GuestLife {
             qemu_started_ticks: 8,
             ..life()
@@ -335,5 +478,122 @@ mod tests {
         assert_eq!(journal.record(&next, &knob).unwrap(), None);
         journal.drop_record(&life(), &knob).unwrap();
         assert_eq!(journal.records().unwrap(), []);
+    }
+
+    #[test]
+    fn what_was_found_and_when_is_kept_until_the_knob_is_ours_again() {
+        let (_dir, journal) = journal();
+        let (life, knob) = (life(), Knob::Channel { iothread: 1 });
+        intend(&journal, &life, &knob, "0-1", "1");
+        let intended_at = journal.records().unwrap()[0].at_us.unwrap();
+        journal.freeze(&life, &knob, "0").unwrap();
+        let frozen = journal.record(&life, &knob).unwrap().unwrap();
+        assert_eq!(frozen.state, RecordState::Frozen);
+        assert_eq!(
+            (frozen.value.as_str(), frozen.found.as_deref()),
+            ("1", Some("0"))
+        );
+        assert!(frozen.at_us.unwrap() >= intended_at);
+        journal.settle(&life, &knob, "0").unwrap();
+        assert_eq!(journal.records().unwrap()[0].found, None);
+    }
+
+    /// A journal as version 0 wrote it.
+    fn old_journal(path: &Path) {
+        let columns = [
+            "found        TEXT,",
+            "at_us        INTEGER,",
+            "undo         TEXT,",
+        ];
+        let schema = columns.iter().fold(SCHEMA.to_owned(), |schema, column| {
+            schema.replace(&format!("  {column}\n"), "")
+        });
+        let database = Connection::open(path).unwrap();
+        database.execute_batch(&schema).unwrap();
+        let row = "INSERT INTO knob VALUES (1, 'b', 'u', 7, 'g', 'iothread/1/cpus', '0-1', '0-1', '1', 'settled')";
+        database.execute_batch(row).unwrap();
+    }
+
+    #[test]
+    fn a_journal_of_the_version_before_is_read_as_it_is_and_brought_up_by_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        old_journal(&path);
+        let before = std::fs::read(&path).unwrap();
+        let read = Journal::open_to_read(&path).unwrap().records().unwrap();
+        assert_eq!((read[0].original.as_str(), read[0].at_us), ("0-1", None));
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+
+        let journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.records().unwrap(), read);
+        journal.freeze(&life(), &read[0].knob, "0").unwrap();
+        let read = Journal::open_to_read(&path).unwrap().records().unwrap();
+        assert_eq!(read[0].found.as_deref(), Some("0"));
+        drop(Journal::open(&path).unwrap());
+    }
+
+    #[test]
+    fn a_journal_is_read_beside_its_owner() {
+        let (dir, journal) = journal();
+        let reader = Journal::open_to_read(&dir.path().join("journal.db")).unwrap();
+        assert_eq!(reader.records().unwrap(), []);
+        intend(
+            &journal,
+            &life(),
+            &Knob::Channel { iothread: 1 },
+            "0-1",
+            "1",
+        );
+        assert_eq!(reader.records().unwrap(), journal.records().unwrap());
+        let written = reader.drop_record(&life(), &Knob::Channel { iothread: 1 });
+        assert!(
+            matches!(written, Err(HostError::Journal { .. })),
+            "{written:?}"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        let error = |path: &Path| {
+            let read = Journal::open_to_read(path).and_then(|journal| journal.records());
+            read.unwrap_err().to_string()
+        };
+        assert!(
+            error(&path).contains("service.data_dir"),
+            "{}",
+            error(&path)
+        );
+        assert!(!path.exists(), "reading makes no journal");
+
+        for damaged in [&b""[..], b"this is no database, whatever its name says"] {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(error(&path).contains("is damaged"), "{}", error(&path));
+            assert!(error(&path).contains("start it again"), "{}", error(&path));
+        }
+        std::fs::remove_file(&path).unwrap();
+
+        let journal = Journal::open(&path).unwrap();
+        for iothread in 0..200 {
+            intend(&journal, &life(), &Knob::Channel { iothread }, "0-1", "1");
+        }
+        drop(journal);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert!(error(&path).contains("is damaged"), "{}", error(&path));
+
+        std::fs::remove_file(&path).unwrap();
+        drop(Journal::open(&path).unwrap());
+        let database = Connection::open(&path).unwrap();
+        database
+            .pragma_update(None, "user_version", VERSION + 1)
+            .unwrap();
+        assert!(
+            error(&path).contains("use the one that wrote it"),
+            "{}",
+            error(&path)
+        );
+        assert!(Journal::open(&path).is_err());
     }
 }

@@ -12,7 +12,7 @@ use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
-use crate::qmp::{LatencyHistogram, NodeOptions, Qmp};
+use crate::qmp::{LatencyHistogram, NodeOptions, Qmp, stop_histogram_command};
 
 /// QEMU's own default for an IOThread: adaptive polling of up to 32 µs.
 pub const ADAPTIVE_POLL_MAX_NS: u64 = 32_768;
@@ -95,8 +95,8 @@ pub enum Purpose {
     Restore,
 }
 
-const DIRECT: &str = "direct";
-const BUFFERED: &str = "buffered";
+pub(crate) const DIRECT: &str = "direct";
+pub(crate) const BUFFERED: &str = "buffered";
 const COUNTING: &str = "counting";
 const ABSENT: &str = "absent";
 pub(crate) const FOREIGN: &str = "foreign";
@@ -216,6 +216,25 @@ impl KnobIo<'_> {
             }
             Knob::Histogram { target } => self.qmp()?.stop_histogram(self.disk(target)?),
         }
+    }
+
+    /// The monitor command (JSON) that sets a knob to `value` on this life of the guest; `None` for
+    /// one that libvirt has a call for, or where there is no such command.
+    ///
+    /// # Errors
+    /// As [`KnobIo::read`].
+    pub(crate) fn undo_command(&self, knob: &Knob, value: &str) -> HostResult<Option<String>> {
+        Ok(match knob {
+            Knob::Channel { .. } | Knob::Polling { .. } => None,
+            Knob::Cache { target } => {
+                let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
+                Some(node.reopen_command(value == DIRECT).to_string())
+            }
+            Knob::Histogram { target } if value == ABSENT => {
+                Some(stop_histogram_command(self.disk(target)?).to_string())
+            }
+            Knob::Histogram { .. } => None,
+        })
     }
 
     /// Refuses a knob that the guest has not opted in to, unless our own change of it is put back.

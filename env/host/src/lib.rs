@@ -9,6 +9,7 @@ pub mod error;
 mod fake;
 pub mod guest;
 pub mod hypervisor;
+mod in_force;
 pub mod inventory;
 pub mod journal;
 pub mod knob;
@@ -24,6 +25,7 @@ mod stats_reader;
 pub mod sysfs;
 mod telemetry;
 pub mod tuner;
+pub mod undo_script;
 
 pub use channel::{Channel, ChannelConfig, Channels};
 pub use cpuset::CpuSet;

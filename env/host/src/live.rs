@@ -19,6 +19,7 @@ use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
+use crate::in_force;
 use crate::inventory::{GuestRules, Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record};
 use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
@@ -96,6 +97,8 @@ pub struct LiveHost {
     /// Since the last time that the guests were read.
     is_reconnected: bool,
     histograms_tried: BTreeSet<(GuestLife, String)>,
+    /// What has been frozen since somebody last asked.
+    frozen: Vec<Outcome>,
     spec: EnvSpec,
     episode: Option<Episode>,
 }
@@ -136,6 +139,23 @@ impl LiveHost {
         connector: Connector,
         clock: Box<dyn Clock>,
     ) -> HostResult<(Self, Vec<Outcome>)> {
+        let mut host = Self::open_to_put_back(config, connector, clock)?;
+        let outcomes = host.tuner.reconcile(&*host.hypervisor, &host.inventory)?;
+        // So that the first window has a p99.
+        host.start_histograms();
+        Ok((host, outcomes))
+    }
+
+    /// As [`LiveHost::open`], but changes nothing: neither the guests nor what the journal says of
+    /// them.
+    ///
+    /// # Errors
+    /// As [`LiveHost::open`].
+    pub fn open_to_put_back(
+        config: LiveHostConfig,
+        connector: Connector,
+        clock: Box<dyn Clock>,
+    ) -> HostResult<Self> {
         let topology = Topology::read(&config.sys_root)?;
         let channels = Channels::new(&config.channels, &topology, &config.reserved_cpus)?;
         let tuner = Tuner::new(Journal::open(&config.journal)?);
@@ -152,6 +172,7 @@ impl LiveHost {
             is_connected: true,
             is_reconnected: false,
             histograms_tried: BTreeSet::new(),
+            frozen: Vec::new(),
             spec: kvm_host_spec(&[]),
             episode: None,
             config,
@@ -162,12 +183,10 @@ impl LiveHost {
             tuner,
         };
         // First of all, so that it is known which guests hang.
-        host.read_sample()?;
+        let stats = host.read_guests()?;
+        host.sample_of(&stats)?;
         host.note_hanging();
-        let outcomes = host.tuner.reconcile(&*host.hypervisor, &host.inventory)?;
-        // So that the first window has a p99.
-        host.start_histograms();
-        Ok((host, outcomes))
+        Ok(host)
     }
 
     /// The guests that ran at the last sample, managed or not.
@@ -197,19 +216,24 @@ impl LiveHost {
     }
 
     /// A sample now. A lost connection is opened again once. A managed guest that is new gets a
-    /// latency histogram.
+    /// latency histogram. What somebody else has changed since the last one is frozen, which the
+    /// masks of this one show.
     ///
     /// # Errors
-    /// `Disconnected`, `Late` when too many guests hang, `Io`.
+    /// `Disconnected`, `Late` when too many guests hang, `Io`, `Journal`.
     pub fn sample(&mut self) -> HostResult<HostSample> {
-        let sample = self.read_sample()?;
+        let stats = self.read_guests()?;
+        let seen = |running: &RunningGuest, knob: &Knob| in_force::seen(&stats, running, knob);
+        let frozen = self.tuner.watch(&*self.hypervisor, &self.inventory, seen);
+        self.frozen.extend(frozen?);
+        let sample = self.sample_of(&stats)?;
         self.start_histograms();
         Ok(sample)
     }
 
-    fn read_sample(&mut self) -> HostResult<HostSample> {
-        let stats = self.read_guests()?;
-        self.sample_of(&stats)
+    /// Knobs that have been frozen by samples since this was last called.
+    pub fn take_frozen(&mut self) -> Vec<Outcome> {
+        std::mem::take(&mut self.frozen)
     }
 
     fn sample_of(&mut self, stats: &[GuestStats]) -> HostResult<HostSample> {
@@ -315,11 +339,12 @@ impl LiveHost {
         Ok(outcomes)
     }
 
-    /// Takes a frozen knob of a guest, by UUID, over again.
+    /// Lets a frozen knob of a guest, by UUID, be tuned again, and returns the value in force, which
+    /// is its original now.
     ///
     /// # Errors
-    /// `GuestGone`, `Disconnected`, `Journal`.
-    pub fn unfreeze(&mut self, uuid: &str, knob: &Knob) -> HostResult<()> {
+    /// `GuestGone`, `Disconnected`, `Journal`, `Unsupported`.
+    pub fn unfreeze(&mut self, uuid: &str, knob: &Knob) -> HostResult<String> {
         self.read_guests()?;
         let running = self
             .inventory

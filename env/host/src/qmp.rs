@@ -165,10 +165,7 @@ impl<'a> Qmp<'a> {
     /// # Errors
     /// `Qmp`, `Disconnected`, `GuestGone`.
     pub fn reopen(&self, node: &ProtocolNode, direct: bool) -> HostResult<()> {
-        let mut options = node.options.clone();
-        options["cache"] = json!({ "direct": direct, "no-flush": false });
-        self.run("blockdev-reopen", Some(json!({ "options": [options] })))
-            .map(drop)
+        self.send(&node.reopen_command(direct)).map(drop)
     }
 
     /// The latency histogram of a disk.
@@ -210,11 +207,7 @@ impl<'a> Qmp<'a> {
     /// # Errors
     /// `Qmp`, `Disconnected`, `GuestGone`.
     pub fn stop_histogram(&self, disk: &GuestDisk) -> HostResult<()> {
-        self.run(
-            "block-latency-histogram-set",
-            Some(json!({ "id": disk.qom_path() })),
-        )
-        .map(drop)
+        self.send(&stop_histogram_command(disk)).map(drop)
     }
 
     /// Requests of a virtio disk that QEMU has taken and not finished.
@@ -263,6 +256,11 @@ impl<'a> Qmp<'a> {
         if let Some(arguments) = arguments {
             request["arguments"] = arguments;
         }
+        self.send(&request)
+    }
+
+    fn send(&self, request: &Value) -> HostResult<Value> {
+        let command = text(request, "execute").unwrap_or_default();
         let reply = self
             .hypervisor
             .monitor(&self.guest.uuid, &request.to_string())?;
@@ -277,6 +275,20 @@ impl<'a> Qmp<'a> {
         }
         Ok(reply["return"].take())
     }
+}
+
+impl ProtocolNode {
+    /// The command that reopens it with or without O_DIRECT, see [`Qmp::reopen`].
+    pub(crate) fn reopen_command(&self, direct: bool) -> Value {
+        let mut options = self.options.clone();
+        options["cache"] = json!({ "direct": direct, "no-flush": false });
+        json!({ "execute": "blockdev-reopen", "arguments": { "options": [options] } })
+    }
+}
+
+/// The command that removes a disk's latency histogram.
+pub(crate) fn stop_histogram_command(disk: &GuestDisk) -> Value {
+    json!({ "execute": "block-latency-histogram-set", "arguments": { "id": disk.qom_path() } })
 }
 
 impl Histograms {

@@ -3,7 +3,7 @@
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
-use crate::journal::{GuestLife, Journal, Record, RecordState};
+use crate::journal::{GuestLife, Intent, Journal, Record, RecordState};
 use crate::knob::{Change, FOREIGN, Knob, KnobIo, Purpose};
 
 /// Applies changes and takes them back.
@@ -133,10 +133,9 @@ impl Tuner {
         check_ours(running, &knob, &current)?;
         let mut record = self.journal.record(life, &knob)?;
         if let Some(known) = &record {
+            self.check_untouched(known, &current)?;
             if self.is_original(known, &current)? {
                 record = None;
-            } else {
-                self.check_untouched(known, &current)?;
             }
         }
         let applied = Applied {
@@ -147,13 +146,16 @@ impl Tuner {
         if applied.previous == applied.value {
             return Ok(applied);
         }
-        self.journal.intend(
+        let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
+        let undo = io.undo_command(&applied.knob, original)?;
+        self.journal.intend(&Intent {
             life,
-            &running.guest.name,
-            &applied.knob,
-            &applied.previous,
-            &applied.value,
-        )?;
+            guest: &running.guest.name,
+            knob: &applied.knob,
+            current: &applied.previous,
+            value: &applied.value,
+            undo: undo.as_deref(),
+        })?;
         match write_and_check(&io, &applied.knob, &applied.value) {
             Ok(()) => {
                 self.journal.settle(life, &applied.knob, &applied.value)?;
@@ -195,18 +197,64 @@ impl Tuner {
         })
     }
 
-    /// Takes a frozen knob over again: the value found is accepted as it is, the original stays.
+    /// Compares the journal with what is in force, and freezes what somebody else has changed since
+    /// the last time. `seen` tells what is in force as far as it is known without asking anybody;
+    /// only where that differs is the guest itself asked. Returns what has been frozen.
     ///
     /// # Errors
-    /// `Journal`; whatever the hypervisor says.
+    /// `Journal`.
+    pub fn watch(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        inventory: &Inventory,
+        seen: impl Fn(&RunningGuest, &Knob) -> Option<String>,
+    ) -> HostResult<Vec<Outcome>> {
+        let mut frozen = Vec::new();
+        for record in self.journal.records()? {
+            let running = inventory.guests.get(&record.life.uuid);
+            let running = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
+            let Some(running) = running.filter(|guest| !guest.hangs) else {
+                continue;
+            };
+            let is_suspect =
+                |seen: String| record.state != RecordState::Frozen && !is_ours(&record, &seen);
+            if !seen(running, &record.knob).is_some_and(is_suspect) {
+                continue;
+            }
+            // What was seen may be older than our last change, so that only a read now counts; what
+            // cannot be read now is seen again at the next sample.
+            let Ok(found) = running.knobs(hypervisor).read(&record.knob) else {
+                continue;
+            };
+            if self.is_taken(&record, &found)? {
+                frozen.push(outcome(&record, Settlement::Frozen { found }));
+            }
+        }
+        Ok(frozen)
+    }
+
+    /// Lets a frozen knob be tuned again. The value in force, which is returned, becomes its
+    /// original: what somebody else has chosen is not undone by a rollback.
+    ///
+    /// # Errors
+    /// `Journal`; `Unsupported` when it is not frozen.
     pub fn unfreeze(
         &self,
         hypervisor: &dyn Hypervisor,
         running: &RunningGuest,
         knob: &Knob,
-    ) -> HostResult<()> {
-        let current = running.knobs(hypervisor).read(knob)?;
-        self.journal.settle(life_of(running)?, knob, &current)
+    ) -> HostResult<String> {
+        let life = life_of(running)?;
+        let record = self.journal.record(life, knob)?;
+        let record = record.filter(|record| record.state == RecordState::Frozen);
+        let record = record.ok_or_else(|| HostError::Unsupported {
+            what: format!("guest {}: unfreezing {knob}", running.guest.name),
+            reason: "it is not frozen".into(),
+        })?;
+        let now = check_answering(running).and_then(|()| running.knobs(hypervisor).read(knob));
+        self.journal.drop_record(life, knob)?;
+        // A guest that does not answer now does not need to: nothing is written to it.
+        Ok(now.unwrap_or_else(|_| record.found.unwrap_or(record.value)))
     }
 
     fn for_each(
@@ -215,18 +263,14 @@ impl Tuner {
         act: impl Fn(&Record) -> HostResult<Settlement>,
     ) -> HostResult<Vec<Outcome>> {
         let records = self.journal.records()?;
-        let outcome = |record: &Record| Outcome {
-            guest: record.guest.clone(),
-            knob: record.knob.clone(),
-            result: act(record).unwrap_or_else(|error| Settlement::Failed {
+        let done = |record: &Record| {
+            let reason = |error: HostError| Settlement::Failed {
                 reason: error.to_string(),
-            }),
+            };
+            outcome(record, act(record).unwrap_or_else(reason))
         };
-        Ok(records
-            .iter()
-            .filter(|record| scope.holds(record))
-            .map(outcome)
-            .collect())
+        let held = records.iter().filter(|record| scope.holds(record));
+        Ok(held.map(done).collect())
     }
 
     fn restore(
@@ -241,9 +285,19 @@ impl Tuner {
         let io = running.knobs_to(Purpose::Restore, hypervisor);
         let current = io.read(&record.knob)?;
         if !self.is_original(record, &current)? {
-            if self.check_untouched(record, &current).is_err() {
+            if self.is_taken(record, &current)? {
                 return Ok(Settlement::Frozen { found: current });
             }
+            // So that our own way back is not taken for somebody else's change if it ends half-way.
+            // A journal that cannot be written now does not bar it: the original stands there.
+            let _ = self.journal.intend(&Intent {
+                life: &record.life,
+                guest: &record.guest,
+                knob: &record.knob,
+                current: &current,
+                value: &record.original,
+                undo: record.undo.as_deref(),
+            });
             write_and_check(&io, &record.knob, &record.original)?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
@@ -261,10 +315,10 @@ impl Tuner {
             return Ok(Settlement::Moot);
         };
         let current = running.knobs(hypervisor).read(&record.knob)?;
-        if self.is_original(record, &current)? {
+        if record.state != RecordState::Frozen && self.is_original(record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
-        if self.check_untouched(record, &current).is_err() {
+        if self.is_taken(record, &current)? {
             return Ok(Settlement::Frozen { found: current });
         }
         if record.state == RecordState::Intended {
@@ -302,24 +356,29 @@ impl Tuner {
         Ok(is_original)
     }
 
-    /// Freezes a knob whose value is neither ours nor, in an open intent, the one before.
+    /// Freezes a knob whose value is not ours.
     fn check_untouched(&self, record: &Record, current: &str) -> HostResult<()> {
-        let expected = match record.state {
-            RecordState::Frozen => false,
-            RecordState::Settled => current == record.value,
-            RecordState::Intended => current == record.value || current == record.previous,
-        };
-        if expected {
+        if is_ours(record, current) {
             return Ok(());
         }
-        self.journal.freeze(&record.life, &record.knob)?;
+        if record.state != RecordState::Frozen {
+            self.journal.freeze(&record.life, &record.knob, current)?;
+        }
         Err(HostError::Frozen {
             guest: record.guest.clone(),
             knob: record.knob.to_string(),
             ours: record.value.clone(),
             theirs: current.to_owned(),
-            original: record.original.clone(),
         })
+    }
+
+    /// Whether somebody else has the knob; it is frozen then.
+    fn is_taken(&self, record: &Record, current: &str) -> HostResult<bool> {
+        match self.check_untouched(record, current) {
+            Ok(()) => Ok(false),
+            Err(HostError::Frozen { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// After a failed change: back to the value before. What cannot be restored or read stays
@@ -351,6 +410,23 @@ impl Scope {
             Self::GuestSettings(uuid) => record.life.uuid == *uuid && is_setting,
             Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
         }
+    }
+}
+
+/// Whether a value is the one that we set last or, in an open intent, the one before.
+fn is_ours(record: &Record, value: &str) -> bool {
+    match record.state {
+        RecordState::Frozen => false,
+        RecordState::Settled => value == record.value,
+        RecordState::Intended => value == record.value || value == record.previous,
+    }
+}
+
+fn outcome(record: &Record, result: Settlement) -> Outcome {
+    Outcome {
+        guest: record.guest.clone(),
+        knob: record.knob.clone(),
+        result,
     }
 }
 
@@ -394,416 +470,10 @@ fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> 
 }
 
 #[cfg(test)]
-mod tests {
-    use blkpilot_env::sample::Cache;
+mod tests;
 
-    use super::*;
-    use crate::fake::{FakeHypervisor, Fault, UUID};
-
-    struct Bench {
-        host: FakeHypervisor,
-        tuner: Tuner,
-        _dir: tempfile::TempDir,
-    }
-
-    impl Bench {
-        fn new(host: FakeHypervisor) -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            let tuner = Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap());
-            Self {
-                host,
-                tuner,
-                _dir: dir,
-            }
-        }
-
-        fn apply(&self, change: &Change) -> HostResult<Applied> {
-            self.tuner.apply(&self.host, &self.host.running(1), change)
-        }
-
-        fn rollback(&self, started: u64) -> Vec<Settlement> {
-            let outcomes = self
-                .tuner
-                .rollback(&self.host, &self.host.inventory(started), &Scope::Host)
-                .unwrap();
-            outcomes.into_iter().map(|outcome| outcome.result).collect()
-        }
-    }
-
-    fn bind(cpus: &str) -> Change {
-        Change::Channel {
-            iothread: 1,
-            cpus: cpus.parse().unwrap(),
-        }
-    }
-
-    fn buffered() -> Change {
-        Change::Cache {
-            target: "vda".into(),
-            cache: Cache::Buffered,
-        }
-    }
-
-    #[test]
-    fn every_knob_is_applied_and_rolled_back_to_its_original() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        bench.apply(&bind("2")).unwrap();
-        bench.apply(&buffered()).unwrap();
-        bench
-            .apply(&Change::Polling {
-                iothread: 1,
-                poll_max_ns: 0,
-            })
-            .unwrap();
-        bench
-            .apply(&Change::Histogram {
-                target: "vda".into(),
-            })
-            .unwrap();
-        assert_eq!(bench.host.cpus.borrow().to_string(), "2");
-        assert!(!bench.host.direct.get() && bench.host.poll_max_ns.get() == 0);
-        assert_eq!(bench.rollback(1).len(), 4);
-        assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
-        assert!(bench.host.direct.get() && bench.host.poll_max_ns.get() == 32_768);
-        assert_eq!(*bench.host.histogram.borrow(), None);
-        assert_eq!(bench.tuner.records().unwrap(), []);
-    }
-
-    #[test]
-    fn a_failed_apply_leaves_value_and_journal_as_before() {
-        for fault in [Fault::Refused, Fault::Ignored] {
-            let bench = Bench::new(FakeHypervisor::default());
-            bench.host.fault.set(fault);
-            assert!(bench.apply(&buffered()).is_err());
-            assert!(bench.host.direct.get());
-            assert_eq!(bench.tuner.records().unwrap(), []);
-        }
-    }
-
-    #[test]
-    fn an_intent_left_by_a_crash_is_settled_with_what_is_found() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.host.fault.set(Fault::AppliedThenLost);
-        assert!(matches!(
-            bench.apply(&bind("1")),
-            Err(HostError::Disconnected { .. })
-        ));
-        assert_eq!(
-            bench.tuner.records().unwrap()[0].state,
-            RecordState::Intended
-        );
-        bench.host.lost.set(false);
-        let outcomes = bench
-            .tuner
-            .reconcile(&bench.host, &bench.host.inventory(1))
-            .unwrap();
-        assert_eq!(outcomes[0].result, Settlement::Kept { value: "1".into() });
-        assert_eq!(
-            bench.rollback(1),
-            [Settlement::Restored {
-                original: "0-3".into()
-            }]
-        );
-    }
-
-    #[test]
-    fn a_value_that_somebody_else_set_freezes_the_knob_until_it_is_unfrozen() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
-        assert!(matches!(
-            bench.apply(&bind("2")),
-            Err(HostError::Frozen { .. })
-        ));
-        assert_eq!(
-            bench.rollback(1),
-            [Settlement::Frozen { found: "3".into() }]
-        );
-        assert_eq!(bench.host.cpus.borrow().to_string(), "3");
-        bench
-            .tuner
-            .unfreeze(
-                &bench.host,
-                &bench.host.running(1),
-                &Knob::Channel { iothread: 1 },
-            )
-            .unwrap();
-        bench.apply(&bind("2")).unwrap();
-        assert_eq!(
-            bench.rollback(1),
-            [Settlement::Restored {
-                original: "0-3".into()
-            }]
-        );
-    }
-
-    #[test]
-    fn records_of_a_restarted_guest_are_moot_and_change_nothing() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        assert_eq!(bench.rollback(2), [Settlement::Moot]);
-        assert_eq!(bench.host.cpus.borrow().to_string(), "1");
-        assert_eq!(bench.tuner.records().unwrap(), []);
-    }
-
-    #[test]
-    fn a_lost_connection_keeps_the_records() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        bench.host.lost.set(true);
-        assert!(matches!(bench.rollback(1)[..], [Settlement::Failed { .. }]));
-        assert_eq!(bench.tuner.records().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn a_guest_without_opt_in_gets_no_command_at_all() {
-        let bench = Bench::new(FakeHypervisor::without_opt_in());
-        for change in [
-            bind("1"),
-            buffered(),
-            Change::Histogram {
-                target: "vda".into(),
-            },
-        ] {
-            assert!(matches!(
-                bench.apply(&change),
-                Err(HostError::NotOptedIn { .. })
-            ));
-        }
-        assert!(bench.host.monitor_commands.borrow().is_empty());
-        assert_eq!(bench.tuner.records().unwrap(), []);
-    }
-
-    #[test]
-    fn a_guests_settings_go_back_without_its_histograms() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        let target = "vda".to_owned();
-        bench.apply(&Change::Histogram { target }).unwrap();
-        let scope = Scope::GuestSettings(UUID.into());
-        bench
-            .tuner
-            .rollback(&bench.host, &bench.host.inventory(1), &scope)
-            .unwrap();
-        assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
-        assert!(bench.host.histogram.borrow().is_some());
-    }
-
-    #[test]
-    fn a_frozen_knob_that_is_back_at_its_original_is_free_again() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
-        let frozen = bench.apply(&bind("2")).unwrap_err().to_string();
-        assert!(frozen.contains("set it back to 0-3"), "{frozen}");
-        *bench.host.cpus.borrow_mut() = "0-3".parse().unwrap();
-        let original = "0-3".to_owned();
-        assert_eq!(bench.rollback(1), [Settlement::Restored { original }]);
-        assert_eq!(bench.tuner.records().unwrap(), []);
-        bench.apply(&bind("2")).unwrap();
-    }
-
-    #[test]
-    fn a_record_is_kept_until_its_qemu_has_surely_ended() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        let roll_back = |inventory: &Inventory| {
-            let outcomes = bench
-                .tuner
-                .rollback(&bench.host, inventory, &Scope::Host)
-                .unwrap();
-            outcomes.into_iter().next().unwrap().result
-        };
-        // libvirt does not list it, lists it without a process, cannot read it: it may still run.
-        let mut unlisted = bench.host.inventory(1);
-        unlisted.guests.clear();
-        let mut unseen = bench.host.inventory(1);
-        unseen.qemus.clear();
-        unseen.guests.get_mut(UUID).unwrap().life = None;
-        let mut unreadable = unlisted.clone();
-        unreadable.qemus.clear();
-        unreadable.unreadable.insert(UUID.into(), "?".into());
-        for inventory in [&unlisted, &unseen, &unreadable] {
-            let result = roll_back(inventory);
-            assert!(matches!(result, Settlement::Failed { .. }), "{result:?}");
-        }
-        let rebooted = Inventory {
-            boot_id: "another".into(),
-            ..unlisted
-        };
-        assert_eq!(roll_back(&rebooted), Settlement::Moot);
-    }
-
-    #[test]
-    fn a_histogram_of_somebody_else_is_left_alone() {
-        let bench = Bench::new(FakeHypervisor::default());
-        *bench.host.histogram.borrow_mut() = Some(vec![1, 2]);
-        let target = "vda".to_owned();
-        assert!(matches!(
-            bench.apply(&Change::Histogram { target }),
-            Err(HostError::Unsupported { .. })
-        ));
-        assert_eq!(*bench.host.histogram.borrow(), Some(vec![1, 2]));
-    }
-
-    #[test]
-    fn what_was_changed_goes_back_after_an_opt_out() {
-        for opted_out in ["mode=\"off\"", "mode=\"auto\" knobs=\"\""] {
-            let mut bench = Bench::new(FakeHypervisor::default());
-            bench.apply(&bind("1")).unwrap();
-            bench.apply(&buffered()).unwrap();
-            bench.host.xml = bench.host.xml.replace("mode=\"auto\"", opted_out);
-            assert!(matches!(
-                bench.apply(&bind("2")),
-                Err(HostError::NotOptedIn { .. })
-            ));
-            let settlements = bench.rollback(1);
-            let is_restored = |s: &Settlement| matches!(s, Settlement::Restored { .. });
-            assert!(
-                settlements.len() == 2 && settlements.iter().all(is_restored),
-                "{settlements:?}"
-            );
-            assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
-            assert!(bench.host.direct.get());
-            // Nothing is ours any more, so nothing more is done.
-            bench.host.monitor_commands.borrow_mut().clear();
-            assert_eq!(bench.rollback(1), []);
-            assert!(bench.host.monitor_commands.borrow().is_empty());
-        }
-    }
-
-    #[test]
-    fn the_cache_is_not_touched_while_a_job_runs_or_under_native_aio() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.host.job.set(true);
-        assert!(matches!(
-            bench.apply(&buffered()),
-            Err(HostError::Unsupported { .. })
-        ));
-        let mut host = FakeHypervisor::default();
-        host.xml = host.xml.replace("io_uring", "native");
-        let bench = Bench::new(host);
-        assert!(
-            bench
-                .apply(&buffered())
-                .unwrap_err()
-                .to_string()
-                .contains("aio=native")
-        );
-        assert_eq!(bench.tuner.records().unwrap(), []);
-    }
-
-    #[test]
-    fn a_change_to_the_value_in_force_writes_nothing() {
-        let bench = Bench::new(FakeHypervisor::default());
-        let applied = bench.apply(&bind("0-3")).unwrap();
-        assert_eq!(applied.previous, applied.value);
-        assert_eq!(bench.tuner.records().unwrap(), []);
-    }
-
-    #[test]
-    fn one_guest_or_one_knob_can_be_rolled_back_alone() {
-        let bench = Bench::new(FakeHypervisor::default());
-        bench.apply(&bind("1")).unwrap();
-        bench.apply(&buffered()).unwrap();
-        let scope = Scope::Knob(
-            UUID.into(),
-            Knob::Cache {
-                target: "vda".into(),
-            },
-        );
-        assert_eq!(
-            bench
-                .tuner
-                .rollback(&bench.host, &bench.host.inventory(1), &scope)
-                .unwrap()
-                .len(),
-            1
-        );
-        assert!(bench.host.direct.get());
-        assert_eq!(bench.host.cpus.borrow().to_string(), "1");
-        assert!(
-            bench
-                .tuner
-                .rollback(
-                    &bench.host,
-                    &bench.host.inventory(1),
-                    &Scope::Guest("x".into())
-                )
-                .unwrap()
-                .is_empty()
-        );
-    }
-}
-
-/// Random changes, faults, crashes and interference: whatever happens, a rollback ends with the
-/// original value unless somebody else has taken the knob.
 #[cfg(test)]
-mod properties {
-    use proptest::prelude::*;
+mod properties;
 
-    use super::*;
-    use crate::fake::{FakeHypervisor, Fault};
-
-    #[derive(Debug, Clone)]
-    enum Event {
-        Bind(u32, Fault),
-        Reconcile,
-        SomebodyElseBinds(u32),
-        Rollback,
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        let fault = prop_oneof![
-            4 => Just(Fault::None),
-            1 => Just(Fault::Refused),
-            1 => Just(Fault::Ignored),
-            1 => Just(Fault::AppliedThenLost),
-        ];
-        prop_oneof![
-            6 => (0_u32..4, fault).prop_map(|(cpu, fault)| Event::Bind(cpu, fault)),
-            2 => Just(Event::Reconcile),
-            1 => (0_u32..4).prop_map(Event::SomebodyElseBinds),
-            1 => Just(Event::Rollback),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn a_rollback_ends_at_the_original_or_finds_the_knob_taken(events in prop::collection::vec(event(), 1..12)) {
-            let dir = tempfile::tempdir().unwrap();
-            let tuner = Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap());
-            let (host, running) = (FakeHypervisor::default(), FakeHypervisor::default().running(1));
-            // What the knob was before we first changed it, as far as anybody can tell.
-            let mut original = host.cpus.borrow().clone();
-            for event in events {
-                host.lost.set(false);
-                match event {
-                    Event::Bind(cpu, fault) => {
-                        host.fault.set(fault);
-                        let change = Change::Channel { iothread: 1, cpus: [cpu].into_iter().collect() };
-                        let _ = tuner.apply(&host, &running, &change);
-                        host.fault.set(Fault::None);
-                    }
-                    Event::Reconcile => drop(tuner.reconcile(&host, &host.inventory(1)).unwrap()),
-                    Event::SomebodyElseBinds(cpu) => {
-                        *host.cpus.borrow_mut() = [cpu].into_iter().collect();
-                        if tuner.records().unwrap().is_empty() {
-                            original = host.cpus.borrow().clone();
-                        }
-                    }
-                    Event::Rollback => drop(tuner.rollback(&host, &host.inventory(1), &Scope::Host).unwrap()),
-                }
-            }
-            host.lost.set(false);
-            let before = host.cpus.borrow().clone();
-            tuner.rollback(&host, &host.inventory(1), &Scope::Host).unwrap();
-            let is_frozen = !tuner.records().unwrap().is_empty();
-            let expected = if is_frozen { before } else { original };
-            prop_assert_eq!(host.cpus.borrow().clone(), expected);
-        }
-    }
-}
+#[cfg(test)]
+mod watch_tests;

@@ -50,4 +50,4 @@ pub use schema::{
     Subject,
 };
 pub use turn::{Ending, StepContext};
-pub use writer::{Config, Recovery, Writer};
+pub use writer::{Config, Recovery, Writer, lock};

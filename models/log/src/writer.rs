@@ -77,7 +77,6 @@ impl Writer {
     /// `Locked` if another writer has it open, `Format` if its newest segment is of another
     /// version, `Io`.
     pub fn open(dir: &Path, config: Config) -> Result<(Self, Recovery), LogError> {
-        fs::create_dir_all(dir).map_err(failed("create", dir))?;
         let lock = lock(dir)?;
         let (segment, recovery) = newest(dir)?;
         let (dir, pending) = (dir.to_owned(), Vec::new());
@@ -258,7 +257,13 @@ impl Writer {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, LogError> {
+/// Takes the lock that the one writer of the log in `dir` holds; it ends with the file that is
+/// returned. The log itself is not looked at.
+///
+/// # Errors
+/// `Locked` if a writer has it, `Io`.
+pub fn lock(dir: &Path) -> Result<File, LogError> {
+    fs::create_dir_all(dir).map_err(failed("create", dir))?;
     let path = dir.join("lock");
     let file = File::options()
         .create(true)

@@ -1,0 +1,122 @@
+//! What somebody else changes is noticed at the next sample.
+
+use super::tests::{Bench, bind, buffered};
+use super::*;
+use crate::fake::{FakeHypervisor, UUID};
+
+/// All three knobs are changed: CPU 1, polling off, buffered.
+fn changed() -> Bench {
+    let bench = Bench::new(FakeHypervisor::default());
+    bench.apply(&bind("1")).unwrap();
+    let polling = Change::Polling {
+        iothread: 1,
+        poll_max_ns: 0,
+    };
+    bench.apply(&polling).unwrap();
+    bench.apply(&buffered()).unwrap();
+    bench.host.monitor_commands.borrow_mut().clear();
+    bench
+}
+
+impl Bench {
+    /// A sample that sees what is in force.
+    fn watch(&self) -> Vec<Outcome> {
+        self.watch_as(|knob| self.host.running(1).knobs(&self.host).read(knob).ok())
+    }
+
+    fn watch_as(&self, seen: impl Fn(&Knob) -> Option<String>) -> Vec<Outcome> {
+        let inventory = self.host.inventory(1);
+        let seen = |_: &RunningGuest, knob: &Knob| seen(knob);
+        self.tuner.watch(&self.host, &inventory, seen).unwrap()
+    }
+}
+
+#[test]
+fn each_knob_freezes_alone_and_once() {
+    type Act = fn(&FakeHypervisor);
+    let cases: [(Act, &str, &str); 3] = [
+        (
+            |host| *host.cpus.borrow_mut() = "2-3".parse().unwrap(),
+            "iothread/1/cpus",
+            "2-3",
+        ),
+        (
+            |host| host.poll_max_ns.set(5_000),
+            "iothread/1/poll_max_ns",
+            "5000",
+        ),
+        (|host| host.direct.set(true), "disk/vda/cache", "direct"),
+    ];
+    for (somebody_else, knob, value) in cases {
+        let bench = changed();
+        assert_eq!(bench.watch(), []);
+        somebody_else(&bench.host);
+        let frozen = bench.watch();
+        let found = value.to_owned();
+        assert_eq!(frozen.len(), 1, "{frozen:?}");
+        assert_eq!(frozen[0].knob.to_string(), knob);
+        assert_eq!(frozen[0].result, Settlement::Frozen { found });
+        assert_eq!(bench.watch(), [], "{knob} is told once");
+        let records = bench.tuner.records().unwrap();
+        let frozen = records.iter().filter(|r| r.state == RecordState::Frozen);
+        let found: Vec<_> = frozen.map(|record| record.found.as_deref()).collect();
+        assert_eq!(found, [Some(value)]);
+    }
+}
+
+#[test]
+fn back_at_the_original_is_a_change_by_somebody_else_too() {
+    let bench = changed();
+    *bench.host.cpus.borrow_mut() = "0-3".parse().unwrap();
+    let found = "0-3".to_owned();
+    assert_eq!(bench.watch()[0].result, Settlement::Frozen { found });
+    // It stays so over a restart, until somebody unfreezes it or rolls back.
+    let inventory = bench.host.inventory(1);
+    bench.tuner.reconcile(&bench.host, &inventory).unwrap();
+    let refused = bench.apply(&bind("2"));
+    assert!(
+        matches!(refused, Err(HostError::Frozen { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+}
+
+#[test]
+fn a_sample_from_before_our_own_change_freezes_nothing() {
+    let bench = changed();
+    let old = |knob: &Knob| match knob {
+        Knob::Polling { .. } => Some("32768".to_owned()),
+        Knob::Channel { .. } => Some("0-3".to_owned()),
+        _ => Some("direct".to_owned()),
+    };
+    assert_eq!(bench.watch_as(old), []);
+    assert_eq!(bench.watch_as(|_| None), []);
+}
+
+#[test]
+fn a_guest_is_asked_only_where_something_differs() {
+    let bench = changed();
+    let as_set = |knob: &Knob| {
+        let record = bench.tuner.records().unwrap();
+        let record = record.into_iter().find(|record| record.knob == *knob);
+        record.map(|record| record.value)
+    };
+    bench.watch_as(as_set);
+    assert!(bench.host.monitor_commands.borrow().is_empty());
+    bench.host.lost.set(true);
+    // Nor does a connection that is lost just then freeze anything.
+    assert_eq!(bench.watch_as(|_| Some("another".to_owned())), []);
+}
+
+#[test]
+fn a_guest_that_hangs_or_has_restarted_is_left_alone() {
+    let bench = changed();
+    *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
+    let seen = |_: &RunningGuest, _: &Knob| Some("3".to_owned());
+    let mut hangs = bench.host.inventory(1);
+    hangs.guests.get_mut(UUID).unwrap().hangs = true;
+    for inventory in [hangs, bench.host.inventory(2)] {
+        let frozen = bench.tuner.watch(&bench.host, &inventory, seen).unwrap();
+        assert_eq!(frozen, []);
+    }
+}

@@ -1,0 +1,145 @@
+//! The way back without blkpilot: a POSIX shell script that undoes what the journal holds with
+//! nothing but `virsh`.
+//!
+//! Whatever comes from the journal is quoted where the shell sees it and escaped in comments: a
+//! guest's name may hold anything.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::journal::{Record, RecordState};
+use crate::knob::Knob;
+
+/// What the steps call; it says what each does.
+const FUNCTIONS: &str = include_str!("undo_script.sh");
+
+const ABOUT: &str = "\
+#!/bin/sh
+# Undoes what blkpilot has changed on running guests, with nothing but sh and virsh, as the journal
+# had it when this was written. Run it while no blkpilot service tunes this host:
+#
+#   sh THIS_FILE [LIBVIRT_URI]
+#
+# Each step is tried whatever became of those before it. A value goes back only where what is in force
+# is what blkpilot set; what somebody else has set since is left alone and named. The journal is not
+# touched: a service that starts later finds the values as they were and forgets its records.
+# virsh cannot tell one QEMU of a guest from the next. Where the QEMU is seen in /proc its start is
+# compared with the journal; where it is not, that is said, and the step is tried all the same.
+#
+# Exit status: 0 when everything is as it was, 1 when something is not.
+";
+
+/// The script that undoes these records, in their order. `uri`: where virsh connects to unless the
+/// script's first argument says otherwise; virsh's own default if `None`.
+#[must_use]
+pub fn undo_script(records: &[Record], uri: Option<&str>) -> String {
+    let default = quoted(uri.unwrap_or_default());
+    let mut script =
+        format!("{ABOUT}\nuri={default}\nif [ $# -gt 0 ]; then uri=$1; fi\n\n{FUNCTIONS}");
+    for record in records {
+        let what = format!("{}: {}", record.guest, record.knob);
+        // A string may hold anything, so that writing to it cannot fail.
+        let _ = write!(
+            script,
+            "\n{}\nbegin {} {} {} {} &&\n    {}\n",
+            comment(record),
+            quoted(&record.life.uuid),
+            quoted(&record.life.boot_id),
+            quoted(&record.life.qemu_started_ticks.to_string()),
+            quoted(&what),
+            step(record),
+        );
+    }
+    script.push_str(
+        "\nprintf '%s undone, %s ended with their guests, %s not undone\\n' \"$undone\" \"$moot\" \"$failed\"\n[ \"$failed\" -eq 0 ]\n",
+    );
+    script
+}
+
+fn comment(record: &Record) -> String {
+    let Record {
+        guest,
+        knob,
+        original,
+        value,
+        state,
+        ..
+    } = record;
+    let text = format!("{guest}: {knob}: was {original}, set to {value}, {state}");
+    let cannot = undoing(record).err();
+    let cannot = cannot.map_or_else(String::new, |reason| {
+        format!("; cannot be undone here: {reason}")
+    });
+    format!("# {}", (text + &cannot).escape_debug())
+}
+
+fn step(record: &Record) -> String {
+    undoing(record).unwrap_or_else(|reason| format!("fail {}", quoted(&reason)))
+}
+
+/// The step that undoes a record, or why there is none.
+fn undoing(record: &Record) -> Result<String, String> {
+    let Record {
+        original,
+        value,
+        previous,
+        ..
+    } = record;
+    let previous = match record.state {
+        RecordState::Frozen => return Err(frozen(record)),
+        RecordState::Intended => previous,
+        RecordState::Settled => value,
+    };
+    let uuid = quoted(&record.life.uuid);
+    let values = [original, value, previous]
+        .map(|text| quoted(text))
+        .join(" ");
+    let undo = || {
+        let missing = "the version that changed it has not journalled how: use `blkpilot rollback --all --offline`";
+        record.undo.as_deref().ok_or_else(|| missing.to_owned())
+    };
+    Ok(match &record.knob {
+        Knob::Channel { iothread } => format!("pin {uuid} {iothread} {values}"),
+        Knob::Polling { iothread } => format!("polling {uuid} {iothread} {values}"),
+        Knob::Cache { .. } => {
+            let undo = undo()?;
+            let node = quoted(&node_name(undo)?);
+            format!("cache {uuid} {node} {values} {}", quoted(undo))
+        }
+        Knob::Histogram { .. } => format!("histogram {uuid} {}", quoted(undo()?)),
+    })
+}
+
+fn frozen(record: &Record) -> String {
+    let found = record.found.as_deref().unwrap_or("another value");
+    format!(
+        "somebody else set it to {found}, which is left alone (blkpilot set {}, before that it was {})",
+        record.value, record.original
+    )
+}
+
+/// The node that a reopen is about; it goes into a command of QEMU's human monitor, so it must be
+/// what QEMU calls a well-formed id.
+fn node_name(undo: &str) -> Result<String, String> {
+    let command: Option<Value> = serde_json::from_str(undo).ok();
+    let node = command.and_then(|command| {
+        let name = &command["arguments"]["options"][0]["node-name"];
+        name.as_str().map(str::to_owned)
+    });
+    let is_id = |name: &String| {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        !name.is_empty() && name.chars().all(is_plain)
+    };
+    node.filter(is_id)
+        .ok_or_else(|| format!("its journalled command names no node: {undo}"))
+}
+
+/// A text as one word of the shell.
+fn quoted(text: &str) -> String {
+    // What no shell takes cannot be in a word either.
+    format!("'{}'", text.replace('\0', "").replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+LC_ALL=C
+export LC_ALL
+failed=0
+undone=0
+moot=0
+
+v() {
+    if [ -n "$uri" ]; then
+        virsh --quiet --connect "$uri" "$@"
+    else
+        virsh --quiet "$@"
+    fi
+}
+
+say() {
+    printf '%s: %s\n' "$what" "$1"
+}
+
+fail() {
+    printf '%s: NOT UNDONE: %s\n' "$what" "$1" >&2
+    failed=$((failed + 1))
+}
+
+ended() {
+    say "$1"
+    moot=$((moot + 1))
+}
+
+put_back() {
+    say "put back to $1"
+    undone=$((undone + 1))
+}
+
+# begin UUID BOOT STARTED WHAT: whether there is something to undo.
+begin() {
+    what=$4
+    if ! active=$(v list --uuid); then
+        fail 'virsh cannot list the running guests'
+        return 1
+    fi
+    case $active in
+    *"$1"*) same_qemu "$1" "$2" "$3" ;;
+    *)
+        ended 'the guest does not run any more, and the setting ended with its QEMU'
+        return 1
+        ;;
+    esac
+}
+
+# same_qemu UUID BOOT STARTED: whether the guest still runs in the QEMU that was changed. virsh cannot
+# tell; a process in /proc with this UUID on its command line and this start can.
+same_qemu() {
+    uuid=$1 boot=$2 started=$3 is_seen=no
+    for process in /proc/[0-9]*; do
+        line= stat= booted=
+        { IFS= read -r line <"$process/cmdline"; } 2>/dev/null
+        case $line in
+        *qemu*-uuid"$uuid"*) ;;
+        *) continue ;;
+        esac
+        { IFS= read -r stat <"$process/stat"; } 2>/dev/null || continue
+        { IFS= read -r booted </proc/sys/kernel/random/boot_id; } 2>/dev/null || continue
+        is_seen=yes
+        set -- ${stat##*) }
+        if [ "$booted" = "$boot" ] && [ "${20}" = "$started" ]; then
+            return 0
+        fi
+    done
+    if [ "$is_seen" = yes ]; then
+        ended 'the guest has been restarted since, and the setting ended with its QEMU'
+        return 1
+    fi
+    say 'its QEMU is not seen in /proc here, so that it cannot be told whether it was restarted since'
+}
+
+# is_ours NOW ORIGINAL VALUE PREVIOUS: whether what is in force is what blkpilot set.
+is_ours() {
+    case $1 in
+    '') fail 'what is in force cannot be read' ;;
+    "$2")
+        say "is $2 already"
+        undone=$((undone + 1))
+        ;;
+    "$3" | "$4") return 0 ;;
+    *) fail "somebody else set it to $1, which is left alone (blkpilot set $3, before that it was $2)" ;;
+    esac
+    return 1
+}
+
+# is_back NOW ORIGINAL
+is_back() {
+    if [ "$1" = "$2" ]; then
+        put_back "$2"
+    else
+        fail "was set to $2, but reads $1"
+    fi
+}
+
+iothread_cpus() {
+    v iothreadinfo "$1" --live | while read -r id cpus; do
+        if [ "$id" = "$2" ]; then printf '%s' "$cpus"; fi
+    done
+}
+
+# pin UUID IOTHREAD ORIGINAL VALUE PREVIOUS
+pin() {
+    is_ours "$(iothread_cpus "$1" "$2")" "$3" "$4" "$5" || return
+    if v iothreadpin "$1" "$2" "$3" --live >/dev/null; then
+        is_back "$(iothread_cpus "$1" "$2")" "$3"
+    else
+        fail 'virsh iothreadpin failed'
+    fi
+}
+
+poll_max_ns() {
+    v domstats --iothread "$1" | while read -r line; do
+        case $line in
+        iothread."$2".poll-max-ns=*) printf '%s' "${line#*=}" ;;
+        esac
+    done
+}
+
+# polling UUID IOTHREAD ORIGINAL VALUE PREVIOUS
+polling() {
+    is_ours "$(poll_max_ns "$1" "$2")" "$3" "$4" "$5" || return
+    if v iothreadset "$1" "$2" --poll-max-ns "$3" --live >/dev/null; then
+        is_back "$(poll_max_ns "$1" "$2")" "$3"
+    else
+        fail 'virsh iothreadset failed'
+    fi
+}
+
+# monitor UUID COMMAND: whether QEMU did it; virsh succeeds whatever QEMU answers.
+monitor() {
+    reply=$(v qemu-monitor-command "$1" "$2")
+    case $reply in
+    *'"return"'*) return 0 ;;
+    *)
+        fail "QEMU refused: $reply"
+        return 1
+        ;;
+    esac
+}
+
+cache_of() {
+    v qemu-monitor-command "$1" --hmp "info block -n $2" | while read -r line; do
+        case $line in
+        'Cache mode:'*direct*) printf direct ;;
+        'Cache mode:'*) printf buffered ;;
+        esac
+    done
+}
+
+# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND. QEMU writes dirty pages back before it goes over to
+# direct, which may take a while.
+cache() {
+    is_ours "$(cache_of "$1" "$2")" "$3" "$4" "$5" || return
+    case $(v qemu-monitor-command "$1" '{"execute":"query-block-jobs"}') in
+    *'"return":[]'*) ;;
+    *)
+        fail 'a block job runs on the guest: run this again after it'
+        return
+        ;;
+    esac
+    case $(v domjobinfo "$1") in
+    *None*) ;;
+    *)
+        fail 'a libvirt job runs on the guest: run this again after it'
+        return
+        ;;
+    esac
+    monitor "$1" "$6" && is_back "$(cache_of "$1" "$2")" "$3"
+}
+
+# histogram UUID COMMAND
+histogram() {
+    monitor "$1" "$2" && put_back absent
+}
+
+if ! v uri >/dev/null; then
+    printf 'virsh cannot connect to %s: is libvirtd running, and may this user connect?\n' "${uri:-its default URI}" >&2
+    exit 1
+fi

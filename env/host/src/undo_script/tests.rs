@@ -1,0 +1,289 @@
+//! The script runs on the shells that are there, against a `virsh` that keeps its state in files.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::*;
+use crate::journal::GuestLife;
+
+const UUID: &str = "ee81b14e-982c-47f4-ac22-70486068cb15";
+const REOPEN: &str = r#"{"execute":"blockdev-reopen","arguments":{"options":[{"node-name":"libvirt-1-storage","filename":"/it's \"here\" $(touch pwned)","cache":{"direct":true,"no-flush":false}}]}}"#;
+const STOP: &str = r#"{"execute":"block-latency-histogram-set","arguments":{"id":"/machine/x"}}"#;
+
+const VIRSH: &str = r##"#!/bin/sh
+[ "$1" = --quiet ] && shift
+[ "$1" = --connect ] && { printf '%s' "$2" >connected; shift 2; }
+command=$1; shift
+printf '%s\n' "$command" >>log
+[ -e "fail-$command" ] && { echo "refused" >&2; exit 1; }
+case $command in
+uri) ;;
+list) cat running ;;
+iothreadinfo) printf ' 1   %s\n 11   7\n\n' "$(cat cpus)" ;;
+iothreadpin) printf '%s' "$3" >cpus ;;
+domstats) printf "Domain: 'web'\n  iothread.count=1\n  iothread.1.poll-max-ns=%s\n  iothread.1.poll-grow=0\n" "$(cat poll)" ;;
+iothreadset) printf '%s' "$4" >poll ;;
+domjobinfo) cat job ;;
+qemu-monitor-command)
+    case $2 in
+    --hmp) printf 'libvirt-1-storage: /x (file)\n    Cache mode:       writeback%s\n\n' "$(cat direct)" ;;
+    *query-block-jobs*) cat blockjobs ;;
+    *blockdev-reopen*) printf '%s' "$2" >command; printf ', direct' >direct; printf '{"return":{},"id":"libvirt-9"}' ;;
+    *block-latency*) printf '%s' "$2" >histogram; printf '{"return":{},"id":"libvirt-9"}' ;;
+    esac ;;
+esac
+"##;
+
+struct Host(tempfile::TempDir);
+
+impl Host {
+    /// A guest on CPU 1, without polling, buffered: as changed by us.
+    fn new() -> Self {
+        let host = Self(tempfile::tempdir().unwrap());
+        host.write("virsh", VIRSH);
+        let virsh = host.path().join("virsh");
+        fs::set_permissions(virsh, fs::Permissions::from_mode(0o755)).unwrap();
+        host.write("running", &format!("another\n{UUID}\n"));
+        for (file, text) in [
+            ("cpus", "1"),
+            ("poll", "0"),
+            ("direct", ""),
+            ("job", "Job type:         None"),
+            ("blockjobs", r#"{"return":[],"id":"libvirt-3"}"#),
+            ("log", ""),
+        ] {
+            host.write(file, text);
+        }
+        host
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.path().join(file), text).unwrap();
+    }
+
+    fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.path().join(file)).unwrap_or_default()
+    }
+
+    fn run_by(&self, shell: &[&str], script: &str) -> Output {
+        self.write("undo.sh", script);
+        let path = std::env::var("PATH").unwrap();
+        Command::new(shell[0])
+            .args(&shell[1..])
+            .arg("undo.sh")
+            .env("PATH", format!("{}:{path}", self.path().display()))
+            .current_dir(self.path())
+            .output()
+            .unwrap()
+    }
+
+    fn run(&self, records: &[Record]) -> Output {
+        self.run_by(&["sh"], &undo_script(records, None))
+    }
+}
+
+fn record(knob: &str, original: &str, value: &str, undo: Option<&str>) -> Record {
+    Record {
+        life: GuestLife {
+            boot_id: "b".into(),
+            uuid: UUID.into(),
+            qemu_started_ticks: 7,
+        },
+        guest: "web".into(),
+        knob: knob.parse().unwrap(),
+        original: original.into(),
+        previous: original.into(),
+        value: value.into(),
+        state: RecordState::Settled,
+        found: None,
+        at_us: None,
+        undo: undo.map(str::to_owned),
+    }
+}
+
+fn all() -> Vec<Record> {
+    vec![
+        record("disk/vda/histogram", "absent", "counting", Some(STOP)),
+        record("disk/vda/cache", "direct", "buffered", Some(REOPEN)),
+        record("iothread/1/poll_max_ns", "32768", "0", None),
+        record("iothread/1/cpus", "0-3", "1", None),
+    ]
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Those of the POSIX shells that are installed.
+fn shells() -> Vec<&'static [&'static str]> {
+    let all: [&[&str]; 4] = [&["sh"], &["dash"], &["bash", "--posix"], &["busybox", "sh"]];
+    let works = |shell: &&&[&str]| {
+        let tried = Command::new(shell[0])
+            .args(&shell[1..])
+            .args(["-c", ":"])
+            .output();
+        tried.is_ok_and(|output| output.status.success())
+    };
+    all.iter().filter(works).copied().collect()
+}
+
+#[test]
+fn everything_goes_back_in_every_shell() {
+    for shell in shells() {
+        let host = Host::new();
+        let output = host.run_by(shell, &undo_script(&all(), Some("qemu:///system")));
+        assert!(output.status.success(), "{shell:?}: {}", stderr(&output));
+        let text = stdout(&output);
+        assert!(
+            text.ends_with("4 undone, 0 ended with their guests, 0 not undone\n"),
+            "{text}"
+        );
+        assert_eq!(host.read("cpus"), "0-3");
+        assert_eq!(host.read("poll"), "32768");
+        assert_eq!(host.read("command"), REOPEN, "passed on as it is");
+        assert_eq!(host.read("histogram"), STOP);
+        assert_eq!(host.read("connected"), "qemu:///system");
+        assert_eq!(stderr(&output), "");
+        // Once more changes nothing: all of it is back but the histogram, which cannot be told.
+        host.write("log", "");
+        assert!(
+            host.run_by(shell, &undo_script(&all()[1..], None))
+                .status
+                .success()
+        );
+        let log = host.read("log");
+        let wrote = |line: &str| ["iothreadpin", "iothreadset"].contains(&line);
+        assert!(!log.lines().any(wrote), "{log}");
+    }
+}
+
+#[test]
+fn a_failed_step_does_not_stop_the_others_and_is_told() {
+    let host = Host::new();
+    host.write("fail-iothreadset", "");
+    let output = host.run(&all());
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(
+        text.contains("web: iothread/1/poll_max_ns: NOT UNDONE"),
+        "{text}"
+    );
+    assert_eq!(
+        (host.read("cpus"), host.read("poll")),
+        ("0-3".into(), "0".into())
+    );
+    assert!(stdout(&output).contains("3 undone, 0 ended with their guests, 1 not undone"));
+}
+
+#[test]
+fn what_somebody_else_set_is_left_alone() {
+    let host = Host::new();
+    host.write("cpus", "2");
+    let output = host.run(&all());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("somebody else set it to 2"));
+    assert_eq!(host.read("cpus"), "2");
+
+    let frozen = Record {
+        state: RecordState::Frozen,
+        found: Some("3".into()),
+        ..all()[3].clone()
+    };
+    let host = Host::new();
+    let script = undo_script(std::slice::from_ref(&frozen), None);
+    assert!(
+        script.contains("# web: iothread/1/cpus: was 0-3, set to 1, frozen; cannot be undone here")
+    );
+    assert_eq!(host.run(&[frozen]).status.code(), Some(1));
+    assert_eq!(host.read("cpus"), "1");
+}
+
+#[test]
+fn an_intent_that_was_not_carried_out_is_ours_too() {
+    let intended = |value: &str| Record {
+        state: RecordState::Intended,
+        previous: "1".into(),
+        value: value.into(),
+        ..all()[3].clone()
+    };
+    let host = Host::new();
+    assert!(host.run(&[intended("2")]).status.success());
+    assert_eq!(host.read("cpus"), "0-3");
+}
+
+#[test]
+fn a_guest_that_has_gone_needs_nothing_and_is_sent_nothing() {
+    let host = Host::new();
+    host.write("running", "another\n");
+    let output = host.run(&all());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("0 undone, 4 ended with their guests"));
+    let log = host.read("log");
+    assert!(
+        log.lines().all(|line| ["uri", "list"].contains(&line)),
+        "{log}"
+    );
+}
+
+#[test]
+fn jobs_and_missing_commands_keep_the_cache_as_it_is() {
+    for (file, text) in [
+        (
+            "blockjobs",
+            r#"{"return":[{"type":"mirror"}],"id":"libvirt-3"}"#,
+        ),
+        ("job", "Job type:         Unbounded"),
+    ] {
+        let host = Host::new();
+        host.write(file, text);
+        let output = host.run(&all());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("run this again after it"));
+        assert_eq!(
+            (host.read("direct"), host.read("cpus")),
+            (String::new(), "0-3".into())
+        );
+    }
+    let host = Host::new();
+    let old = Record {
+        undo: None,
+        ..all()[1].clone()
+    };
+    let output = host.run(&[old]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("blkpilot rollback --all --offline"));
+}
+
+#[test]
+fn nothing_in_the_journal_is_taken_for_a_command() {
+    let evil = "it's; touch pwned\n$(touch pwned) `touch pwned` \"x\"";
+    let host = Host::new();
+    let mut record = all().remove(3);
+    record.guest = evil.into();
+    record.original = "0-3; touch pwned".into();
+    record.life.boot_id = "'; touch pwned; '".into();
+    let output = host.run(&[record]);
+    assert_eq!(host.read("cpus"), "0-3; touch pwned", "{}", stderr(&output));
+    assert!(stdout(&output).contains(evil));
+    assert!(!host.path().join("pwned").exists());
+}
+
+#[test]
+fn an_empty_journal_makes_a_script_that_succeeds_and_no_libvirt_one_that_fails() {
+    let host = Host::new();
+    assert!(host.run(&[]).status.success());
+    host.write("fail-uri", "");
+    let output = host.run(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("is libvirtd running"));
+}
