@@ -1,10 +1,16 @@
 //! The command line of `blkpilot`.
 
+#![deny(
+    clippy::print_stdout,
+    reason = "`output::print` bears a reader that ends"
+)]
+
 mod commands;
 mod data_dir;
 mod journal;
 mod json;
 mod observe;
+mod output;
 mod rollback;
 mod serve;
 mod sweep;
@@ -292,6 +298,9 @@ pub enum CliError {
     /// The service or the host cannot be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// Whoever read what it prints has ended: nobody is left to be told.
+    #[error("nobody reads standard output any more")]
+    ReaderGone,
 }
 
 impl CliError {
@@ -302,6 +311,8 @@ impl CliError {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Unavailable(_) => 3,
+            // What a shell shows of a process that SIGPIPE has ended.
+            Self::ReaderGone => 141,
         })
     }
 }

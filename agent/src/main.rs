@@ -3,7 +3,7 @@
 use std::io::{IsTerminal as _, stderr};
 use std::process::ExitCode;
 
-use blkpilot_agent::cli::{self, Cli};
+use blkpilot_agent::cli::{self, Cli, CliError};
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +17,7 @@ async fn main() -> ExitCode {
         .init();
     match cli::run(Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error @ CliError::ReaderGone) => error.exit_code(),
         Err(error) => {
             eprintln!("blkpilot: {error}");
             error.exit_code()

@@ -311,3 +311,21 @@ fn help_lists_the_commands_and_the_exit_statuses() {
         assert!(help.contains(word), "{help}");
     }
 }
+
+#[test]
+fn a_command_whose_reader_has_ended_ends_like_one_that_sigpipe_has_ended() {
+    let mut child = Command::new(BLKPILOT)
+        .args(["observe", "--simulated", "mixed", "--interval", "0.02"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(!line.is_empty());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141));
+    assert_eq!(error(&output), "");
+}

@@ -7,6 +7,7 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::json::Json;
+use super::output::print;
 use super::serve::interrupted;
 use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, WatchArgs, tables};
 use crate::client::connect;
@@ -70,9 +71,9 @@ pub(super) async fn guests(args: &ClientArgs) -> Result<(), CliError> {
             .iter()
             .map(|guest| json.value("Guest", guest))
             .collect();
-        println!("{:#}", json!({ "guests": guests }));
+        print(format_args!("{:#}", json!({ "guests": guests })))?;
     } else {
-        println!("{}", tables::guests(&guests));
+        print(tables::guests(&guests))?;
     }
     Ok(())
 }
@@ -81,7 +82,7 @@ pub(super) async fn propose(args: &ClientArgs) -> Result<(), CliError> {
     let mut session = Session::open(args).await?;
     let host = host_name(&session.host);
     let decision = session.client.propose(v1::ProposeRequest { host }).await?;
-    show(args, &decision.into_inner());
+    show(args, &decision.into_inner())?;
     Ok(())
 }
 
@@ -109,8 +110,7 @@ pub(super) async fn apply(args: &ApplyArgs) -> Result<(), CliError> {
     show(
         &args.client,
         &session.client.apply(request).await?.into_inner(),
-    );
-    Ok(())
+    )
 }
 
 /// `GUEST/DISK:HEAD=LEVEL`, or `DEVICE:HEAD=LEVEL`.
@@ -135,11 +135,14 @@ fn choice(host: &str, text: &str) -> Result<v1::LevelChoice, CliError> {
     })
 }
 
-pub(super) fn show(args: &ClientArgs, decision: &v1::Decision) {
+pub(super) fn show(args: &ClientArgs, decision: &v1::Decision) -> Result<(), CliError> {
     if args.json {
-        println!("{:#}", Json::new().value("Decision", decision));
+        print(format_args!(
+            "{:#}",
+            Json::new().value("Decision", decision)
+        ))
     } else {
-        println!("{}", tables::decision(decision));
+        print(tables::decision(decision))
     }
 }
 
@@ -165,9 +168,9 @@ pub(super) async fn decisions(args: &DecisionsArgs) -> Result<(), CliError> {
             .iter()
             .map(|d| json.value("Decision", d))
             .collect();
-        println!("{:#}", json!({ "decisions": decisions }));
+        print(format_args!("{:#}", json!({ "decisions": decisions })))?;
     } else {
-        println!("{}", tables::decisions(&decisions));
+        print(tables::decisions(&decisions))?;
     }
     Ok(())
 }
@@ -188,7 +191,7 @@ pub(super) async fn watch(args: &WatchArgs) -> Result<(), CliError> {
         let Some(event) = event else {
             return Err(CliError::Unavailable("the service has ended".to_owned()));
         };
-        if show_event(&args.client, &json, event) {
+        if show_event(&args.client, &json, event)? {
             left = left.map(|left| left - 1);
         }
     }
@@ -196,21 +199,25 @@ pub(super) async fn watch(args: &WatchArgs) -> Result<(), CliError> {
 }
 
 /// Prints an event; whether it was a decision.
-fn show_event(args: &ClientArgs, json: &Json, event: v1::WatchDecisionsResponse) -> bool {
+fn show_event(
+    args: &ClientArgs,
+    json: &Json,
+    event: v1::WatchDecisionsResponse,
+) -> Result<bool, CliError> {
     use v1::watch_decisions_response::Event;
     match event.event {
         Some(Event::Decision(decision)) if args.json => {
-            println!("{}", json.value("Decision", &decision));
-            true
+            print(json.value("Decision", &decision))?;
+            Ok(true)
         }
         Some(Event::Decision(decision)) => {
-            println!("{}", tables::decision_line(&decision).join("  "));
-            true
+            print(tables::decision_line(&decision).join("  "))?;
+            Ok(true)
         }
         Some(Event::Missed(missed)) => {
             eprintln!("blkpilot: {missed} decisions were missed: `blkpilot decisions` has them");
-            false
+            Ok(false)
         }
-        Some(Event::Started(_)) | None => false,
+        Some(Event::Started(_)) | None => Ok(false),
     }
 }

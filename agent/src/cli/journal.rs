@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::CliError;
 use super::data_dir::Place;
+use super::output::print;
 use super::tables::{self, rfc3339};
 use crate::backend::live::journal_of;
 
@@ -39,11 +40,17 @@ pub(super) fn run(args: &JournalArgs) -> Result<(), CliError> {
     let records = read(&file)?;
     if args.json {
         let records: Vec<Value> = records.iter().map(to_json).collect();
-        println!("{:#}", json!({ "journal": file, "records": records }));
+        print(format_args!(
+            "{:#}",
+            json!({ "journal": file, "records": records })
+        ))?;
     } else if records.is_empty() {
-        println!("nothing is changed: {} holds no record", file.display());
+        print(format_args!(
+            "nothing is changed: {} holds no record",
+            file.display()
+        ))?;
     } else {
-        println!("{}", tables::journal(&records));
+        print(tables::journal(&records))?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use blkpilot_proto::v1;
 use serde_json::json;
 
 use super::json::Json;
+use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, HostSource, ObserveArgs, tables};
 use crate::admission::Modes;
@@ -150,13 +151,13 @@ fn windows(
         }
         let window = host.observe()?;
         record(&*host)?;
-        show(json.as_ref(), host.spec(), &window.observation);
+        show(json.as_ref(), host.spec(), &window.observation)?;
         left = left.map(|left| left - 1);
     }
     Ok(())
 }
 
-fn show(json: Option<&Json>, spec: &EnvSpec, obs: &Observation) {
+fn show(json: Option<&Json>, spec: &EnvSpec, obs: &Observation) -> Result<(), CliError> {
     let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let rows = obs.disk_ids.iter().enumerate();
     let states: Vec<(&str, v1::DiskState)> = rows
@@ -166,15 +167,15 @@ fn show(json: Option<&Json>, spec: &EnvSpec, obs: &Observation) {
         Some(json) => {
             let disk = |(id, state): &(&str, v1::DiskState)| json!({ "disk": id, "state": json.value("DiskState", state) });
             let disks: Vec<_> = states.iter().map(disk).collect();
-            println!("{}", json!({ "time": time, "disks": disks }));
+            print(json!({ "time": time, "disks": disks }))
         }
-        None if states.is_empty() => {
-            println!("{time}\nno managed disks: no running guest has opted in");
-        }
-        None => println!(
+        None if states.is_empty() => print(format_args!(
+            "{time}\nno managed disks: no running guest has opted in"
+        )),
+        None => print(format_args!(
             "{time}\n{}",
             tables::disks(states.iter().map(|(id, state)| (*id, state)))
-        ),
+        )),
     }
 }
 

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::commands::{Session, show};
 use super::data_dir::{Place, lock};
+use super::output::print;
 use super::{CliError, ClientArgs, tables};
 use crate::backend::live::{journal_of, put_back};
 use crate::names::{guest_name, host_name};
@@ -98,7 +99,7 @@ async fn by_service(args: &RollbackArgs) -> Result<(), CliError> {
         request_id: Uuid::new_v4().to_string(),
     };
     let decision = session.client.rollback(request).await?.into_inner();
-    show(&args.client, &decision);
+    show(&args.client, &decision)?;
     match decision.error.as_str() {
         "" => Ok(()),
         error => Err(CliError::Failed(error.to_owned())),
@@ -131,11 +132,11 @@ async fn offline(args: &RollbackArgs) -> Result<(), CliError> {
     let outcomes = restoring.await.map_err(panicked)??;
     if args.client.json {
         let outcomes: Vec<Value> = outcomes.iter().map(to_json).collect();
-        println!("{:#}", json!({ "outcomes": outcomes }));
+        print(format_args!("{:#}", json!({ "outcomes": outcomes })))?;
     } else if outcomes.is_empty() {
-        println!("nothing to put back");
+        print("nothing to put back")?;
     } else {
-        println!("{}", tables::outcomes(&outcomes));
+        print(tables::outcomes(&outcomes))?;
     }
     let left: Vec<String> = outcomes.iter().filter_map(left_behind).collect();
     if left.is_empty() {

@@ -1,7 +1,9 @@
 //! `blkpilot serve`.
 
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::warn;
 
+use super::output::print;
 use super::{CliError, ServeArgs};
 use crate::config::Config;
 use crate::server::{Server, check};
@@ -10,13 +12,16 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let config = Config::load(&args.config)?;
     if args.check {
         check(&config)?;
-        println!("{}: can be served", args.config.display());
+        print(format_args!("{}: can be served", args.config.display()))?;
         return Ok(());
     }
     // Before anything is opened: a signal during the start must end in order too.
     let stop = interrupted()?;
     let server = Server::start(config).await?;
-    println!("listening on {}", server.address());
+    // It serves whether or not anybody reads this.
+    if let Err(error) = print(format_args!("listening on {}", server.address())) {
+        warn!("{error}");
+    }
     server.run(stop).await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::data_dir::lock;
 use super::observe::recorded_from;
+use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, SweepArgs};
 use crate::admission::Modes;
@@ -49,23 +50,21 @@ pub(super) async fn run(args: SweepArgs) -> Result<(), CliError> {
         }
     };
     let report = done.unwrap_or_else(|e| Err(CliError::Failed(format!("the sweep panicked: {e}"))));
-    show(&report?, json);
-    Ok(())
+    show(&report?, json)
 }
 
-fn show(report: &Report, json: bool) {
+fn show(report: &Report, json: bool) -> Result<(), CliError> {
     if json {
         let text = serde_json::to_string_pretty(report).expect("a report has string keys");
-        println!("{text}");
-        return;
+        return print(text);
     }
     for failure in &report.failures {
-        println!("{failure}");
+        print(failure)?;
     }
-    println!(
+    print(format_args!(
         "{} of {} settings in {} rounds, {} samples recorded; everything was put back",
         report.settings, report.settings_possible, report.plan.rounds, report.samples
-    );
+    ))
 }
 
 fn sweep_host(args: &SweepArgs, stop: &Receiver<()>) -> Result<Report, CliError> {

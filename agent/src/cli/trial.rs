@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tonic::transport::Channel;
 
 use super::commands::Session;
+use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, TrialArgs, tables};
 use crate::names::{Row, host_name};
@@ -38,9 +39,9 @@ pub(super) async fn run(args: TrialArgs) -> Result<(), CliError> {
         write(path, &json)?;
     }
     if args.client.json {
-        println!("{json}");
+        print(json)?;
     } else {
-        println!("{}", tables::trial(&report));
+        print(tables::trial(&report))?;
     }
     Ok(())
 }

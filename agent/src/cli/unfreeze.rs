@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::commands::Session;
 use super::json::Json;
+use super::output::print;
 use super::{CliError, ClientArgs};
 use crate::mode::Knob;
 use crate::names::{Row, guest_name};
@@ -46,14 +47,17 @@ pub(super) async fn run(args: &UnfreezeArgs) -> Result<(), CliError> {
             .iter()
             .map(|knob| json.value("FrozenKnob", knob))
             .collect();
-        println!("{:#}", json!({ "knobs": knobs, "dry_run": args.dry_run }));
+        print(format_args!(
+            "{:#}",
+            json!({ "knobs": knobs, "dry_run": args.dry_run })
+        ))?;
         return Ok(());
     }
     if answer.knobs.is_empty() {
-        println!("nothing of {} is frozen", args.what);
+        print(format_args!("nothing of {} is frozen", args.what))?;
     }
     for knob in &answer.knobs {
-        println!("{}", line(&args.what, knob, args.dry_run));
+        print(line(&args.what, knob, args.dry_run))?;
     }
     Ok(())
 }
