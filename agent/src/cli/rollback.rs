@@ -179,6 +179,5 @@ fn print_script(args: &RollbackArgs) -> Result<(), CliError> {
     if let Some(guest) = &args.what.guest {
         records.retain(|record| record.guest == *guest);
     }
-    print!("{}", undo_script(&records, uri.as_deref()));
-    Ok(())
+    print(undo_script(&records, uri.as_deref()).trim_end())
 }
