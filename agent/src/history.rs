@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::decision::Decision;
 
 /// Rows of recent decisions that can be listed; older ones stand in the log's files only.
-const MOST_ROWS: usize = 50_000;
+const MOST_ROWS: usize = 10_000;
 
 /// Decisions between two looks at the size of the log.
 const RETENTION_EVERY: u32 = 1000;

@@ -3,3 +3,4 @@
 pub mod fixture;
 pub mod live;
 pub mod reading;
+pub mod service;

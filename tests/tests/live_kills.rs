@@ -5,9 +5,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{scope, sleep};
 use std::time::Duration;
@@ -18,6 +15,9 @@ use blkpilot_host::journal::{Journal, Record, RecordState};
 use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, OptIn};
 use blkpilot_tests::live;
 use blkpilot_tests::reading::Reading;
+use blkpilot_tests::service::Blkpilot;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
@@ -46,98 +46,57 @@ fn checked() -> GuestSpec {
     }
 }
 
-/// The binary `blkpilot`, as this package builds it for its tests.
-const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot-under-test");
-
 struct Campaign<'a> {
     fixture: &'a Fixture,
-    dir: &'a Path,
+    blkpilot: Blkpilot,
     original: Reading,
 }
 
 impl<'a> Campaign<'a> {
-    fn new(fixture: &'a Fixture, dir: &'a Path) -> Self {
-        let config = format!(
-            "version = 1
-[host]
-kind = \"libvirt\"
-uri = \"{}\"
-interval = \"500ms\"
-on_exit = \"keep\"
-mode = \"advise\"
-[policy]
-baseline = \"keep_default\"
-[service]
-listen = \"unix:blkpilot.sock\"
-data_dir = \"data\"
-",
-            fixture.uri()
-        );
-        std::fs::write(dir.join("blkpilot.toml"), config).unwrap();
+    fn new(fixture: &'a Fixture) -> Self {
+        let host = "interval = \"500ms\"\nmode = \"advise\"";
+        let policy = "[policy]\nbaseline = \"keep_default\"";
+        let binary = env!("CARGO_BIN_EXE_blkpilot-under-test");
         Self {
             fixture,
-            dir,
+            blkpilot: Blkpilot::new(binary, fixture, host, policy),
             original: Reading::of(fixture, GUEST).unwrap(),
         }
     }
 
-    /// Starts the daemon and returns when it listens: it has reconciled then.
-    fn serve(&self) -> Child {
-        let mut daemon = Command::new(BLKPILOT)
-            .args(["serve", "--config"])
-            .arg(self.dir.join("blkpilot.toml"))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut out = BufReader::new(daemon.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        assert!(line.contains("listening"), "{line}");
-        daemon
-    }
-
-    fn client(&self, args: &[&str]) -> Output {
-        let socket = self.dir.join("blkpilot.sock");
-        Command::new(BLKPILOT)
-            .args(args)
-            .env("BLKPILOT_SERVER", format!("unix:{}", socket.display()))
-            .output()
-            .unwrap()
-    }
-
     /// One daemon's life: it is told to change settings without a pause, and killed `after`.
     /// Returns how many changes it has acknowledged.
-    fn live_and_die(&self, after: Duration, rng: &mut Rng) -> u32 {
-        let mut daemon = self.serve();
+    fn live_and_die(&mut self, after: Duration, rng: &mut Rng) -> u32 {
+        let daemon = Pid::from_raw(self.blkpilot.serve().cast_signed());
         let (is_over, done) = (AtomicBool::new(false), AtomicU32::new(0));
         scope(|threads| {
             threads.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
-                    let set: Vec<String> = SETTINGS
-                        .iter()
-                        .map(|(head, levels)| {
-                            let level = levels[rng.random_range(0..levels.len())];
-                            format!("{GUEST}/vda:{head}={level}")
-                        })
-                        .collect();
-                    let args = [
-                        "apply", "--set", &set[0], "--set", &set[1], "--set", &set[2],
-                    ];
-                    let is_done = self.client(&args).status.success();
+                    let is_done = self.apply_any(rng);
                     done.fetch_add(u32::from(is_done), Ordering::Relaxed);
                 }
             });
             sleep(after);
-            daemon.kill().unwrap();
-            daemon.wait().unwrap();
+            kill(daemon, Signal::SIGKILL).unwrap();
             is_over.store(true, Ordering::Relaxed);
         });
+        self.blkpilot.kill();
         done.into_inner()
     }
 
+    /// Sets all settings at random; whether it was acknowledged.
+    fn apply_any(&self, rng: &mut Rng) -> bool {
+        let mut args = vec!["apply".to_owned()];
+        for (head, levels) in SETTINGS {
+            let level = levels[rng.random_range(0..levels.len())];
+            args.extend(["--set".to_owned(), format!("{GUEST}/vda:{head}={level}")]);
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.blkpilot.run(&args).status.success()
+    }
+
     fn records(&self) -> Vec<Record> {
-        Journal::open(&self.dir.join("data/journal.db"))
+        Journal::open_to_read(&self.blkpilot.dir().join("data/journal.db"))
             .unwrap()
             .records()
             .unwrap()
@@ -168,16 +127,15 @@ data_dir = \"data\"
     }
 
     /// A new daemon rolls back all, and every setting is as it was.
-    fn roll_back(&self) {
-        let mut daemon = self.serve();
-        let output = self.client(&["rollback", "--all", "--json"]);
+    fn roll_back(&mut self) {
+        self.blkpilot.serve();
+        let output = self.blkpilot.run(&["rollback", "--all", "--json"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         let decision: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(decision["error"].as_str().unwrap_or(""), "", "{decision}");
         assert_eq!(Reading::of(self.fixture, GUEST).unwrap(), self.original);
-        daemon.kill().unwrap();
-        daemon.wait().unwrap();
+        self.blkpilot.kill();
     }
 
     /// Neither QEMU, the guest's kernel nor its workload has seen an error.
@@ -202,8 +160,7 @@ fn a_daemon_killed_at_any_moment_leaves_nothing_that_cannot_be_put_back() {
     let Some(fixture) = live::fixture("live_kills", vec![checked()]) else {
         return;
     };
-    let dir = tempfile::tempdir().unwrap();
-    let campaign = Campaign::new(&fixture, dir.path());
+    let mut campaign = Campaign::new(&fixture);
     let kills = std::env::var("BLKPILOT_KILLS").map_or(FEW, |n| n.parse().unwrap());
     let mut rng = Rng::seed_from_u64(1);
     let (mut changes, mut intents, mut moved) = (0, 0, 0);

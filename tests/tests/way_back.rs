@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::fs;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,8 +13,8 @@ use blkpilot_host::journal::Journal;
 use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, OptIn};
 use blkpilot_tests::live;
 use blkpilot_tests::reading::{Reading, affinity, is_direct, poll_max_ns};
+use blkpilot_tests::service::Blkpilot;
 use serde_json::Value;
-use tempfile::TempDir;
 
 /// Longer than any wait of the service, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,52 +64,27 @@ fn iothread_cpus(fixture: &Fixture, guest: &str) -> String {
     affinity(fixture.guest(guest).pid, "IO iothread1")
 }
 
-/// The binary in a directory of its own, on the fixture's libvirt.
-struct Blkpilot {
-    dir: TempDir,
-    service: Option<Child>,
-}
+/// The service and its commands, as an operator uses them.
+struct Operated(Blkpilot);
 
-impl Blkpilot {
+impl Operated {
     fn new(fixture: &Fixture, policy: &str) -> Self {
-        let dir = TempDir::new().unwrap();
-        let text = format!(
-            "version = 1
-[host]
-kind = \"libvirt\"
-uri = \"{}\"
-interval = \"{}ms\"
-on_exit = \"keep\"
-[policy]
+        let host = format!("interval = \"{}ms\"", INTERVAL.as_millis());
+        let tables = format!(
+            "[policy]
 baseline = \"{policy}\"
-[service]
-listen = \"unix:blkpilot.sock\"
-data_dir = \"data\"
 [guard]
 dwell = \"1s\"
 changes_per_minute = 1000
 stall_windows = 1000
-tolerated_ratio = 100
-",
-            fixture.uri(),
-            INTERVAL.as_millis()
+tolerated_ratio = 100"
         );
-        fs::write(dir.path().join("blkpilot.toml"), text).unwrap();
-        Self { dir, service: None }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_blkpilot-under-test"));
-        let socket = self.dir.path().join("blkpilot.sock");
-        command
-            .args(args)
-            .env("BLKPILOT_SERVER", format!("unix:{}", socket.display()))
-            .current_dir(self.dir.path());
-        command
+        let binary = env!("CARGO_BIN_EXE_blkpilot-under-test");
+        Self(Blkpilot::new(binary, fixture, &host, &tables))
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
+        self.0.run(args)
     }
 
     fn json(&self, args: &[&str]) -> Value {
@@ -120,15 +95,7 @@ tolerated_ratio = 100
 
     /// Starts the service and waits until it sees the guest.
     fn serve(&mut self, guest: &str) {
-        let serve = self.command(&["serve", "--config", "blkpilot.toml"]);
-        let mut serve = serve;
-        self.service = Some(
-            serve
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
+        self.0.serve();
         wait_until(|| {
             let listed = self.run(&["guests", "--json"]);
             let listed: Option<Value> = serde_json::from_slice(&listed.stdout).ok();
@@ -139,12 +106,8 @@ tolerated_ratio = 100
         });
     }
 
-    /// Kills the service as a crash would.
     fn kill(&mut self) {
-        if let Some(mut service) = self.service.take() {
-            service.kill().unwrap();
-            service.wait().unwrap();
-        }
+        self.0.kill();
     }
 
     /// Sets a level; again while the guest does not answer in time.
@@ -177,7 +140,7 @@ tolerated_ratio = 100
 
     /// Whether the service froze a knob within an interval of a time.
     fn check_noticed(&self, knob: &Knob, changed: SystemTime) {
-        let journal = Journal::open_to_read(&self.dir.path().join("data/journal.db")).unwrap();
+        let journal = Journal::open_to_read(&self.0.dir().join("data/journal.db")).unwrap();
         let records = journal.records().unwrap();
         let frozen = records.iter().find(|record| record.knob == *knob).unwrap();
         let at = Duration::from_micros(frozen.at_us.unwrap().cast_unsigned());
@@ -193,21 +156,15 @@ tolerated_ratio = 100
         let args = ["rollback", "--all", "--script", "--config", "blkpilot.toml"];
         let script = self.run(&args);
         assert!(script.status.success(), "{}", stderr(&script));
-        fs::write(self.dir.path().join("undo.sh"), script.stdout).unwrap();
+        fs::write(self.0.dir().join("undo.sh"), script.stdout).unwrap();
     }
 
     fn run_script(&self) -> Output {
         let mut sh = Command::new("sh");
         sh.arg("undo.sh")
-            .current_dir(self.dir.path())
+            .current_dir(self.0.dir())
             .output()
             .unwrap()
-    }
-}
-
-impl Drop for Blkpilot {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -246,7 +203,7 @@ fn a_killed_service_leaves_a_way_back_by_script_and_offline() {
         original.knobs.cache == "direct" && !original.has_histogram,
         "{original:?}"
     );
-    let mut blkpilot = Blkpilot::new(&fixture, "keep_default");
+    let mut blkpilot = Operated::new(&fixture, "keep_default");
 
     // By the script.
     blkpilot.serve(name);
@@ -372,7 +329,7 @@ fn a_killed_service_leaves_a_way_back_by_script_and_offline() {
 }
 
 /// Decisions that have changed one of a disk's heads.
-fn changes(blkpilot: &Blkpilot, head: &str) -> usize {
+fn changes(blkpilot: &Operated, head: &str) -> usize {
     let decisions = blkpilot.json(&["decisions", "--limit", "1000"]);
     let decisions = decisions["decisions"].as_array().unwrap().clone();
     let heads = decisions.iter().flat_map(|decision| {
@@ -384,7 +341,7 @@ fn changes(blkpilot: &Blkpilot, head: &str) -> usize {
         .count()
 }
 
-fn is_frozen(blkpilot: &Blkpilot, knob: &str) -> bool {
+fn is_frozen(blkpilot: &Operated, knob: &str) -> bool {
     blkpilot
         .record(knob)
         .is_some_and(|record| record["state"] == "frozen")
@@ -404,7 +361,7 @@ fn in_mode_auto_a_change_by_somebody_else_freezes_that_knob_alone_within_an_inte
     if !cpus.starts_with("0-") {
         return live::skip("way_back_freeze", "it needs two CPUs");
     }
-    let mut blkpilot = Blkpilot::new(&fixture, "random");
+    let mut blkpilot = Operated::new(&fixture, "random");
     blkpilot.serve("tuned");
     // Not frozen by its own changes, many of them.
     wait_until(|| {
@@ -510,7 +467,7 @@ fn a_reopen_by_somebody_else_freezes_the_cache_alone() {
     let Some(fixture) = live::fixture("way_back_reopen", vec![guest("tuned", "advise")]) else {
         return;
     };
-    let mut blkpilot = Blkpilot::new(&fixture, "keep_default");
+    let mut blkpilot = Operated::new(&fixture, "keep_default");
     blkpilot.serve("tuned");
     blkpilot.change_all("tuned");
     let command = reopen(&fixture, "tuned", true);

@@ -1,0 +1,112 @@
+//! The binary `blkpilot` in a directory of its own, as an operator runs it.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+use crate::fixture::Fixture;
+
+/// A configuration, its data, and the service while it runs; killed when this is dropped.
+#[derive(Debug)]
+pub struct Blkpilot {
+    binary: PathBuf,
+    dir: TempDir,
+    service: Option<Child>,
+}
+
+impl Blkpilot {
+    /// For the libvirt of a fixture, with these lines of `[host]` and these tables. `binary` is what
+    /// runs: `env!("CARGO_BIN_EXE_blkpilot-under-test")`.
+    ///
+    /// # Panics
+    /// When the configuration cannot be written.
+    #[must_use]
+    pub fn new(binary: &str, fixture: &Fixture, host: &str, tables: &str) -> Self {
+        let dir = TempDir::new().expect("a directory can be made");
+        let text = format!(
+            "version = 1
+[host]
+kind = \"libvirt\"
+uri = \"{}\"
+on_exit = \"keep\"
+{host}
+[service]
+listen = \"unix:blkpilot.sock\"
+data_dir = \"data\"
+{tables}
+",
+            fixture.uri()
+        );
+        fs::write(dir.path().join("blkpilot.toml"), text).expect("it can be written to");
+        Self {
+            binary: binary.into(),
+            dir,
+            service: None,
+        }
+    }
+
+    /// Where the configuration (`blkpilot.toml`) and the data (`data`) are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A command of it, told where the service is.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        let socket = self.dir().join("blkpilot.sock");
+        command
+            .args(args)
+            .env("BLKPILOT_SERVER", format!("unix:{}", socket.display()))
+            .current_dir(self.dir());
+        command
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("the binary runs")
+    }
+
+    /// Starts the service and returns its process id when it listens: it has reconciled then.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn serve(&mut self) -> u32 {
+        let mut service = self
+            .command(&["serve", "--config", "blkpilot.toml"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let mut line = String::new();
+        let out = service.stdout.take().expect("it is piped");
+        let read = BufReader::new(out).read_line(&mut line);
+        assert!(read.is_ok() && line.contains("listening"), "{line}");
+        self.service.insert(service).id()
+    }
+
+    /// Kills the service as a crash would.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn kill(&mut self) {
+        if let Some(mut service) = self.service.take() {
+            service.kill().expect("it is ours");
+            service.wait().expect("it is our child");
+        }
+    }
+}
+
+impl Drop for Blkpilot {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
