@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties oracle
-    trial-poor-cache trial-poor-binding calibration bench
+    trial-poor-cache trial-poor-binding calibration kills soak bench
 )
 usage() {
     cat <<TEXT
@@ -31,6 +31,8 @@ readonly out=$PWD/out/verify
 readonly lab=target/release/blkpilot-lab
 # Pairs of a default and a tuned half per guest.
 readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
+# Times that the daemon is killed, and joint decisions of the soak.
+readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 # Times that each setting of the guest's knobs is recorded.
 readonly rounds=${BLKPILOT_VERIFY_ROUNDS:-6}
 mkdir -p "$docs" "$out"
@@ -58,6 +60,10 @@ tests_of_env() { # test: at full counts, its table only
     BLKPILOT_FULL=1 cargo test --quiet -p blkpilot-env --test "$1" -- --nocapture
 }
 
+live_test() { # test, variable=count
+    env BLKPILOT_REQUIRE_LIVE=1 "$2" cargo test --quiet -p blkpilot-tests --test "$1" -- --nocapture
+}
+
 for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
 cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
 record cartpole "CartPole-v1 by the same PPO, five seeds" \
@@ -81,4 +87,7 @@ if is_chosen calibration; then
     cp "$out/calibration/calibration.svg" "$docs/calibration.svg"
     printf '\n![Predicted against measured](calibration.svg)\n' >>"$docs/calibration.md"
 fi
+record kills "The daemon killed while it changes a guest that checks what it reads" \
+    live_test live_kills "BLKPILOT_KILLS=$kills"
+record soak "The daemon in mode auto for long" live_test live_soak "BLKPILOT_SOAK=$soak"
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh
