@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties oracle
-    trial-poor-cache trial-poor-binding calibration kills soak bench
+    trial-poor-cache trial-poor-binding calibration guard kills soak bench
 )
 usage() {
     cat <<TEXT
@@ -60,8 +60,8 @@ tests_of_env() { # test: at full counts, its table only
     BLKPILOT_FULL=1 cargo test --quiet -p blkpilot-env --test "$1" -- --nocapture
 }
 
-live_test() { # test, variable=count
-    env BLKPILOT_REQUIRE_LIVE=1 "$2" cargo test --quiet -p blkpilot-tests --test "$1" -- --nocapture
+live_test() { # test, variable=count...
+    env BLKPILOT_REQUIRE_LIVE=1 "${@:2}" cargo test --quiet -p blkpilot-tests --test "$1" -- --nocapture
 }
 
 for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
@@ -87,6 +87,8 @@ if is_chosen calibration; then
     cp "$out/calibration/calibration.svg" "$docs/calibration.svg"
     printf '\n![Predicted against measured](calibration.svg)\n' >>"$docs/calibration.md"
 fi
+record guard "The guard on real guests: false alarms, and how soon harm is undone" \
+    live_test live_guard BLKPILOT_AA_WINDOWS=300 BLKPILOT_HARMS=20
 record kills "The daemon killed while it changes a guest that checks what it reads" \
     live_test live_kills "BLKPILOT_KILLS=$kills"
 record soak "The daemon in mode auto for long" live_test live_soak "BLKPILOT_SOAK=$soak"

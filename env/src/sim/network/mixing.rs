@@ -37,9 +37,14 @@ pub(super) struct Mixing {
 }
 
 impl Mixing {
-    /// Forgets the last pass.
-    pub(super) fn forget(&mut self) {
+    /// Forgets the last pass; the next ones have `most` unknowns at most.
+    pub(super) fn forget(&mut self, most: usize) {
+        self.points.clear();
         self.last.clear();
+        self.steps.clear();
+        self.points.reserve(most);
+        self.last.reserve(most);
+        self.steps.reserve(most);
         self.last_square = f64::INFINITY;
     }
 
@@ -103,7 +108,7 @@ mod tests {
     /// Passes until a linear map with these contractions has converged on 1.
     fn passes(contractions: &[f64]) -> usize {
         let mut mixing = Mixing::default();
-        mixing.forget();
+        mixing.forget(contractions.len());
         let mut x = vec![0.0; contractions.len()];
         for pass in 1..=5000 {
             mixing.begin();

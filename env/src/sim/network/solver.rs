@@ -2,7 +2,7 @@
 //! where the last solution ended. A pass costs O(classes + lanes + channels + devices) and allocates
 //! nothing.
 
-use super::class_state::{ClassState, think_s};
+use super::class_state::{ClassState, UNKNOWNS, think_s};
 use super::cpu::{Burners, Floating, Pool};
 use super::device::DeviceState;
 use super::lane::LaneState;
@@ -50,7 +50,7 @@ impl Solver {
         self.prepare(network);
         let mut damping = DAMPING;
         solution.converged = false;
-        self.mixing.forget();
+        self.mixing.forget(UNKNOWNS * network.classes.len());
         for pass in 1..=MAX_PASSES {
             solution.passes = pass;
             let change = self.pass(network, curves, damping);
