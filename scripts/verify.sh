@@ -60,8 +60,9 @@ tests_of_env() { # test: at full counts, its table only
     BLKPILOT_FULL=1 cargo test --quiet -p blkpilot-env --test "$1" -- --nocapture
 }
 
-live_test() { # test, variable=count...
-    env BLKPILOT_REQUIRE_LIVE=1 "${@:2}" cargo test --quiet -p blkpilot-tests --test "$1" -- --nocapture
+live_test() { # test, variable=count...: what it prints, without cargo's own lines
+    env BLKPILOT_REQUIRE_LIVE=1 "${@:2}" cargo test --quiet -p blkpilot-tests --test "$1" -- --nocapture |
+        grep -vE '^(running|test) |^\.*$'
 }
 
 for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
