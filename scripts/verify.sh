@@ -57,7 +57,7 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
 }
 
 tests_of_env() { # test: at full counts, its table only
-    BLKPILOT_FULL=1 cargo test --quiet -p blkpilot-env --test "$1" -- --nocapture
+    BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-env --test "$1" -- --nocapture
 }
 
 live_test() { # test, variable=count...: what it prints, without cargo's own lines
@@ -76,8 +76,7 @@ record four-identical "Four identical disks on four channels" \
 record discrete-event "The simulated host against discrete events" tests_of_env discrete_event
 record simulator-properties "What holds on every simulated host" tests_of_env properties
 record oracle "Policies against the oracle of each scenario" \
-    "$lab" oracle env/scenarios/mixed_*.toml mixed identical_disks poor_binding capped_device \
-    --episodes 32 --policy "$out/quickstart/policy"
+    "$lab" oracle env/scenarios/mixed_*.toml --episodes 32 --policy "$out/quickstart/policy"
 for guest in poor-cache poor-binding; do
     record "trial-$guest" "Default against tuned windows on the guest $guest" \
         scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" "$alternations"
