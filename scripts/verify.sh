@@ -36,6 +36,7 @@ readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 # Times that each setting of the guest's knobs is recorded.
 readonly rounds=${BLKPILOT_VERIFY_ROUNDS:-6}
 mkdir -p "$docs" "$out"
+export BLKPILOT_REQUIRE_LIVE=1
 commit=$(git describe --always --dirty --exclude '*')
 machine="$(nproc) CPUs, $(. /etc/os-release && echo "$PRETTY_NAME"), $(rustc --version | cut -d' ' -f1,2)"
 
@@ -52,18 +53,13 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
         printf '# %s\n\n' "$title"
         printf 'Command: `%s`  \n' "${*//$PWD\//}"
         printf 'Commit: `%s`  \nMachine: %s  \nTook: %d s\n\n' "$commit" "$machine" $((SECONDS - start))
-        printf '```text\n%s\n```\n' "$(sed -E "s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/stdout")"
+        printf '```text\n%s\n```\n' "$(sed -E "/^(running [0-9]+ test|test )/d; s/^\.+//; s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/stdout")"
     } >"$docs/$file.md"
 }
 
-tests_of_env() { # test: at full counts, its table only
-    BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-env --test "$1" -- --nocapture
-}
-
-live_test() { # test, variable=count...: what it prints, without cargo's own lines
-    env BLKPILOT_REQUIRE_LIVE=1 "${@:2}" cargo test --quiet -p blkpilot-tests --test "$1" -- --nocapture |
-        grep -vE '^(running|test) |^\.*$'
-}
+# Tests at full counts, of which only what they print is kept.
+readonly -a env_test=(cargo test --quiet --release -p blkpilot-env)
+readonly -a live_test=(cargo test --quiet -p blkpilot-tests)
 
 for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
 cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
@@ -73,8 +69,10 @@ record quickstart "The quickstart policy against the baselines on unseen hosts" 
     "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"
 record four-identical "Four identical disks on four channels" \
     "$lab" train experiments/configs/four_identical.toml --out "$out/four_identical"
-record discrete-event "The simulated host against discrete events" tests_of_env discrete_event
-record simulator-properties "What holds on every simulated host" tests_of_env properties
+record discrete-event "The simulated host against discrete events" \
+    env BLKPILOT_FULL=1 "${env_test[@]}" --test discrete_event -- --nocapture
+record simulator-properties "What holds on every simulated host" \
+    env BLKPILOT_FULL=1 "${env_test[@]}" --test properties -- --nocapture
 record oracle "Policies against the oracle of each scenario" \
     "$lab" oracle env/scenarios/mixed_*.toml --episodes 32 --policy "$out/quickstart/policy"
 for guest in poor-cache poor-binding; do
@@ -88,8 +86,9 @@ if is_chosen calibration; then
     printf '\n![Predicted against measured](calibration.svg)\n' >>"$docs/calibration.md"
 fi
 record guard "The guard on real guests: false alarms, and how soon harm is undone" \
-    live_test live_guard BLKPILOT_AA_WINDOWS=300 BLKPILOT_HARMS=20
+    env BLKPILOT_AA_WINDOWS=300 BLKPILOT_HARMS=20 "${live_test[@]}" --test live_guard -- --nocapture
 record kills "The daemon killed while it changes a guest that checks what it reads" \
-    live_test live_kills "BLKPILOT_KILLS=$kills"
-record soak "The daemon in mode auto for long" live_test live_soak "BLKPILOT_SOAK=$soak"
+    env BLKPILOT_KILLS="$kills" "${live_test[@]}" --test live_kills -- --nocapture
+record soak "The daemon in mode auto for long" \
+    env BLKPILOT_SOAK="$soak" "${live_test[@]}" --test live_soak -- --nocapture
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh
