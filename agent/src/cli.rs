@@ -354,6 +354,21 @@ impl From<Failure> for CliError {
     }
 }
 
+/// Runs the command that this process was started with; what it prints goes to standard output, what
+/// ends it before it is done to standard error. Returns the status to end with.
+pub async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever no longer reads the output need not be told so.
+            if !matches!(error, CliError::ReaderGone) {
+                eprintln!("blkpilot: {error}");
+            }
+            error.exit_code()
+        }
+    }
+}
+
 /// Runs a command; what it prints goes to standard output, the log to standard error.
 ///
 /// # Errors

@@ -3,8 +3,7 @@
 use std::io::{IsTerminal as _, stderr};
 use std::process::ExitCode;
 
-use blkpilot_agent::cli::{self, Cli, CliError};
-use clap::Parser as _;
+use blkpilot_agent::cli;
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -15,12 +14,5 @@ async fn main() -> ExitCode {
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
         .init();
-    match cli::run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error @ CliError::ReaderGone) => error.exit_code(),
-        Err(error) => {
-            eprintln!("blkpilot: {error}");
-            error.exit_code()
-        }
-    }
+    cli::main().await
 }

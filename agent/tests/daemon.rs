@@ -32,10 +32,7 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let line = first_line(&mut child);
         assert!(line.contains("listening on unix:"), "{line}");
         Self(child)
     }
@@ -50,6 +47,14 @@ impl Drop for Daemon {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The first line that a process prints; nobody reads what follows.
+fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    line
 }
 
 fn blkpilot(dir: &Path, args: &[&str]) -> Output {
@@ -320,11 +325,7 @@ fn a_command_whose_reader_has_ended_ends_like_one_that_sigpipe_has_ended() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert!(!line.is_empty());
+    assert!(!first_line(&mut child).is_empty());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(141));
     assert_eq!(error(&output), "");

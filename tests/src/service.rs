@@ -4,10 +4,15 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::fixture::Fixture;
+
+/// How long a guest may leave a change unanswered.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A configuration, its data, and the service while it runs; killed when this is dropped.
 #[derive(Debug)]
@@ -73,6 +78,25 @@ data_dir = \"data\"
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("the binary runs")
+    }
+
+    /// Sets a level, `GUEST/DISK:HEAD=LEVEL`: again where the guest did not answer in time, which happens
+    /// on a machine that is busy enough.
+    ///
+    /// # Panics
+    /// When it is refused, or the guest does not answer for a minute.
+    pub fn set(&self, level: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let set = self.run(&["apply", "--set", level]);
+            if set.status.success() {
+                return;
+            }
+            let refusal = String::from_utf8_lossy(&set.stderr);
+            let is_late = refusal.contains("did not answer in time") && Instant::now() < deadline;
+            assert!(is_late, "{level}: {refusal}");
+            sleep(Duration::from_millis(100));
+        }
     }
 
     /// Starts the service and returns its process id when it listens: it has reconciled then.

@@ -110,20 +110,10 @@ tolerated_ratio = 100"
         self.0.kill();
     }
 
-    /// Sets a level; again while the guest does not answer in time.
-    fn set(&self, level: &str) {
-        wait_until(|| {
-            let set = self.run(&["apply", "--set", level]);
-            let is_late = stderr(&set).contains("did not answer in time");
-            assert!(set.status.success() || is_late, "{level}: {}", stderr(&set));
-            set.status.success()
-        });
-    }
-
     /// Changes every knob of a guest.
     fn change_all(&self, guest: &str) {
         for level in ["channel=channel-0", "polling=off", "cache=buffered"] {
-            self.set(&format!("{guest}/vda:{level}"));
+            self.0.set(&format!("{guest}/vda:{level}"));
         }
     }
 
@@ -488,6 +478,6 @@ fn a_reopen_by_somebody_else_freezes_the_cache_alone() {
         assert!(!refused.status.success());
         stderr(&refused).contains("blkpilot unfreeze")
     });
-    blkpilot.set("tuned/vda:polling=adaptive");
+    blkpilot.0.set("tuned/vda:polling=adaptive");
     assert!(is_direct(&fixture, "tuned").unwrap());
 }

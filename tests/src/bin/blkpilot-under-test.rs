@@ -3,17 +3,9 @@
 
 use std::process::ExitCode;
 
-use blkpilot_agent::cli::{self, Cli, CliError};
-use clap::Parser as _;
+use blkpilot_agent::cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::run(Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error @ CliError::ReaderGone) => error.exit_code(),
-        Err(error) => {
-            eprintln!("blkpilot: {error}");
-            error.exit_code()
-        }
-    }
+    cli::main().await
 }
