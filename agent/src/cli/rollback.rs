@@ -160,7 +160,7 @@ fn to_json(outcome: &Outcome) -> Value {
     let (value, reason) = match &outcome.result {
         Settlement::Restored { original: value }
         | Settlement::Kept { value }
-        | Settlement::Frozen { found: value } => (Some(value), None),
+        | Settlement::Frozen { found: value, .. } => (Some(value), None),
         Settlement::Moot => (None, None),
         Settlement::Failed { reason } => (None, Some(reason)),
     };

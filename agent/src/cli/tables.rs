@@ -235,7 +235,7 @@ pub(super) fn settlement(settlement: &Settlement) -> (&'static str, String) {
         Settlement::Restored { original } => ("restored", format!("is {original} again")),
         Settlement::Moot => ("moot", "the setting ended with the guest's QEMU".to_owned()),
         Settlement::Kept { value } => ("kept", format!("is {value} still")),
-        Settlement::Frozen { found } => (
+        Settlement::Frozen { found, .. } => (
             "frozen",
             format!("somebody else set it to {found}, which is left alone"),
         ),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::guest::Guest;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, TunedByOthers};
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::GuestLife;
 use crate::qmp::node_options;
@@ -33,6 +33,8 @@ pub(crate) enum Fault {
     Ignored,
     /// It is applied, and then the connection breaks.
     AppliedThenLost,
+    /// It is applied, and then somebody else binds the IOThread to CPU 3.
+    AppliedThenTaken,
 }
 
 /// A value that tests look at and change.
@@ -78,6 +80,9 @@ pub(crate) struct FakeHypervisor {
     pub(crate) job: Slot<bool>,
     pub(crate) lost: Slot<bool>,
     pub(crate) monitor_commands: Slot<Vec<String>>,
+    pub(crate) tuned_by_others: Slot<Vec<TunedByOthers>>,
+    /// After how many more readings of its binding somebody else binds the IOThread, and to which CPU.
+    pub(crate) binds_after_reads: Slot<Option<(u32, u32)>>,
     /// Whoever holds it keeps the statistics from answering.
     stats: Mutex<()>,
     /// Whoever holds it keeps the monitor from answering.
@@ -96,6 +101,8 @@ impl Default for FakeHypervisor {
             job: Slot::new(false),
             lost: Slot::new(false),
             monitor_commands: Slot::default(),
+            tuned_by_others: Slot::default(),
+            binds_after_reads: Slot::new(None),
             stats: Mutex::default(),
             monitor: Mutex::default(),
         }
@@ -168,6 +175,10 @@ impl FakeHypervisor {
                     action: "a write".into(),
                     message: "refused".into(),
                 });
+            }
+            Fault::AppliedThenTaken => {
+                apply();
+                *self.cpus.borrow_mut() = [3].into_iter().collect();
             }
             Fault::AppliedThenLost => {
                 apply();
@@ -243,7 +254,16 @@ impl Hypervisor for FakeHypervisor {
 
     fn iothread_cpus(&self, _uuid: &str) -> HostResult<Vec<(u32, CpuSet)>> {
         self.check()?;
-        Ok(vec![(1, self.cpus.borrow().clone())])
+        let read = self.cpus.borrow().clone();
+        if let Some((readings, cpu)) = self.binds_after_reads.get() {
+            let is_now = readings == 1;
+            self.binds_after_reads
+                .set((!is_now).then_some((readings - 1, cpu)));
+            if is_now {
+                *self.cpus.borrow_mut() = [cpu].into_iter().collect();
+            }
+        }
+        Ok(vec![(1, read)])
     }
 
     fn pin_iothread(&self, _uuid: &str, _iothread: u32, cpus: &CpuSet) -> HostResult<()> {
@@ -272,5 +292,9 @@ impl Hypervisor for FakeHypervisor {
     fn job_runs(&self, _uuid: &str, _target: &str) -> HostResult<bool> {
         self.check()?;
         Ok(self.job.get())
+    }
+
+    fn tuned_by_others(&self) -> Vec<TunedByOthers> {
+        std::mem::take(&mut self.tuned_by_others.borrow_mut())
     }
 }

@@ -2,7 +2,19 @@
 
 use crate::cpuset::CpuSet;
 use crate::error::HostResult;
+use crate::knob::Knob;
 use crate::stats::GuestStats;
+
+/// A change of a knob that somebody else has made, as the hypervisor tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunedByOthers {
+    /// UUID of the guest.
+    pub uuid: String,
+    /// The knob.
+    pub knob: Knob,
+    /// Its value then, in canonical form.
+    pub value: String,
+}
 
 /// A connection to a hypervisor. Guests are named by UUID; all calls may block.
 ///
@@ -56,4 +68,9 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See the trait.
     fn job_runs(&self, uuid: &str, target: &str) -> HostResult<bool>;
+
+    /// What others have changed since this was last called, oldest first; from the first call on, and
+    /// only of knobs that the hypervisor tells of. Our own changes through this connection are not
+    /// among them. One that is on its way yet is in the next answer.
+    fn tuned_by_others(&self) -> Vec<TunedByOthers>;
 }

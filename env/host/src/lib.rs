@@ -31,11 +31,11 @@ pub use channel::{Channel, ChannelConfig, Channels};
 pub use cpuset::CpuSet;
 pub use error::{HostError, HostResult};
 pub use guest::{Guest, GuestDisk, GuestOverride, KnobKind, OptIn, TuningMode};
-pub use hypervisor::Hypervisor;
+pub use hypervisor::{Hypervisor, TunedByOthers};
 pub use inventory::{Inventory, RunningGuest};
 pub use knob::{Change, Knob};
 #[cfg(feature = "libvirt")]
 pub use libvirt::Libvirt;
 pub use live::{BootClock, Connector, Execution, LiveHost, LiveHostConfig};
 pub use telemetry::default_reference;
-pub use tuner::{Applied, Outcome, Scope, Settlement, Tuner};
+pub use tuner::{Applied, Outcome, Scope, Settlement, Tuner, Way};

@@ -1,5 +1,6 @@
 //! Every write to the host goes through here: journal, apply, read back, settle; and back again.
 
+use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
@@ -53,12 +54,23 @@ pub enum Settlement {
     Frozen {
         /// What was found.
         found: String,
+        /// Which way it was changed.
+        way: Way,
     },
     /// It could not be done now; the record stays.
     Failed {
         /// Why.
         reason: String,
     },
+}
+
+/// Which way somebody else changed a knob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Through libvirt, whose event said so: a client such as `virsh` or an orchestrator.
+    Libvirt,
+    /// Unknown: libvirt has no event for this knob, or it was done past libvirt.
+    Unknown,
 }
 
 /// Whose changes to roll back.
@@ -156,15 +168,17 @@ impl Tuner {
             value: &applied.value,
             undo: undo.as_deref(),
         })?;
-        match write_and_check(&io, &applied.knob, &applied.value) {
+        let made = self.check_still(&io, life, &applied);
+        let made = made.and_then(|()| write_and_check(&io, &applied.knob, &applied.value));
+        match made {
             Ok(()) => {
                 self.journal.settle(life, &applied.knob, &applied.value)?;
                 Ok(applied)
             }
-            Err(error) => {
-                self.revert(&io, life, &applied, record.is_none());
-                Err(error)
-            }
+            Err(error) => Err(self
+                .revert(&io, life, &applied, record.is_none())
+                .err()
+                .unwrap_or(error)),
         }
     }
 
@@ -195,42 +209,6 @@ impl Tuner {
         self.for_each(&Scope::Host, |record| {
             self.compare(hypervisor, inventory, record)
         })
-    }
-
-    /// Compares the journal with what is in force, and freezes what somebody else has changed since
-    /// the last time. `seen` tells what is in force as far as it is known without asking anybody;
-    /// only where that differs is the guest itself asked. Returns what has been frozen.
-    ///
-    /// # Errors
-    /// `Journal`.
-    pub fn watch(
-        &self,
-        hypervisor: &dyn Hypervisor,
-        inventory: &Inventory,
-        seen: impl Fn(&RunningGuest, &Knob) -> Option<String>,
-    ) -> HostResult<Vec<Outcome>> {
-        let mut frozen = Vec::new();
-        for record in self.journal.records()? {
-            let running = inventory.guests.get(&record.life.uuid);
-            let running = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
-            let Some(running) = running.filter(|guest| !guest.hangs) else {
-                continue;
-            };
-            let is_suspect =
-                |seen: String| record.state != RecordState::Frozen && !is_ours(&record, &seen);
-            if !seen(running, &record.knob).is_some_and(is_suspect) {
-                continue;
-            }
-            // What was seen may be older than our last change, so that only a read now counts; what
-            // cannot be read now is seen again at the next sample.
-            let Ok(found) = running.knobs(hypervisor).read(&record.knob) else {
-                continue;
-            };
-            if self.is_taken(&record, &found)? {
-                frozen.push(outcome(&record, Settlement::Frozen { found }));
-            }
-        }
-        Ok(frozen)
     }
 
     /// Lets a frozen knob be tuned again. The value in force, which is returned, becomes its
@@ -286,7 +264,10 @@ impl Tuner {
         let current = io.read(&record.knob)?;
         if !self.is_original(record, &current)? {
             if self.is_taken(record, &current)? {
-                return Ok(Settlement::Frozen { found: current });
+                return Ok(Settlement::Frozen {
+                    found: current,
+                    way: Way::Unknown,
+                });
             }
             // So that our own way back is not taken for somebody else's change if it ends half-way.
             // A journal that cannot be written now does not bar it: the original stands there.
@@ -319,7 +300,10 @@ impl Tuner {
             return Ok(Settlement::Restored { original: current });
         }
         if self.is_taken(record, &current)? {
-            return Ok(Settlement::Frozen { found: current });
+            return Ok(Settlement::Frozen {
+                found: current,
+                way: Way::Unknown,
+            });
         }
         if record.state == RecordState::Intended {
             self.journal.settle(&record.life, &record.knob, &current)?;
@@ -381,15 +365,38 @@ impl Tuner {
         }
     }
 
+    /// A change that was journalled is made on the value that was journalled: to put it on stable
+    /// storage takes long enough for somebody else to come between.
+    fn check_still(&self, io: &KnobIo<'_>, life: &GuestLife, change: &Applied) -> HostResult<()> {
+        let found = io.read(&change.knob)?;
+        let record = self.journal.record(life, &change.knob)?;
+        record.map_or(Ok(()), |record| self.check_untouched(&record, &found))
+    }
+
     /// After a failed change: back to the value before. What cannot be restored or read stays
-    /// journalled as an open intent, for the next reconciliation.
-    fn revert(&self, io: &KnobIo<'_>, life: &GuestLife, change: &Applied, is_first: bool) {
+    /// journalled as an open intent, for the next reconciliation; what somebody else has set
+    /// meanwhile stays in force.
+    ///
+    /// # Errors
+    /// `Frozen`, where somebody else has set it.
+    fn revert(
+        &self,
+        io: &KnobIo<'_>,
+        life: &GuestLife,
+        change: &Applied,
+        is_first: bool,
+    ) -> HostResult<()> {
         let Ok(found) = io.read(&change.knob) else {
-            return;
+            return Ok(());
         };
+        if !is_cut_short(change, &found)
+            && let Ok(Some(record)) = self.journal.record(life, &change.knob)
+        {
+            self.check_untouched(&record, &found)?;
+        }
         if found != change.previous && write_and_check(io, &change.knob, &change.previous).is_err()
         {
-            return;
+            return Ok(());
         }
         // The journal has its own error path: an intent that stays open is compared later.
         let _ = if is_first {
@@ -397,6 +404,7 @@ impl Tuner {
         } else {
             self.journal.settle(life, &change.knob, &change.previous)
         };
+        Ok(())
     }
 }
 
@@ -420,6 +428,18 @@ fn is_ours(record: &Record, value: &str) -> bool {
         RecordState::Settled => value == record.value,
         RecordState::Intended => value == record.value || value == record.previous,
     }
+}
+
+/// Whether a binding is what we asked for but for CPUs that the kernel did not give: a cpuset may leave
+/// some out.
+fn is_cut_short(change: &Applied, found: &str) -> bool {
+    let cpus = |text: &str| text.parse::<CpuSet>().ok();
+    let (Knob::Channel { .. }, Some(found), Some(wanted)) =
+        (&change.knob, cpus(found), cpus(&change.value))
+    else {
+        return false;
+    };
+    found.iter().all(|cpu| wanted.contains(cpu))
 }
 
 fn outcome(record: &Record, result: Settlement) -> Outcome {
@@ -468,6 +488,8 @@ fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> 
         found,
     })
 }
+
+mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -230,3 +230,78 @@ pub(super) fn block_job_runs(domain: &Domain, target: &CString) -> Result<bool, 
         }
     }
 }
+
+/// What is called for each tunable of a running domain that somebody has set: UUID, name of the tunable,
+/// value.
+pub(super) type OnTuned = Box<dyn Fn(&str, &str, &str) + Send + Sync>;
+
+/// Calls `on_tuned` on the event loop's thread until [`unwatch_tunables`]. Returns the id of that.
+pub(super) fn watch_tunables(connect: &Connect, on_tuned: OnTuned) -> Result<i32, Error> {
+    let opaque = Box::into_raw(Box::new(on_tuned));
+    // SAFETY: libvirt calls back with the arguments of a tunable event, for which the function has the
+    // right type, as its documentation of VIR_DOMAIN_EVENT_ID_TUNABLE has it; the type of the parameter
+    // is that of any event. `opaque` lives until libvirt, which then no longer calls back, frees it.
+    unsafe {
+        let tuned: unsafe extern "C" fn(_, _, _, _, _) = on_tunable;
+        let generic = std::mem::transmute::<
+            unsafe extern "C" fn(
+                sys::virConnectPtr,
+                sys::virDomainPtr,
+                sys::virTypedParameterPtr,
+                i32,
+                *mut c_void,
+            ),
+            unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void),
+        >(tuned);
+        let id = sys::virConnectDomainEventRegisterAny(
+            connect.as_ptr(),
+            ptr::null_mut(),
+            sys::VIR_DOMAIN_EVENT_ID_TUNABLE as i32,
+            Some(generic),
+            opaque.cast(),
+            Some(free_on_tuned),
+        );
+        if id < 0 {
+            // Not registered, so not freed by libvirt.
+            drop(Box::from_raw(opaque));
+            return Err(Error::last_error());
+        }
+        Ok(id)
+    }
+}
+
+/// Ends what [`watch_tunables`] began.
+pub(super) fn unwatch_tunables(connect: &Connect, id: i32) {
+    // SAFETY: the connection is open while borrowed, and the id is one that it gave.
+    unsafe { sys::virConnectDomainEventDeregisterAny(connect.as_ptr(), id) };
+}
+
+unsafe extern "C" fn on_tunable(
+    _connect: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    params: sys::virTypedParameterPtr,
+    count: i32,
+    opaque: *mut c_void,
+) {
+    let mut uuid = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
+    // SAFETY: the domain and the `count` parameters are valid during the call, and `opaque` is what
+    // `watch_tunables` gave.
+    unsafe {
+        if sys::virDomainGetUUIDString(domain, uuid.as_mut_ptr()) != 0 {
+            return;
+        }
+        let uuid = text(uuid.as_ptr());
+        let on_tuned = &*opaque.cast::<OnTuned>();
+        for index in 0..usize::try_from(count).unwrap_or(0) {
+            let param = &*params.add(index);
+            if let Some(StatValue::Text(value)) = read_value(param) {
+                on_tuned(&uuid, &text(param.field.as_ptr()), &value);
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn free_on_tuned(opaque: *mut c_void) {
+    // SAFETY: it is what `watch_tunables` gave, and libvirt frees it once.
+    drop(unsafe { Box::from_raw(opaque.cast::<OnTuned>()) });
+}

@@ -1,6 +1,7 @@
 //! A connection to libvirt: what blkpilot reads from it and the three things it writes.
 
 mod ffi;
+mod tunables;
 
 use std::ffi::CString;
 use std::sync::OnceLock;
@@ -13,8 +14,9 @@ use virt::event;
 
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, TunedByOthers};
 use crate::stats::GuestStats;
+use tunables::Tunables;
 
 /// A dead libvirtd is noticed after this many seconds times [`KEEPALIVE_COUNT`].
 const KEEPALIVE_INTERVAL_S: i32 = 5;
@@ -24,6 +26,16 @@ const KEEPALIVE_COUNT: u32 = 3;
 pub struct Libvirt {
     uri: String,
     connect: Connect,
+    /// From the first time that somebody asks what others tune; `None` in it where libvirt refused.
+    tunables: OnceLock<Option<Tunables>>,
+}
+
+impl Drop for Libvirt {
+    fn drop(&mut self) {
+        if let Some(Some(tunables)) = self.tunables.get() {
+            tunables.unwatch(&self.connect);
+        }
+    }
 }
 
 impl std::fmt::Debug for Libvirt {
@@ -52,6 +64,7 @@ impl Libvirt {
         Ok(Self {
             uri: uri.to_owned(),
             connect,
+            tunables: OnceLock::new(),
         })
     }
 
@@ -143,8 +156,13 @@ impl Hypervisor for Libvirt {
 
     fn pin_iothread(&self, uuid: &str, iothread: u32, cpus: &CpuSet) -> HostResult<()> {
         let action = format!("binding IOThread {iothread} to CPUs {cpus}");
-        ffi::pin_iothread(&self.domain(uuid)?, iothread, cpus)
-            .map_err(|error| self.guest_error(uuid, &action, &error))
+        let domain = self.domain(uuid)?;
+        let bind = || ffi::pin_iothread(&domain, iothread, cpus);
+        let bound = match self.tunables.get() {
+            Some(Some(tunables)) => tunables.bind(uuid, iothread, cpus, bind),
+            _ => bind(),
+        };
+        bound.map_err(|error| self.guest_error(uuid, &action, &error))
     }
 
     fn poll_max_ns(&self, uuid: &str, iothread: u32) -> HostResult<Option<u64>> {
@@ -178,6 +196,12 @@ impl Hypervisor for Libvirt {
         let name = CString::new(target).map_err(|_| HostError::parse("disk target", target))?;
         ffi::block_job_runs(&domain, &name)
             .map_err(|error| self.guest_error(uuid, "reading its block job", &error))
+    }
+
+    fn tuned_by_others(&self) -> Vec<TunedByOthers> {
+        let watch = || Tunables::watch(&self.connect).ok();
+        let tunables = self.tunables.get_or_init(watch);
+        tunables.as_ref().map(Tunables::take).unwrap_or_default()
     }
 }
 

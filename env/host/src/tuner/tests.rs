@@ -123,7 +123,10 @@ fn a_value_that_somebody_else_set_freezes_the_knob_until_it_is_unfrozen() {
     ));
     assert_eq!(
         bench.rollback(1),
-        [Settlement::Frozen { found: "3".into() }]
+        [Settlement::Frozen {
+            found: "3".into(),
+            way: Way::Unknown
+        }]
     );
     assert_eq!(bench.host.cpus.borrow().to_string(), "3");
     let running = bench.host.running(1);

@@ -2,7 +2,7 @@
 
 use super::tests::{Bench, bind, buffered};
 use super::*;
-use crate::fake::{FakeHypervisor, UUID};
+use crate::fake::{FakeHypervisor, Fault, UUID};
 
 /// All three knobs are changed: CPU 1, polling off, buffered.
 fn changed() -> Bench {
@@ -52,10 +52,10 @@ fn each_knob_freezes_alone_and_once() {
         assert_eq!(bench.watch(), []);
         somebody_else(&bench.host);
         let frozen = bench.watch();
-        let found = value.to_owned();
+        let (found, way) = (value.to_owned(), Way::Unknown);
         assert_eq!(frozen.len(), 1, "{frozen:?}");
         assert_eq!(frozen[0].knob.to_string(), knob);
-        assert_eq!(frozen[0].result, Settlement::Frozen { found });
+        assert_eq!(frozen[0].result, Settlement::Frozen { found, way });
         assert_eq!(bench.watch(), [], "{knob} is told once");
         let records = bench.tuner.records().unwrap();
         let frozen = records.iter().filter(|r| r.state == RecordState::Frozen);
@@ -68,8 +68,8 @@ fn each_knob_freezes_alone_and_once() {
 fn back_at_the_original_is_a_change_by_somebody_else_too() {
     let bench = changed();
     *bench.host.cpus.borrow_mut() = "0-3".parse().unwrap();
-    let found = "0-3".to_owned();
-    assert_eq!(bench.watch()[0].result, Settlement::Frozen { found });
+    let (found, way) = ("0-3".to_owned(), Way::Unknown);
+    assert_eq!(bench.watch()[0].result, Settlement::Frozen { found, way });
     // It stays so over a restart, until somebody unfreezes it or rolls back.
     let inventory = bench.host.inventory(1);
     bench.tuner.reconcile(&bench.host, &inventory).unwrap();
@@ -118,5 +118,58 @@ fn a_guest_that_hangs_or_has_restarted_is_left_alone() {
     for inventory in [hangs, bench.host.inventory(2)] {
         let frozen = bench.tuner.watch(&bench.host, &inventory, seen).unwrap();
         assert_eq!(frozen, []);
+    }
+}
+
+#[test]
+fn a_change_that_ours_overwrote_in_the_same_moment_is_put_back_and_frozen() {
+    let bench = changed();
+    let told = |value: &str| {
+        let told = crate::hypervisor::TunedByOthers {
+            uuid: UUID.to_owned(),
+            knob: Knob::Channel { iothread: 1 },
+            value: value.to_owned(),
+        };
+        bench.host.tuned_by_others.borrow_mut().push(told);
+    };
+    // What was in force before our last change cannot be told from ours.
+    told("0-3");
+    assert_eq!(bench.watch(), []);
+    told("2-3");
+    let (found, way) = ("2-3".to_owned(), Way::Libvirt);
+    assert_eq!(bench.watch()[0].result, Settlement::Frozen { found, way });
+    assert_eq!(bench.host.cpus.borrow().to_string(), "2-3");
+    let record = &bench.tuner.records().unwrap()[2];
+    assert_eq!(
+        (record.state, record.found.as_deref()),
+        (RecordState::Frozen, Some("2-3"))
+    );
+    assert_eq!(bench.watch(), []);
+}
+
+#[test]
+fn what_comes_between_the_journal_and_the_write_is_not_overwritten() {
+    for knob_is_known in [false, true] {
+        let bench = Bench::new(FakeHypervisor::default());
+        if knob_is_known {
+            bench.apply(&bind("0")).unwrap();
+        }
+        bench.host.binds_after_reads.set(Some((1, 3)));
+        let refused = bench.apply(&bind("1"));
+        assert!(
+            matches!(refused, Err(HostError::Frozen { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(bench.host.cpus.borrow().to_string(), "3");
+        assert_eq!(bench.tuner.records().unwrap()[0].state, RecordState::Frozen);
+        // Nor what comes between the write and the reading back.
+        let bench = Bench::new(FakeHypervisor::default());
+        bench.host.fault.set(Fault::AppliedThenTaken);
+        let refused = bench.apply(&bind("1"));
+        assert!(
+            matches!(refused, Err(HostError::Frozen { .. })),
+            "{refused:?}"
+        );
+        assert_eq!(bench.host.cpus.borrow().to_string(), "3");
     }
 }
