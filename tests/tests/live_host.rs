@@ -15,7 +15,7 @@ use blkpilot_env::sample::{Cache, DiskSample, HostSample};
 use blkpilot_env::window::DiskWindow;
 use blkpilot_host::{
     BootClock, Change, HostError, Hypervisor, Knob, Libvirt, LiveHost, LiveHostConfig, Outcome,
-    Scope, Settlement,
+    Scope, Settlement, Way,
 };
 use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, preset};
 use blkpilot_tests::live;
@@ -255,7 +255,8 @@ fn changes_by_others_freeze_a_knob_and_a_restarted_guest_starts_afresh() {
         assert_eq!(
             outcomes[0].result,
             Settlement::Frozen {
-                found: theirs.clone()
+                found: theirs.clone(),
+                way: Way::Unknown,
             }
         );
         assert_eq!(
