@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties oracle
-    trial-poor-cache trial-poor-binding calibration guard kills soak bench
+    trial-poor-cache trial-poor-binding calibration guard kills soak sampling
+    bench
 )
 usage() {
     cat <<TEXT
@@ -91,4 +92,7 @@ record kills "The daemon killed while it changes a guest that checks what it rea
     env BLKPILOT_KILLS="$kills" "${live_test[@]}" --test live_kills -- --nocapture
 record soak "The daemon in mode auto for long" \
     env BLKPILOT_SOAK="$soak" "${live_test[@]}" --test live_soak -- --nocapture
+record sampling "What a sample of twenty guests costs, beside virsh domstats" \
+    env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
+    cargo test --quiet --release -p blkpilot-tests --test live_sampling -- --nocapture
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh
