@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use blkpilot_env::spec::Level;
 
+use crate::backing_device::BackingDevice;
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
-use crate::sysfs::{BackingDevice, Topology};
+use crate::topology::Topology;
 
 /// One channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,10 +23,16 @@ pub struct Channel {
 /// Where the channels come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ChannelConfig {
-    /// One per physical core; a core whose CPUs are all reserved is left out.
+    /// One per physical core, of its CPUs that are usable ([`Topology::usable`]) and not reserved; a
+    /// core without is left out.
     #[default]
     Cores,
-    /// As given: name and CPUs.
+    /// One per hardware thread that is usable and not reserved.
+    Threads,
+    /// One per NUMA node, of its CPUs that are usable and not reserved.
+    Nodes,
+    /// As given: name and CPUs. Isolated ones too, and those outside the cpuset of this process: the
+    /// guests have one of their own.
     Given(Vec<(String, CpuSet)>),
 }
 
@@ -50,16 +57,24 @@ impl Channels {
             numa: topology.node_of(&cpus),
             cpus,
         };
-        let list = match config {
-            ChannelConfig::Cores => {
-                let cores = (0..).zip(&topology.cores).map(|(number, core): (u32, _)| {
-                    channel(
-                        format!("core-{number}"),
-                        core.iter().filter(|cpu| !reserved.contains(*cpu)).collect(),
-                    )
-                });
-                cores.filter(|channel| !channel.cpus.is_empty()).collect()
-            }
+        let free = topology.usable().without(reserved);
+        let named = |kind: &str, number: u32, cpus: &CpuSet| {
+            channel(format!("{kind}-{number}"), cpus.intersection(&free))
+        };
+        let mut list: Vec<Channel> = match config {
+            ChannelConfig::Cores => (0..)
+                .zip(&topology.cores)
+                .map(|(number, cpus)| named("core", number, cpus))
+                .collect(),
+            ChannelConfig::Threads => free
+                .iter()
+                .map(|cpu| named("cpu", cpu, &CpuSet::from_iter([cpu])))
+                .collect(),
+            ChannelConfig::Nodes => topology
+                .nodes
+                .iter()
+                .map(|(node, cpus)| named("node", (*node).into(), cpus))
+                .collect(),
             ChannelConfig::Given(given) => {
                 check_given(given, topology, reserved)?;
                 given
@@ -68,14 +83,11 @@ impl Channels {
                     .collect()
             }
         };
+        list.retain(|channel| !channel.cpus.is_empty());
         Ok(Self {
             list,
             online: topology.online.clone(),
-            float: topology
-                .online
-                .iter()
-                .filter(|cpu| !reserved.contains(*cpu))
-                .collect(),
+            float: free,
         })
     }
 
@@ -95,8 +107,8 @@ impl Channels {
     }
 
     /// The CPUs that a level stands for. Level 0 is what the IOThread had before us, unless that
-    /// was a channel; then all CPUs that are not reserved. `None` for a level that does not exist,
-    /// and where all CPUs are reserved.
+    /// was a channel; then all CPUs that are usable and not reserved. `None` for a level that does not
+    /// exist, and where there is no such CPU.
     #[must_use]
     pub fn cpus_of(&self, level: Level, original: &CpuSet) -> Option<CpuSet> {
         match usize::from(level).checked_sub(1) {
@@ -169,6 +181,7 @@ fn check_given(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::GroupCpus;
 
     fn topology() -> Topology {
         let cpus = |text: &str| text.parse::<CpuSet>().unwrap();
@@ -176,7 +189,52 @@ mod tests {
             online: cpus("0-3"),
             cores: vec![cpus("0,2"), cpus("1,3")],
             nodes: vec![(0, cpus("0-3"))],
+            ..Topology::default()
         }
+    }
+
+    fn discovered(config: &ChannelConfig, topology: &Topology, reserved: &str) -> Vec<String> {
+        let reserved = reserved.parse().unwrap();
+        let channels = Channels::new(config, topology, &reserved).unwrap();
+        let named = |channel: &Channel| format!("{} {}", channel.id, channel.cpus);
+        channels.list().iter().map(named).collect()
+    }
+
+    #[test]
+    fn isolated_cpus_and_those_outside_the_cpuset_are_in_no_discovered_channel() {
+        let topology = Topology {
+            isolated: "3".parse().unwrap(),
+            group: Some(GroupCpus {
+                cpus: "1-3".parse().unwrap(),
+                source: "cpuset.cpus".into(),
+            }),
+            ..topology()
+        };
+        assert_eq!(
+            discovered(&ChannelConfig::Cores, &topology, ""),
+            ["core-0 2", "core-1 1"]
+        );
+        assert_eq!(
+            discovered(&ChannelConfig::Threads, &topology, "1"),
+            ["cpu-2 2"]
+        );
+        let channels = Channels::new(&ChannelConfig::Cores, &topology, &CpuSet::default()).unwrap();
+        let core = "1".parse().unwrap();
+        assert_eq!(channels.cpus_of(0, &core).unwrap().to_string(), "1-2");
+        let given = ChannelConfig::Given(vec![("set-apart".into(), "3".parse().unwrap())]);
+        assert_eq!(discovered(&given, &topology, ""), ["set-apart 3"]);
+    }
+
+    #[test]
+    fn channels_may_be_threads_or_nodes() {
+        let mut topology = topology();
+        topology.nodes = vec![(0, "0,2".parse().unwrap()), (1, "1,3".parse().unwrap())];
+        let threads = ["cpu-0 0", "cpu-1 1", "cpu-2 2", "cpu-3 3"];
+        assert_eq!(discovered(&ChannelConfig::Threads, &topology, ""), threads);
+        assert_eq!(
+            discovered(&ChannelConfig::Nodes, &topology, "1,3"),
+            ["node-0 0,2"]
+        );
     }
 
     fn channels() -> Channels {

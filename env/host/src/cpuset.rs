@@ -43,6 +43,18 @@ impl CpuSet {
         Self(self.0.intersection(&other.0).copied().collect())
     }
 
+    /// The CPUs in either set.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self(self.0.union(&other.0).copied().collect())
+    }
+
+    /// The CPUs that are not in the other set.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self(self.0.difference(&other.0).copied().collect())
+    }
+
     /// A bitmap as libvirt wants it: CPU n is bit n % 8 of byte n / 8.
     #[must_use]
     pub fn to_bitmap(&self) -> Vec<u8> {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use crate::cpuset::CpuSet;
 use crate::element::Element;
 use crate::error::{HostError, HostResult};
+use crate::image_chain::{BackingChain, ImageName};
 
 /// XML namespace of the opt-in element:
 /// `<blkpilot:tuning xmlns:blkpilot="https://blkpilot.dev/xmlns/1" mode="auto" knobs="channel cache polling"/>`.
@@ -46,6 +47,8 @@ pub struct GuestDisk {
     pub source: Option<PathBuf>,
     /// Image format, `raw` where not given.
     pub format: String,
+    /// What the image stands on.
+    pub backing: BackingChain,
     /// `cache=`, as booted.
     pub boot_cache: BootCache,
     /// `io=`, as booted.
@@ -313,9 +316,6 @@ fn disks(root: &Element) -> Vec<GuestDisk> {
 fn disk(element: &Element) -> Option<GuestDisk> {
     let driver = element.child("driver");
     let driver_attribute = |name: &str| driver.and_then(|driver| driver.attribute(name));
-    let source = element.child("source");
-    let path =
-        source.and_then(|source| source.attribute("file").or_else(|| source.attribute("dev")));
     Some(GuestDisk {
         target: element.at(&["target"])?.attribute("dev")?.to_owned(),
         alias: element
@@ -323,8 +323,9 @@ fn disk(element: &Element) -> Option<GuestDisk> {
             .and_then(|alias| alias.attribute("name"))
             .unwrap_or_default()
             .to_owned(),
-        source: path.map(PathBuf::from),
+        source: source_path(element),
         format: driver_attribute("type").unwrap_or("raw").to_owned(),
+        backing: backing_chain(element),
         boot_cache: match driver_attribute("cache") {
             Some("none") => BootCache::None,
             Some("directsync") => BootCache::DirectSync,
@@ -340,6 +341,33 @@ fn disk(element: &Element) -> Option<GuestDisk> {
         iothread: driver_attribute("iothread").and_then(|id| id.parse().ok()),
         cache_obstacle: cache_obstacle(element, driver_attribute("cache")),
     })
+}
+
+fn source_path(element: &Element) -> Option<PathBuf> {
+    let source = element.child("source")?;
+    let path = source.attribute("file").or_else(|| source.attribute("dev"));
+    path.map(PathBuf::from)
+}
+
+/// libvirt nests what an image stands on, and ends the chain with an empty element.
+fn backing_chain(disk: &Element) -> BackingChain {
+    let mut chain = BackingChain::default();
+    let mut above = disk;
+    while let Some(store) = above.child("backingStore") {
+        if store.children.is_empty() {
+            chain.is_complete = true;
+            break;
+        }
+        let format = store
+            .child("format")
+            .and_then(|format| format.attribute("type"));
+        chain.images.push(ImageName {
+            path: source_path(store),
+            format: format.unwrap_or("raw").to_owned(),
+        });
+        above = store;
+    }
+    chain
 }
 
 /// A disk that others may open too must stay as libvirt's own safety checks see it in its XML.
@@ -407,6 +435,10 @@ pub(crate) mod tests {
     <disk type='file' device='disk'>
       <driver name='qemu' type='qcow2' cache='none' io='io_uring' iothread='2'/>
       <source file='/images/web.img' index='1'/>
+      <backingStore type='block' index='3'>
+        <format type='qcow2'/><source dev='/dev/vg/base'/>
+        <backingStore type='network' index='4'><format type='raw'/><source protocol='nbd'/><backingStore/></backingStore>
+      </backingStore>
       <target dev='vda' bus='virtio'/>
       <alias name='virtio-disk0'/>
     </disk>
@@ -445,6 +477,23 @@ pub(crate) mod tests {
             guest.disks[1].cache_obstacle,
             Some("the disk is shared between guests")
         );
+    }
+
+    #[test]
+    fn the_backing_chain_is_read_and_is_complete_only_where_the_xml_says_so() {
+        let guest = Guest::from_xml(XML).unwrap();
+        let chain = &guest.disks[0].backing;
+        let images: Vec<_> = chain
+            .images
+            .iter()
+            .map(|image| (image.path.clone(), image.format.as_str()))
+            .collect();
+        assert_eq!(
+            images,
+            [(Some("/dev/vg/base".into()), "qcow2"), (None, "raw")]
+        );
+        assert!(chain.is_complete);
+        assert_eq!(guest.disks[1].backing, BackingChain::default());
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The live host: telemetry, knobs and journal over libvirt, QMP, procfs and sysfs.
 
+pub mod backing_device;
+pub mod block_device;
+pub mod block_stack;
 pub mod cachestat;
+pub mod cgroup;
 pub mod channel;
 pub mod cpuset;
 mod element;
@@ -8,25 +12,34 @@ pub mod error;
 #[cfg(test)]
 mod fake;
 pub mod guest;
+pub mod hardware_queue;
 pub mod hypervisor;
+pub mod image_chain;
 mod in_force;
+pub mod interrupts;
 pub mod inventory;
 pub mod journal;
 pub mod knob;
+pub mod layer;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod live;
 mod monitor_reader;
+mod mounts;
 pub mod process;
 pub mod procfs_host;
+pub mod qcow2;
 pub mod qmp;
 pub mod stats;
 mod stats_reader;
-pub mod sysfs;
+mod sysfs;
 mod telemetry;
+pub mod topology;
 pub mod tuner;
 pub mod undo_script;
 
+pub use backing_device::BackingDevice;
+pub use block_stack::Resolver;
 pub use channel::{Channel, ChannelConfig, Channels};
 pub use cpuset::CpuSet;
 pub use error::{HostError, HostResult};
@@ -38,4 +51,5 @@ pub use knob::{Change, Knob};
 pub use libvirt::Libvirt;
 pub use live::{BootClock, Connector, Execution, LiveHost, LiveHostConfig};
 pub use telemetry::default_reference;
+pub use topology::Topology;
 pub use tuner::{Applied, Outcome, Scope, Settlement, Tuner, Way};

@@ -25,8 +25,8 @@ use crate::journal::{GuestLife, Journal, Record};
 use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
 use crate::stats::GuestStats;
 use crate::stats_reader::StatsReader;
-use crate::sysfs::Topology;
 use crate::telemetry::{Sources, Telemetry, disk_id};
+use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
 
 /// The XML of running guests is read again after this time: an opt-in may have come or gone.
@@ -156,7 +156,7 @@ impl LiveHost {
         connector: Connector,
         clock: Box<dyn Clock>,
     ) -> HostResult<Self> {
-        let topology = Topology::read(&config.sys_root)?;
+        let topology = Topology::read(&config.sys_root, &config.proc_root)?;
         let channels = Channels::new(&config.channels, &topology, &config.reserved_cpus)?;
         let tuner = Tuner::new(Journal::open(&config.journal)?);
         let mut host = Self {

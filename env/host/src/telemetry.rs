@@ -11,6 +11,8 @@ use blkpilot_env::sample::{
     DiskSettings, HostSample, OpCounters, Polling, Reading,
 };
 
+use crate::backing_device::BackingDevice;
+use crate::block_stack::Resolver;
 use crate::cachestat::cached_bytes;
 use crate::channel::Channels;
 use crate::cpuset::CpuSet;
@@ -25,7 +27,6 @@ use crate::process::{QemuProcess, QemuThreads, ThreadTimes};
 use crate::procfs_host::{CpuTimes, DeviceCounters, cpu_times, device_counters, host_gauges};
 use crate::qmp::LatencyHistogram;
 use crate::stats::{DiskCounters, GuestStats, IoCounters};
-use crate::sysfs::BackingDevice;
 use crate::tuner::Tuner;
 
 /// How long one sample waits for the monitors of all guests together.
@@ -117,6 +118,7 @@ impl Telemetry {
         let guests = managed_guests(sources);
         let monitors = self.read_monitors(sources, &guests);
         let cpus = cpu_times(&self.proc_root)?;
+        let resolver = Resolver::new(&self.sys_root, &self.proc_root);
         let mut devices = Vec::new();
         let mut groups = BTreeMap::new();
         let mut disks = Vec::new();
@@ -132,7 +134,7 @@ impl Telemetry {
                 let Some(counters) = self.counters(running, &disk.target, guest_stats) else {
                     continue;
                 };
-                let Some(device) = self.device_row(disk, &mut devices) else {
+                let Some(device) = device_row(&resolver, disk, &mut devices) else {
                     continue;
                 };
                 let from = DiskSources {
@@ -226,17 +228,6 @@ impl Telemetry {
         reader.is_some_and(MonitorReader::is_outstanding)
     }
 
-    /// The row of the device behind a disk, added when it is new. A disk without a local device
-    /// (network storage) is not managed.
-    fn device_row(&self, disk: &GuestDisk, devices: &mut Vec<BackingDevice>) -> Option<usize> {
-        let device = BackingDevice::of_image(&self.sys_root, disk.source.as_ref()?).ok()?;
-        let known = devices.iter().position(|known| known.name == device.name);
-        Some(known.unwrap_or_else(|| {
-            devices.push(device);
-            devices.len() - 1
-        }))
-    }
-
     fn device_samples(&self, devices: &[BackingDevice]) -> HostResult<Vec<DeviceSample>> {
         let counters = device_counters(&self.proc_root)?;
         let sample = |device: &BackingDevice| {
@@ -244,7 +235,7 @@ impl Telemetry {
                 reads,
                 writes,
                 busy_ns,
-            } = counters.get(&device.name).copied().unwrap_or_default();
+            } = device.counters(&counters);
             DeviceSample {
                 id: device.name.clone(),
                 class: device.class,
@@ -308,6 +299,22 @@ impl Telemetry {
             id,
         }
     }
+}
+
+/// The row of the device behind a disk, added when it is new. A disk without a local device
+/// (network storage) is not managed. What lies
+/// below its image in a backing chain is not looked for: headers are read on storage that may hang.
+fn device_row(
+    resolver: &Resolver,
+    disk: &GuestDisk,
+    devices: &mut Vec<BackingDevice>,
+) -> Option<usize> {
+    let device = BackingDevice::of_image(resolver, disk.source.as_ref()?).ok()?;
+    let known = devices.iter().position(|known| known.name == device.name);
+    Some(known.unwrap_or_else(|| {
+        devices.push(device);
+        devices.len() - 1
+    }))
 }
 
 /// `guest/target`.

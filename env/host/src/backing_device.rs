@@ -1,0 +1,114 @@
+//! The device behind an image as telemetry and channels see it: one name, one class, the queues.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use blkpilot_env::sample::{DeviceClass, OpCounters};
+
+use crate::block_device::DeviceKind;
+use crate::block_device::{class_of, device_dir, is_rotational, kind, numa_node};
+use crate::block_stack::Resolver;
+use crate::cpuset::CpuSet;
+use crate::error::{HostError, HostResult};
+use crate::hardware_queue::HardwareQueues;
+use crate::layer::{Layer, LayerKind};
+use crate::procfs_host::DeviceCounters;
+
+/// The device that does the work of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackingDevice {
+    /// Kernel name of the deepest device that all requests of its images pass, such as `nvme0n1` under
+    /// LVM on one disk, `md0` on two; under a file system of several devices their names, joined by
+    /// `+`. See [`Layer::worker`].
+    pub name: String,
+    /// Kernel names of the devices whose counters are its, added up: several where the kernel counts
+    /// by path or there is no one device.
+    pub counted: BTreeSet<String>,
+    /// Kernel names of the devices at the bottom: those with hardware queues.
+    pub leaves: BTreeSet<String>,
+    /// Kind, by the first leaf.
+    pub class: DeviceClass,
+    /// NUMA node, by the first leaf; 0 where unknown.
+    pub numa: u16,
+    /// CPUs of each hardware queue that ordinary requests get to, over all leaves: queues for polling
+    /// are left out.
+    pub queues: Vec<CpuSet>,
+}
+
+impl BackingDevice {
+    /// The device that does the work of an image, or of a block device that is one.
+    ///
+    /// # Errors
+    /// `Unsupported`, with the reason, when it is not on a block device of this host.
+    pub fn of_image(resolver: &Resolver, image: &Path) -> HostResult<Self> {
+        let stack = resolver.image(image);
+        Self::of_stack(resolver, &stack).ok_or_else(|| HostError::Unsupported {
+            what: format!("{}: finding its device", image.display()),
+            reason: stack
+                .first_problem()
+                .unwrap_or("it is not on a block device of this host")
+                .to_owned(),
+        })
+    }
+
+    /// The device that does the work of a stack; `None` where it has no device.
+    #[must_use]
+    pub fn of_stack(resolver: &Resolver, stack: &Layer) -> Option<Self> {
+        let leaves: BTreeSet<String> = stack
+            .leaves()
+            .iter()
+            .map(|leaf| leaf.name.clone())
+            .collect();
+        let first = device_dir(resolver.sys(), leaves.first()?)?;
+        let worker = stack.worker();
+        let is_counted_below =
+            worker.is_none_or(|worker| worker.kind == LayerKind::Device(DeviceKind::NvmeMultipath));
+        let joined = || Vec::from_iter(leaves.iter().cloned()).join("+");
+        let name = worker.map_or_else(joined, |worker| worker.name.clone());
+        Some(Self {
+            counted: if is_counted_below {
+                leaves.clone()
+            } else {
+                [name.clone()].into()
+            },
+            class: class_of(kind(&first), is_rotational(&first)),
+            numa: numa_node(&first).unwrap_or(0),
+            queues: leaves
+                .iter()
+                .flat_map(|leaf| queues(resolver.sys(), leaf))
+                .collect(),
+            name,
+            leaves,
+        })
+    }
+
+    /// Its counters among those of all devices; zero where the kernel keeps none.
+    #[must_use]
+    pub fn counters(&self, all: &BTreeMap<String, DeviceCounters>) -> DeviceCounters {
+        let counted = self.counted.iter().filter_map(|name| all.get(name));
+        counted.fold(DeviceCounters::default(), |sum, one| DeviceCounters {
+            reads: added(sum.reads, one.reads),
+            writes: added(sum.writes, one.writes),
+            // At least one of them was busy for at least as long.
+            busy_ns: sum.busy_ns.max(one.busy_ns),
+        })
+    }
+}
+
+fn added(a: OpCounters, b: OpCounters) -> OpCounters {
+    OpCounters {
+        requests: a.requests + b.requests,
+        bytes: a.bytes + b.bytes,
+        time_ns: a.time_ns + b.time_ns,
+    }
+}
+
+fn queues(sys: &Path, leaf: &str) -> Vec<CpuSet> {
+    let dir = device_dir(sys, leaf);
+    let queues = dir.map(|dir| HardwareQueues::read(sys, &dir));
+    queues
+        .iter()
+        .flat_map(HardwareQueues::interrupt_driven)
+        .cloned()
+        .collect()
+}
