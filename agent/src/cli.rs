@@ -15,6 +15,7 @@ mod rollback;
 mod serve;
 mod sweep;
 mod tables;
+mod topology;
 mod trial;
 mod unfreeze;
 
@@ -57,6 +58,10 @@ enum Command {
     Serve(ServeArgs),
     /// Show the state of each virtual disk, without a service
     Observe(ObserveArgs),
+    /// Show CPUs, channels, block devices, and what each virtual disk stands on
+    ///
+    /// Works without a service and changes nothing; of guests only the XML is read, opted in or not.
+    Topology(topology::TopologyArgs),
     /// List running guests with their disks, modes and levels in force
     Guests(ClientArgs),
     /// Ask the policy for a joint decision; nothing is changed
@@ -377,6 +382,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Serve(args) => serve::run(&args).await,
         Command::Observe(args) => observe::run(args).await,
+        Command::Topology(args) => topology::run(&args),
         Command::Guests(args) => commands::guests(&args).await,
         Command::Propose(args) => commands::propose(&args).await,
         Command::Apply(args) => commands::apply(&args).await,

@@ -421,7 +421,27 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     }))
 }
 
+/// What a discovered channel is.
+#[derive(Clone, Copy)]
+enum ChannelKind {
+    Core,
+    Thread,
+    Node,
+}
+
 fn channels(section: &mut Section) -> ChannelConfig {
+    let kinds = [
+        ("core", ChannelKind::Core),
+        ("thread", ChannelKind::Thread),
+        ("node", ChannelKind::Node),
+    ];
+    let kind = section.choice("channel_per", &kinds);
+    if kind.is_some() && section.has("channel") {
+        section.problem(
+            "channel_per",
+            "stands beside host.channel: discover the channels or give them",
+        );
+    }
     let mut given = vec![];
     for mut channel in section.sections("channel") {
         let name = channel.required("name", "a name such as \"core-3\"", Section::text);
@@ -430,10 +450,11 @@ fn channels(section: &mut Section) -> ChannelConfig {
         given.extend(name.zip(cpus));
         channel.finish();
     }
-    if given.is_empty() {
-        ChannelConfig::Cores
-    } else {
-        ChannelConfig::Given(given)
+    match kind {
+        _ if !given.is_empty() => ChannelConfig::Given(given),
+        None | Some(ChannelKind::Core) => ChannelConfig::Cores,
+        Some(ChannelKind::Thread) => ChannelConfig::Threads,
+        Some(ChannelKind::Node) => ChannelConfig::Nodes,
     }
 }
 

@@ -10,9 +10,9 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::trial::{Comparison, Report};
 
-const ABSENT: &str = "–";
+pub(super) const ABSENT: &str = "–";
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_preset(NOTHING)
@@ -21,7 +21,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
+pub(super) fn align_right(table: &mut Table, columns: std::ops::Range<usize>) {
     for column in columns {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);

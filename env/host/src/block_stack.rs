@@ -52,6 +52,13 @@ impl Resolver {
         Some(self.device_at(&target(&link)?, &link, &[]))
     }
 
+    /// As [`Resolver::device`], by kernel name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Layer> {
+        let dir = device_dir(&self.sys, name)?;
+        Some(self.device_at(&dir, &self.sys.join("block").join(name), &[]))
+    }
+
     pub(crate) fn sys(&self) -> &Path {
         &self.sys
     }
@@ -124,7 +131,7 @@ impl Resolver {
             "zfs" => layer.ending(format!(
                 "the devices of pool dataset {from} are known to ZFS only"
             )),
-            _ => match self.named(&mount.source, above) {
+            _ => match self.mounted(&mount.source, above) {
                 Some(device) => layer.on(vec![device]),
                 None => layer.ending(format!("{from} is not a block device of this host")),
             },
@@ -184,7 +191,7 @@ impl Resolver {
     }
 
     /// The device that a mount names by its path.
-    fn named(&self, source: &Path, above: Above<'_>) -> Option<Layer> {
+    fn mounted(&self, source: &Path, above: Above<'_>) -> Option<Layer> {
         let device = source.starts_with("/dev").then(|| target(source))??;
         let dir = device_dir(&self.sys, &last_name(&device))?;
         Some(self.device_at(&dir, &self.proc_root.join("self/mountinfo"), above))

@@ -121,26 +121,25 @@ fn kinds(sys: &Path, dir: &Path, list: &[HardwareQueue]) -> (Vec<QueueKind>, Val
         DeviceKind::Nvme => "nvme",
         DeviceKind::VirtioBlk => "virtio_blk",
         // One kind, unless a driver has poll queues in a way of its own.
-        _ if can_poll => {
-            return (
-                vec![QueueKind::Default; list.len()],
-                Validity::Estimated,
-                dir.join("queue/io_poll"),
-            );
-        }
         _ => {
-            return (
-                vec![QueueKind::Default; list.len()],
-                Validity::Valid,
-                dir.join("queue/io_poll"),
-            );
+            let validity = if can_poll {
+                Validity::Estimated
+            } else {
+                Validity::Valid
+            };
+            let kinds = vec![QueueKind::Default; list.len()];
+            return (kinds, validity, dir.join("queue/io_poll"));
         }
     };
     let parameters = sys.join("module").join(driver).join("parameters");
     let asked = |name| number(&parameters, name).unwrap_or(0);
     let poll = if can_poll { asked("poll_queues") } else { 0 };
     let split = split(list.len(), asked("write_queues"), poll);
-    (laid_out(list.len(), split), Validity::Estimated, parameters)
+    let validity = match split {
+        Split { read: 0, poll: 0 } => Validity::Valid,
+        _ => Validity::Estimated,
+    };
+    (laid_out(list.len(), split), validity, parameters)
 }
 
 /// As drivers share their queues out: `nvme_setup_irqs` and `nvme_calc_irq_sets` of

@@ -1,0 +1,149 @@
+//! A guest with an emulated NVMe controller, in which `blkpilot topology` looks at what a real NVMe
+//! driver shows. What is checked is read by busybox, or said by the kernel in debugfs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+use std::path::Path;
+
+use blkpilot_tests::fixture::{FixtureError, NvmeGuest};
+use blkpilot_tests::live;
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_blkpilot-under-test");
+
+const COMMANDS: [&str; 6] = [
+    "blkpilot topology --json",
+    "mount -t debugfs debug /sys/kernel/debug && blkpilot topology --json",
+    "cd /sys/block/nvme0n1/mq && for queue in *; do echo $queue: $(cat $queue/cpu_list); done",
+    "cat /proc/interrupts",
+    "cat /sys/kernel/debug/block/nvme0n1/hctx*/type",
+    "blkpilot topology --queues",
+];
+
+fn device<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let devices = report["devices"].as_array().unwrap();
+    devices
+        .iter()
+        .find(|device| device["name"] == name)
+        .unwrap()
+}
+
+fn each(list: &Value, key: &str) -> Vec<String> {
+    let text = |item: &Value| item[key].as_str().unwrap().to_owned();
+    list.as_array().unwrap().iter().map(text).collect()
+}
+
+#[test]
+fn queues_interrupts_and_namespaces_of_a_real_nvme_driver_are_found() {
+    let test = "live_nvme";
+    let guest = NvmeGuest {
+        vcpus: 4,
+        max_ioqpairs: 3,
+        namespaces: 2,
+        poll_queues: 1,
+    };
+    let outputs = match guest.run(Path::new(BINARY), &COMMANDS) {
+        Ok(outputs) => outputs,
+        Err(FixtureError::Unavailable(unavailable)) => {
+            return live::skip(test, &unavailable.reason);
+        }
+        Err(broken) => panic!("{test}: {broken}"),
+    };
+    let derived: Value = serde_json::from_str(&outputs[0]).unwrap();
+    let told: Value = serde_json::from_str(&outputs[1]).unwrap();
+    let first = device(&derived, "nvme0n1");
+
+    // As many queues as the controller offers, one of them for polling.
+    let queues = first["queues"].as_array().unwrap();
+    assert_eq!(queues.len(), 3, "{first}");
+    assert_eq!(
+        each(&first["queues"], "kind"),
+        ["default", "default", "poll"]
+    );
+    assert_eq!(first["io_poll"], true);
+    assert_eq!(first["queue_kinds"]["validity"], "estimated");
+    for line in outputs[2].lines() {
+        let (index, cpus) = line.split_once(": ").unwrap();
+        let queue = &queues[index.parse::<usize>().unwrap()];
+        let spelt: Vec<String> = cpus.split(", ").map(str::to_owned).collect();
+        let ours: blkpilot_host::CpuSet = queue["cpus"].as_str().unwrap().parse().unwrap();
+        assert_eq!(
+            ours.iter().map(|cpu| cpu.to_string()).collect::<Vec<_>>(),
+            spelt,
+            "{line}"
+        );
+        assert!(queue["tags"].as_u64().unwrap() > 0);
+    }
+    assert_eq!(outputs[2].lines().count(), 3);
+    assert_eq!(queues[2]["cpus"], "0-3", "every CPU can poll");
+
+    // What is derived from the driver's parameters is what the kernel itself says.
+    let kernel = device(&told, "nvme0n1");
+    let types: Vec<&str> = outputs[4].lines().collect();
+    assert_eq!(each(&kernel["queues"], "kind"), types);
+    assert_eq!(each(&first["queues"], "kind"), types);
+    assert_eq!(kernel["queue_kinds"]["validity"], "valid");
+
+    // The admin queue and each queue that is not polled have an interrupt.
+    let interrupts = first["interrupts"].as_array().unwrap();
+    let handlers: Vec<&str> = interrupts
+        .iter()
+        .map(|interrupt| interrupt["handlers"][0].as_str().unwrap())
+        .collect();
+    assert_eq!(handlers, ["nvme0q0", "nvme0q1", "nvme0q2"]);
+    for interrupt in interrupts {
+        let start = format!("{}:", interrupt["number"]);
+        let of = |line: &&str| line.trim_start().starts_with(&start);
+        let line = outputs[3].lines().find(of).unwrap();
+        assert!(
+            line.ends_with(interrupt["handlers"][0].as_str().unwrap()),
+            "{line}"
+        );
+    }
+    // Each goes to one of the CPUs that submit to its queue.
+    for (queue, interrupt) in queues.iter().zip(&interrupts[1..]) {
+        let list = |value: &Value| {
+            value["cpus"]
+                .as_str()
+                .unwrap()
+                .parse::<blkpilot_host::CpuSet>()
+                .unwrap()
+        };
+        let (from, to) = (list(queue), list(interrupt));
+        assert!(
+            !to.is_empty() && to.intersection(&from) == to,
+            "{queue} {interrupt}"
+        );
+    }
+
+    // Two namespaces of one controller.
+    for name in ["nvme0n1", "nvme0n2"] {
+        let namespace = device(&derived, name);
+        assert_eq!(namespace["kind"], "nvme");
+        assert_eq!(namespace["class"], "nvme");
+        assert_eq!(namespace["size_bytes"], 16 << 20);
+        assert_eq!(namespace["model"], "QEMU NVMe Ctrl");
+        assert!(namespace["firmware"].is_string(), "{namespace}");
+        let controllers = namespace["controllers"].as_array().unwrap();
+        assert_eq!(controllers.len(), 1);
+        assert_eq!(controllers[0]["name"], "nvme0");
+        assert_eq!(controllers[0]["transport"], "pcie");
+        let namespaces = controllers[0]["namespaces"].as_array().unwrap();
+        assert_eq!(namespaces, &["nvme0n1", "nvme0n2"]);
+    }
+
+    // Channels are the cores of the guest, with the queues that they submit to.
+    let channels = derived["channels"].as_array().unwrap();
+    assert_eq!(channels.len(), 4);
+    assert!(
+        channels
+            .iter()
+            .all(|channel| channel["queues"]["nvme0n1"].as_array().unwrap().len() == 2)
+    );
+    assert!(
+        outputs[5].contains("~2 default, 1 poll") || outputs[5].contains("2 default, 1 poll"),
+        "{}",
+        outputs[5]
+    );
+    assert!(outputs[5].contains("nvme0q2"), "{}", outputs[5]);
+}

@@ -1,0 +1,279 @@
+//! Stacks of block devices made for the test, and of guests' disks, resolved on the real machine.
+//! What is checked against is said by findmnt, losetup, dmsetup and qemu-img.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use blkpilot_host::{BackingDevice, Resolver};
+use blkpilot_tests::fixture::{DiskSpec, GuestSpec, ImageFormat};
+use blkpilot_tests::live;
+use serde_json::Value;
+
+const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot-under-test");
+
+fn tool(name: &str, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(name)
+        .args(args)
+        .output()
+        .map_err(|error| format!("{name}: {error}"))?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(format!(
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    }
+}
+
+/// A device that goes when this is dropped.
+struct Made {
+    path: PathBuf,
+    remove: &'static [&'static str],
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let path = self.path.to_str().unwrap_or_default();
+        let _ = tool(self.remove[0], &[&self.remove[1..], &[path]].concat());
+    }
+}
+
+impl Made {
+    fn name(&self) -> String {
+        let real = std::fs::canonicalize(&self.path).unwrap();
+        real.file_name().unwrap().to_string_lossy().into_owned()
+    }
+}
+
+/// A loop device over a file, with these options besides.
+fn loop_device(file: &Path, options: &[&str]) -> Result<Made, String> {
+    let file = file.to_str().unwrap();
+    let path = tool("losetup", &[options, &["--find", "--show", file]].concat())?;
+    Ok(Made {
+        path: path.into(),
+        remove: &["losetup", "--detach"],
+    })
+}
+
+/// Type of the file system of a path and the device that it stands on.
+fn mounted_on(path: &Path) -> Result<(String, String), String> {
+    let found = tool(
+        "findmnt",
+        &["-no", "FSTYPE,SOURCE", "--target", path.to_str().unwrap()],
+    )?;
+    let (kind, source) = found.split_once(' ').ok_or("findmnt names no source")?;
+    match source.trim().strip_prefix("/dev/") {
+        Some(device) if !device.contains(['/', '[']) => Ok((kind.to_owned(), device.to_owned())),
+        _ => Err(format!(
+            "{} lies on {found}, not on a plain device",
+            path.display()
+        )),
+    }
+}
+
+fn resolver() -> Resolver {
+    Resolver::new(Path::new("/sys"), Path::new("/proc"))
+}
+
+#[test]
+fn a_loop_device_is_resolved_to_the_device_of_its_file() {
+    let test = "live_topology_loop";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk.img");
+    File::create(&file).unwrap().set_len(8 << 20).unwrap();
+    let (kind, device) = match mounted_on(&file) {
+        Ok(found) => found,
+        Err(reason) => return live::skip(test, &reason),
+    };
+    let buffered = match loop_device(&file, &[]) {
+        Ok(made) => made,
+        Err(reason) => {
+            return live::skip(test, &format!("no loop device can be made here: {reason}"));
+        }
+    };
+    let stack = resolver().image(&buffered.path);
+    let wanted = format!(
+        "{} (through the page cache) on {} on {kind} on {device}",
+        buffered.name(),
+        file.display()
+    );
+    assert!(
+        stack.to_string().starts_with(&wanted),
+        "{stack} instead of {wanted}"
+    );
+    assert!(stack.is_complete());
+    let works = BackingDevice::of_image(&resolver(), &buffered.path).unwrap();
+    assert_eq!(works.name, buffered.name());
+
+    // A file system that cannot do direct I/O leaves nothing more to check.
+    let Ok(direct) = loop_device(&file, &["--direct-io=on"]) else {
+        return;
+    };
+    let stack = resolver().image(&direct.path);
+    assert!(stack.to_string().contains("(direct I/O)"), "{stack}");
+    let works = BackingDevice::of_image(&resolver(), &direct.path).unwrap();
+    assert_eq!(works, BackingDevice::of_image(&resolver(), &file).unwrap());
+}
+
+#[test]
+fn a_mapping_over_two_loop_devices_is_resolved_to_both() {
+    let test = "live_topology_device_mapper";
+    if let Err(reason) = tool("dmsetup", &["version"]) {
+        return live::skip(
+            test,
+            &format!("device mapper cannot be used here: {reason}"),
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| dir.path().join(name));
+    for file in &files {
+        File::create(file).unwrap().set_len(8 << 20).unwrap();
+    }
+    let loops = match files
+        .iter()
+        .map(|file| loop_device(file, &[]))
+        .collect::<Result<Vec<_>, _>>()
+    {
+        Ok(loops) => loops,
+        Err(reason) => {
+            return live::skip(test, &format!("no loop device can be made here: {reason}"));
+        }
+    };
+    let table = format!(
+        "0 8192 linear {} 0\n8192 8192 linear {} 0\n",
+        loops[0].path.display(),
+        loops[1].path.display()
+    );
+    let name = format!("blkpilot-test-{}", std::process::id());
+    let uuid = format!("LVM-{name}");
+    if let Err(reason) = tool(
+        "dmsetup",
+        &["create", &name, "--uuid", &uuid, "--table", &table],
+    ) {
+        return live::skip(
+            test,
+            &format!("device mapper cannot be used here: {reason}"),
+        );
+    }
+    let mapping = Made {
+        path: Path::new("/dev/mapper").join(&name),
+        remove: &["dmsetup", "remove"],
+    };
+    let stack = resolver().image(&mapping.path);
+    assert_eq!(stack.detail, format!("LVM {name}"));
+    let below: Vec<&str> = stack
+        .below
+        .iter()
+        .map(|layer| layer.name.as_str())
+        .collect();
+    let mut wanted = [loops[0].name(), loops[1].name()];
+    wanted.sort();
+    assert_eq!(below, wanted);
+    let works = BackingDevice::of_image(&resolver(), &mapping.path).unwrap();
+    assert_eq!(works.name, mapping.name(), "both halves are under it");
+}
+
+fn topology(uri: &str) -> (Value, Output) {
+    let run = |args: &[&str]| Command::new(BLKPILOT).args(args).output().unwrap();
+    let json = run(&["topology", "--libvirt", uri, "--json"]);
+    assert!(
+        json.status.success(),
+        "{}",
+        String::from_utf8_lossy(&json.stderr)
+    );
+    let people = run(&["topology", "--libvirt", uri]);
+    (serde_json::from_slice(&json.stdout).unwrap(), people)
+}
+
+fn paths(disk: &Value) -> Vec<String> {
+    let images = disk["images"].as_array().unwrap().iter();
+    images
+        .map(|image| {
+            format!(
+                "{} {}",
+                image["format"].as_str().unwrap(),
+                image["path"].as_str().unwrap()
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn disks_of_guests_are_shown_with_their_stacks_and_backing_chains() {
+    let qcow2 = DiskSpec {
+        format: ImageFormat::Qcow2,
+        ..DiskSpec::direct("idle")
+    };
+    // It has not opted in: its XML is read all the same, its monitor is not.
+    let spec = GuestSpec {
+        opt_in: None,
+        ..GuestSpec::new("stacked")
+            .with_disk(qcow2)
+            .with_disk(DiskSpec::direct("idle").capped(1000))
+    };
+    let Some(fixture) = live::fixture("live_topology_guests", vec![spec]) else {
+        return;
+    };
+    let guest = fixture.guest("stacked");
+    let (image, capped) = (guest.images[0].clone(), guest.images[1].clone());
+    let overlay = image.with_extension("overlay");
+    let disk = format!("vda,snapshot=external,file={}", overlay.display());
+    let arguments = [
+        "snapshot-create-as",
+        "stacked",
+        "--disk-only",
+        "--no-metadata",
+        "--diskspec",
+        &disk,
+        "--diskspec",
+        "vdb,snapshot=no",
+    ];
+    fixture.virsh(&arguments).unwrap();
+
+    let (report, people) = topology(&fixture.uri());
+    let disks = report["disks"].as_array().unwrap();
+    let ids: Vec<&str> = disks
+        .iter()
+        .map(|disk| disk["disk"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids, ["stacked/vda", "stacked/vdb"]);
+    let wanted = [
+        format!("qcow2 {}", overlay.display()),
+        format!("qcow2 {}", image.display()),
+    ];
+    assert_eq!(paths(&disks[0]), wanted);
+    let info = tool(
+        "qemu-img",
+        &["info", "-U", "--output=json", overlay.to_str().unwrap()],
+    )
+    .unwrap();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["backing-filename"], disks[0]["images"][1]["path"]);
+    assert_eq!(
+        disks[1]["device"]["name"],
+        capped.file_name().unwrap().to_str().unwrap()
+    );
+    assert_eq!(report["unreadable"], serde_json::json!({}));
+    if let Ok((kind, device)) = mounted_on(&image) {
+        let text = format!("qcow2 {} on {kind} on {device}", overlay.display());
+        assert!(
+            disks[0]["text"].as_str().unwrap().starts_with(&text),
+            "{}",
+            disks[0]
+        );
+        assert_eq!(disks[0]["complete"], true);
+    }
+    let people = String::from_utf8(people.stdout).unwrap();
+    assert!(
+        people.contains(" <- qcow2 ") && people.contains("WORKS ON"),
+        "{people}"
+    );
+
+    let log = fixture.run_dir().join("log/qemu/stacked.log");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(!log.contains("tainted: custom-monitor"), "{log}");
+}
