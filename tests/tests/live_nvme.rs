@@ -33,21 +33,29 @@ fn each(list: &Value, key: &str) -> Vec<String> {
     list.as_array().unwrap().iter().map(text).collect()
 }
 
+/// What the commands print in the guest; `None` after saying loudly that the test is skipped.
+fn run(test: &str, guest: &NvmeGuest, commands: &[&str]) -> Option<Vec<String>> {
+    match guest.run(Path::new(BINARY), commands) {
+        Ok(outputs) => Some(outputs),
+        Err(FixtureError::Unavailable(unavailable)) => {
+            live::skip(test, &unavailable.reason);
+            None
+        }
+        Err(broken) => panic!("live test {test}: the fixture is broken: {broken}"),
+    }
+}
+
 #[test]
 fn queues_interrupts_and_namespaces_of_a_real_nvme_driver_are_found() {
-    let test = "live_nvme";
     let guest = NvmeGuest {
         vcpus: 4,
+        controllers: 1,
         max_ioqpairs: 3,
         namespaces: 2,
         poll_queues: 1,
     };
-    let outputs = match guest.run(Path::new(BINARY), &COMMANDS) {
-        Ok(outputs) => outputs,
-        Err(FixtureError::Unavailable(unavailable)) => {
-            return live::skip(test, &unavailable.reason);
-        }
-        Err(broken) => panic!("{test}: {broken}"),
+    let Some(outputs) = run("live_nvme", &guest, &COMMANDS) else {
+        return;
     };
     let derived: Value = serde_json::from_str(&outputs[0]).unwrap();
     let told: Value = serde_json::from_str(&outputs[1]).unwrap();
@@ -135,15 +143,62 @@ fn queues_interrupts_and_namespaces_of_a_real_nvme_driver_are_found() {
     // Channels are the cores of the guest, with the queues that they submit to.
     let channels = derived["channels"].as_array().unwrap();
     assert_eq!(channels.len(), 4);
-    assert!(
-        channels
-            .iter()
-            .all(|channel| channel["queues"]["nvme0n1"].as_array().unwrap().len() == 2)
+    let queue_of = |channel: &Value| channel["queues"]["nvme0n1"].clone();
+    let of_channels: Vec<Value> = channels.iter().map(queue_of).collect();
+    let wanted = [[0], [0], [1], [1]].map(|queue| serde_json::json!(queue));
+    assert_eq!(
+        of_channels, wanted,
+        "ordinary requests get to no poll queue"
     );
-    assert!(
-        outputs[5].contains("~2 default, 1 poll") || outputs[5].contains("2 default, 1 poll"),
-        "{}",
-        outputs[5]
-    );
+    assert!(outputs[5].contains("2 default, 1 poll"), "{}", outputs[5]);
     assert!(outputs[5].contains("nvme0q2"), "{}", outputs[5]);
+}
+
+#[test]
+fn a_namespace_behind_two_controllers_leads_to_both_paths() {
+    let guest = NvmeGuest {
+        vcpus: 2,
+        controllers: 2,
+        max_ioqpairs: 2,
+        namespaces: 1,
+        poll_queues: 0,
+    };
+    let commands = [
+        "blkpilot topology --json",
+        "ls /sys/block",
+        "cat /proc/diskstats",
+    ];
+    let Some(outputs) = run("live_nvme_multipath", &guest, &commands) else {
+        return;
+    };
+    let report: Value = serde_json::from_str(&outputs[0]).unwrap();
+    let devices = report["devices"].as_array().unwrap();
+    let is_head = |device: &&Value| device["kind"] == "nvme-multipath";
+    let head = devices.iter().find(is_head).unwrap();
+    let mut paths = each(&head["stack"]["below"], "name");
+    assert_eq!(paths.len(), 2, "{head}");
+    assert_eq!(head["queues"].as_array().unwrap().len(), 0);
+    assert_eq!(each(&head["controllers"], "name"), ["nvme0", "nvme1"]);
+    for path in &paths {
+        let path = device(&report, path);
+        assert_eq!(path["kind"], "nvme");
+        assert_eq!(each(&path["queues"], "kind"), ["default"; 2]);
+        assert_eq!(path["controllers"].as_array().unwrap().len(), 1);
+    }
+    // There is nothing else, and the kernel counts the paths too.
+    paths.push(head["name"].as_str().unwrap().to_owned());
+    paths.sort();
+    let mut listed: Vec<&str> = outputs[1]
+        .split_whitespace()
+        .filter(|name| name.starts_with("nvme"))
+        .collect();
+    listed.sort_unstable();
+    assert_eq!(listed, paths);
+    assert!(
+        paths
+            .iter()
+            .all(|name| outputs[2].contains(&format!(" {name} "))),
+        "{}",
+        outputs[2]
+    );
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use blkpilot_host::block_device::{BlockDevice, block_devices};
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_host::hardware_queue::{HardwareQueue, QueueKind};
 use blkpilot_host::image_chain::ImageChain;
 use blkpilot_host::layer::Layer;
 use blkpilot_host::{
@@ -150,13 +151,25 @@ impl Report {
         self.disks.extend(disks);
     }
 
-    /// For each channel, the queues that requests from its CPUs get to.
+    /// For each device that stands on no other, the queues that ordinary requests from these CPUs get
+    /// to; those for polling are left out.
     fn queues_of<'a>(&'a self, cpus: &'a CpuSet) -> impl Iterator<Item = (&'a str, Vec<u32>)> {
-        self.devices.iter().filter_map(move |device| {
-            let queues = device.facts.queues.list.iter();
-            let meets = queues.filter(|queue| !queue.cpus.intersection(cpus).is_empty());
-            let numbers: Vec<u32> = meets.map(|queue| queue.index).collect();
-            (!numbers.is_empty()).then_some((device.facts.name.as_str(), numbers))
-        })
+        let stands_on_none = |device: &&Device| {
+            device
+                .stack
+                .as_ref()
+                .is_none_or(|stack| stack.below.is_empty())
+        };
+        self.devices
+            .iter()
+            .filter(stands_on_none)
+            .filter_map(move |device| {
+                let meets = |queue: &&HardwareQueue| {
+                    queue.kind != QueueKind::Poll && !queue.cpus.intersection(cpus).is_empty()
+                };
+                let queues = device.facts.queues.list.iter().filter(meets);
+                let numbers: Vec<u32> = queues.map(|queue| queue.index).collect();
+                (!numbers.is_empty()).then_some((device.facts.name.as_str(), numbers))
+            })
     }
 }

@@ -71,15 +71,26 @@ impl Layer {
     /// system of several devices. What does not pass requests on is not looked through.
     #[must_use]
     pub fn worker(&self) -> Option<&Self> {
-        let below = match &self.below[..] {
-            [only] if self.passes_on => only.worker(),
-            _ => None,
-        };
-        below.or_else(|| {
-            self.device()
-                .filter(|kind| *kind != DeviceKind::Partition)
-                .map(|_| self)
-        })
+        self.passed_by_all().pop()
+    }
+
+    /// The devices that all requests of the stack pass, from the top, partitions left out.
+    fn passed_by_all(&self) -> Vec<&Self> {
+        let is_whole = |kind: DeviceKind| kind != DeviceKind::Partition;
+        let mut passed: Vec<&Self> = vec![];
+        if self.device().is_some_and(is_whole) {
+            passed.push(self);
+        }
+        let mut branches = self.below.iter().filter(|_| self.passes_on);
+        if let Some(first) = branches.next() {
+            let mut common = first.passed_by_all();
+            for branch in branches {
+                let others = branch.passed_by_all();
+                common.retain(|layer| others.iter().any(|other| other.name == layer.name));
+            }
+            passed.extend(common);
+        }
+        passed
     }
 
     /// The devices at the bottom, those with hardware queues, in the order of their names.

@@ -106,7 +106,7 @@ fn devices(report: &Report) -> String {
             .map(|scheduler| scheduler.current.clone());
         table.add_row([
             facts.name.clone(),
-            kind(facts),
+            kind(device),
             size(facts.size_bytes),
             text(&facts.numa.map(|node| node.to_string())),
             text(&scheduler),
@@ -120,12 +120,23 @@ fn devices(report: &Report) -> String {
     or_nothing(&table, "no block devices")
 }
 
-fn kind(facts: &BlockDevice) -> String {
-    let kind = facts.kind.name();
-    match facts.class() {
-        DeviceClass::Hdd => format!("{kind}, rotating"),
-        DeviceClass::Nvme | DeviceClass::SataSsd => kind.to_owned(),
-    }
+/// `device-mapper, LVM vg-data`.
+fn kind(device: &Device) -> String {
+    let facts = &device.facts;
+    let detail = device
+        .stack
+        .as_ref()
+        .map_or("", |stack| stack.detail.as_str());
+    let rotates = if facts.class() == DeviceClass::Hdd {
+        "rotating"
+    } else {
+        ""
+    };
+    let parts = [facts.kind.name(), detail, rotates].into_iter();
+    parts
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// `2 default, 1 poll`; `~` where the kinds are derived.

@@ -161,6 +161,54 @@ fn a_stripe_is_the_deepest_device_that_all_requests_pass() {
 }
 
 #[test]
+fn a_thin_volume_whose_data_and_metadata_lie_on_one_disk_is_the_work_of_that_disk() {
+    let host = FakeHost::new(&NVME);
+    let dm = |number, name, uuid| {
+        let dir = format!("sys/devices/virtual/block/dm-{number}/dm");
+        host.add(&[
+            (&format!("{dir}/name"), name),
+            (&format!("{dir}/uuid"), uuid),
+        ]);
+    };
+    dm(0, "vg-pool_tmeta\n", "LVM-a-tmeta\n");
+    dm(1, "vg-pool_tdata\n", "LVM-b-tdata\n");
+    dm(2, "vg-pool-tpool\n", "LVM-c-tpool\n");
+    dm(3, "vg-thin\n", "LVM-d\n");
+    let virtual_dm = "sys/devices/virtual/block/dm-";
+    host.add(&[
+        (
+            &format!("{virtual_dm}0/slaves/nvme0n1"),
+            "->sys/devices/pci/nvme/nvme0/nvme0n1",
+        ),
+        (
+            &format!("{virtual_dm}1/slaves/nvme0n1p2"),
+            "->sys/devices/pci/nvme/nvme0/nvme0n1/nvme0n1p2",
+        ),
+        (
+            &format!("{virtual_dm}2/slaves/dm-0"),
+            "->sys/devices/virtual/block/dm-0",
+        ),
+        (
+            &format!("{virtual_dm}2/slaves/dm-1"),
+            "->sys/devices/virtual/block/dm-1",
+        ),
+        (
+            &format!("{virtual_dm}3/slaves/dm-2"),
+            "->sys/devices/virtual/block/dm-2",
+        ),
+        ("sys/dev/block/253:3", "->sys/devices/virtual/block/dm-3"),
+    ]);
+    let stack = host.resolver().device("253:3").unwrap();
+    assert_eq!(
+        host.short(&stack),
+        "dm-3 (LVM vg-thin) on dm-2 (LVM thin pool vg-pool-tpool) on \
+         [dm-0 (LVM vg-pool_tmeta) on nvme0n1, dm-1 (LVM vg-pool_tdata) on nvme0n1p2 on nvme0n1]"
+    );
+    let device = host.backing(&stack);
+    assert_eq!((device.name.as_str(), device.queues.len()), ("nvme0n1", 2));
+}
+
+#[test]
 fn a_namespace_with_several_paths_counts_by_path_and_has_their_queues() {
     let host = FakeHost::new(&[
         (
