@@ -5,7 +5,7 @@ set -euo pipefail
 readonly TORCH=2.13.0 CUDA_RUNTIME=13.0.96 CUDA_CUPTI=13.0.85
 readonly -a BUILD_PACKAGES=(ca-certificates g++ gcc libvirt-dev make pkg-config python3)
 readonly -a LIVE_PACKAGES=(
-    busybox-static cpio dpkg-dev libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu
+    busybox-static cpio dmsetup dpkg-dev libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu
     qemu-system-x86 qemu-utils util-linux xz-utils zstd
 )
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use crate::fixture::{Fixture, FixtureConfig, FixtureError, GuestSpec};
+use crate::fixture::{Fixture, FixtureConfig, FixtureError, GuestSpec, check_host};
 
 /// A fixture with these guests, or `None` after saying loudly that the test is skipped.
 ///
@@ -25,6 +25,22 @@ pub fn fixture(test: &str, guests: Vec<GuestSpec>) -> Option<Fixture> {
             None
         }
         Err(broken) => panic!("live test {test}: the fixture is broken: {broken}"),
+    }
+}
+
+/// Whether this machine has what live tests need; otherwise it has been said loudly that the test is
+/// skipped.
+///
+/// # Panics
+/// When live tests are required (`BLKPILOT_REQUIRE_LIVE=1`) and cannot run.
+#[must_use]
+pub fn is_possible(test: &str) -> bool {
+    match check_host() {
+        Ok(()) => true,
+        Err(unavailable) => {
+            skip(test, &unavailable.reason);
+            false
+        }
     }
 }
 

@@ -112,3 +112,40 @@ fn queues(sys: &Path, leaf: &str) -> Vec<CpuSet> {
         .cloned()
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(reads: u64, busy_ns: u64) -> DeviceCounters {
+        DeviceCounters {
+            reads: OpCounters {
+                requests: reads,
+                bytes: reads * 4096,
+                time_ns: reads * 10,
+            },
+            busy_ns,
+            ..DeviceCounters::default()
+        }
+    }
+
+    #[test]
+    fn what_is_counted_apart_is_added_up_and_busy_for_as_long_as_the_busiest() {
+        let all = BTreeMap::from([
+            ("nvme0c0n1".to_owned(), counters(3, 70)),
+            ("nvme0c1n1".to_owned(), counters(4, 50)),
+            ("nvme0n1".to_owned(), counters(1000, 1000)),
+        ]);
+        let device = |counted: &[&str]| BackingDevice {
+            name: "nvme0n1".into(),
+            counted: counted.iter().map(|name| (*name).to_owned()).collect(),
+            leaves: BTreeSet::new(),
+            class: DeviceClass::Nvme,
+            numa: 0,
+            queues: vec![],
+        };
+        let sum = device(&["nvme0c0n1", "nvme0c1n1"]).counters(&all);
+        assert_eq!(sum, counters(7, 70));
+        assert_eq!(device(&["gone"]).counters(&all), DeviceCounters::default());
+    }
+}
