@@ -5,8 +5,7 @@ use std::path::Path;
 
 use blkpilot_env::sample::{DeviceClass, OpCounters};
 
-use crate::block_device::DeviceKind;
-use crate::block_device::{class_of, device_dir, is_rotational, kind, numa_node};
+use crate::block_device::{DeviceKind, class_of, device_dir, is_rotational, kind, numa_node};
 use crate::block_stack::Resolver;
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
@@ -54,17 +53,12 @@ impl BackingDevice {
     /// The device that does the work of a stack; `None` where it has no device.
     #[must_use]
     pub fn of_stack(resolver: &Resolver, stack: &Layer) -> Option<Self> {
-        let leaves: BTreeSet<String> = stack
-            .leaves()
-            .iter()
-            .map(|leaf| leaf.name.clone())
-            .collect();
+        let name = Self::name_of(stack)?;
+        let leaves = leaf_names(stack);
         let first = device_dir(resolver.sys(), leaves.first()?)?;
-        let worker = stack.worker();
-        let is_counted_below =
-            worker.is_none_or(|worker| worker.kind == LayerKind::Device(DeviceKind::NvmeMultipath));
-        let joined = || Vec::from_iter(leaves.iter().cloned()).join("+");
-        let name = worker.map_or_else(joined, |worker| worker.name.clone());
+        let is_multipath =
+            |worker: &Layer| worker.kind == LayerKind::Device(DeviceKind::NvmeMultipath);
+        let is_counted_below = stack.worker().is_none_or(is_multipath);
         Some(Self {
             counted: if is_counted_below {
                 leaves.clone()
@@ -82,6 +76,16 @@ impl BackingDevice {
         })
     }
 
+    /// The [`BackingDevice::name`] that it will have: cheap, where the device may be known already.
+    #[must_use]
+    pub fn name_of(stack: &Layer) -> Option<String> {
+        let joined = || Vec::from_iter(leaf_names(stack)).join("+");
+        let name = stack
+            .worker()
+            .map_or_else(joined, |worker| worker.name.clone());
+        Some(name).filter(|name| !name.is_empty())
+    }
+
     /// Its counters among those of all devices; zero where the kernel keeps none.
     #[must_use]
     pub fn counters(&self, all: &BTreeMap<String, DeviceCounters>) -> DeviceCounters {
@@ -93,6 +97,11 @@ impl BackingDevice {
             busy_ns: sum.busy_ns.max(one.busy_ns),
         })
     }
+}
+
+fn leaf_names(stack: &Layer) -> BTreeSet<String> {
+    let leaves = stack.leaves().into_iter();
+    leaves.map(|leaf| leaf.name.clone()).collect()
 }
 
 fn added(a: OpCounters, b: OpCounters) -> OpCounters {

@@ -24,6 +24,16 @@ pub struct Resolver {
     mounts: OnceCell<Mounts>,
 }
 
+/// Devices that stand on something which sysfs does not show, by the start of their names.
+const OPAQUE: [(&str, &str); 6] = [
+    ("nbd", "the server behind it is known to its client only"),
+    ("rbd", "it is on a Ceph cluster"),
+    ("drbd", "what it stands on is known to DRBD only"),
+    ("zd", "the devices of its pool are known to ZFS only"),
+    ("zram", "it is in memory"),
+    ("ram", "it is in memory"),
+];
+
 /// The names of what is above a layer, against circles.
 type Above<'a> = &'a [String];
 
@@ -256,6 +266,12 @@ impl Resolver {
         if slaves.is_empty() && stacks {
             return layer
                 .ending("it stands on no device (an error or zero target, or not set up)".into());
+        }
+        let opaque = OPAQUE
+            .iter()
+            .find(|(start, _)| layer.name.starts_with(start));
+        if let (true, Some((_, reason))) = (slaves.is_empty(), opaque) {
+            return layer.ending((*reason).into());
         }
         let mut layer = layer;
         for name in slaves {

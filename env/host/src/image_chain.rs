@@ -92,8 +92,7 @@ impl Resolver {
                 ImageRole::Backing
             };
             let Some(path) = &name.path else {
-                return chain
-                    .ending("an image on the network, whose devices are not this host's".into());
+                return chain.ending("the XML names no file or block device of this host".into());
             };
             chain
                 .images

@@ -309,12 +309,14 @@ fn device_row(
     disk: &GuestDisk,
     devices: &mut Vec<BackingDevice>,
 ) -> Option<usize> {
-    let device = BackingDevice::of_image(resolver, disk.source.as_ref()?).ok()?;
-    let known = devices.iter().position(|known| known.name == device.name);
-    Some(known.unwrap_or_else(|| {
-        devices.push(device);
-        devices.len() - 1
-    }))
+    let stack = resolver.image(disk.source.as_ref()?);
+    let name = BackingDevice::name_of(&stack)?;
+    let known = devices.iter().position(|known| known.name == name);
+    if known.is_some() {
+        return known;
+    }
+    devices.push(BackingDevice::of_stack(resolver, &stack)?);
+    Some(devices.len() - 1)
 }
 
 /// `guest/target`.

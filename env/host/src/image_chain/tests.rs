@@ -148,7 +148,7 @@ fn what_ends_a_chain_before_its_end_is_said() {
     );
     let chain = resolve(&[], "raw", "<source protocol='rbd' name='pool/image'/>", "");
     assert!(
-        chain.to_string().starts_with("? (an image on the network"),
+        chain.to_string().starts_with("? (the XML names no file"),
         "{chain}"
     );
 }
