@@ -6,27 +6,28 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
-use blkpilot_host::{BackingDevice, Resolver};
-use blkpilot_tests::fixture::{DiskSpec, GuestSpec, ImageFormat};
+use blkpilot_host::{
+    BackingDevice, BootClock, Hypervisor, Libvirt, LiveHost, LiveHostConfig, Resolver, Scope,
+};
+use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, ImageFormat};
 use blkpilot_tests::live;
 use serde_json::Value;
 
 const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot-under-test");
 
+/// What a tool prints, or the first line of what is wrong.
 fn tool(name: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(name)
         .args(args)
         .output()
         .map_err(|error| format!("{name}: {error}"))?;
     if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    } else {
-        Err(format!(
-            "{name}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
     }
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(message.lines().next().unwrap_or(name).to_owned())
 }
 
 /// A device that goes when this is dropped.
@@ -208,6 +209,35 @@ fn paths(disk: &Value) -> Vec<String> {
         .collect()
 }
 
+/// The device of the guest that opted in, as the policy sees it: what diskstats say of this one.
+fn telemetry_counts_at(fixture: &Fixture, device: &str) {
+    let uri = fixture.uri();
+    let connector = move || Ok(Arc::new(Libvirt::connect(&uri)?) as Arc<dyn Hypervisor>);
+    let dir = tempfile::tempdir().unwrap();
+    let config = LiveHostConfig::new(dir.path().join("journal.db"));
+    let (mut host, _) = LiveHost::open(config, Box::new(connector), Box::new(BootClock)).unwrap();
+    let reads = || {
+        let text = std::fs::read_to_string("/proc/diskstats").unwrap();
+        let fields = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut of_device = fields.filter(|fields| fields[2] == device);
+        of_device.next().unwrap()[3].parse::<u64>().unwrap()
+    };
+    let before = reads();
+    let sample = host.sample().unwrap();
+    let range = before..=reads();
+    let ids: Vec<&str> = sample.devices.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!(ids, [device]);
+    assert!(
+        range.contains(&sample.devices[0].reads.requests),
+        "{sample:?} {range:?}"
+    );
+    let queues = std::fs::read_dir(format!("/sys/block/{device}/mq")).map_or(0, Iterator::count);
+    assert_eq!(usize::from(sample.devices[0].hw_queues), queues);
+    host.rollback(&Scope::Host).unwrap();
+}
+
 #[test]
 fn disks_of_guests_are_shown_with_their_stacks_and_backing_chains() {
     let qcow2 = DiskSpec {
@@ -221,7 +251,8 @@ fn disks_of_guests_are_shown_with_their_stacks_and_backing_chains() {
             .with_disk(qcow2)
             .with_disk(DiskSpec::direct("idle").capped(1000))
     };
-    let Some(fixture) = live::fixture("live_topology_guests", vec![spec]) else {
+    let tuned = GuestSpec::new("tuned").with_disk(DiskSpec::direct("idle"));
+    let Some(fixture) = live::fixture("live_topology_guests", vec![spec, tuned]) else {
         return;
     };
     let guest = fixture.guest("stacked");
@@ -246,7 +277,7 @@ fn disks_of_guests_are_shown_with_their_stacks_and_backing_chains() {
         .iter()
         .map(|disk| disk["disk"].as_str().unwrap())
         .collect();
-    assert_eq!(ids, ["stacked/vda", "stacked/vdb"]);
+    assert_eq!(ids, ["stacked/vda", "stacked/vdb", "tuned/vda"]);
     let wanted = [
         format!("qcow2 {}", overlay.display()),
         format!("qcow2 {}", image.display()),
@@ -272,6 +303,7 @@ fn disks_of_guests_are_shown_with_their_stacks_and_backing_chains() {
             disks[0]
         );
         assert_eq!(disks[0]["complete"], true);
+        telemetry_counts_at(&fixture, &device);
     }
     let people = String::from_utf8(people.stdout).unwrap();
     assert!(

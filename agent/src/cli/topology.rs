@@ -75,7 +75,7 @@ pub(super) fn run(args: &TopologyArgs) -> Result<(), CliError> {
     let given = given.unwrap_or_default();
     let report = Report::read(&given, args.libvirt.as_deref())?;
     if args.json {
-        print(json::report(&report))
+        print(format_args!("{:#}", json::report(&report)))
     } else {
         print(text::report(&report, args.queues))
     }
