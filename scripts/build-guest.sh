@@ -160,20 +160,27 @@ say "packing the initramfs"
 cp "$busybox" "$rootfs/bin/busybox"
 install -m 755 "$root/scripts/guest-init.sh" "$rootfs/init"
 
+# Unpacks a module of the kernel; fails where the kernel has it built in, or not at all.
+add_module() { # its name, as its file is called
+    local file
+    file=$(find "$work/kernel" -name "$1.ko*" | head -n 1)
+    case "$file" in
+        "") return 1 ;;
+        *.xz) xz -dc "$file" >"$rootfs/lib/modules/$1.ko" ;;
+        *.zst) zstd -qdc "$file" >"$rootfs/lib/modules/$1.ko" ;;
+        *) cp "$file" "$rootfs/lib/modules/$1.ko" ;;
+    esac
+}
+
 # The order matters: each module needs the ones before it. Those that a kernel has
 # built in are not found, and not missed.
 order="$rootfs/lib/modules/order"
 : >"$order"
 for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
-    file=$(find "$work/kernel" -name "$module.ko*" | head -n 1)
-    if [[ -z $file ]]; then continue; fi
-    case "$file" in
-        *.xz) xz -dc "$file" >"$rootfs/lib/modules/$module.ko" ;;
-        *.zst) zstd -qdc "$file" >"$rootfs/lib/modules/$module.ko" ;;
-        *) cp "$file" "$rootfs/lib/modules/$module.ko" ;;
-    esac
-    echo "$module" >>"$order"
+    if add_module "$module"; then echo "$module" >>"$order"; fi
 done
+# Tests load these themselves.
+for module in loop dm-mod; do add_module "$module" || true; done
 
 mkdir -p "$out"
 rm -f "$out/inputs.sha256"

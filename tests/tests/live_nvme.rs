@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blkpilot_tests::fixture::{FixtureError, NvmeGuest};
 use blkpilot_tests::live;
@@ -35,7 +35,7 @@ fn each(list: &Value, key: &str) -> Vec<String> {
 
 /// What the commands print in the guest; `None` after saying loudly that the test is skipped.
 fn run(test: &str, guest: &NvmeGuest, commands: &[&str]) -> Option<Vec<String>> {
-    match guest.run(Path::new(BINARY), commands) {
+    match guest.run(&[("blkpilot", Path::new(BINARY))], commands) {
         Ok(outputs) => Some(outputs),
         Err(FixtureError::Unavailable(unavailable)) => {
             live::skip(test, &unavailable.reason);
@@ -201,4 +201,78 @@ fn a_namespace_behind_two_controllers_leads_to_both_paths() {
         "{}",
         outputs[2]
     );
+}
+
+/// A kernel may have them built in.
+const LOAD: &str = "for module in loop dm-mod; do \
+    test ! -e /lib/modules/$module.ko || insmod /lib/modules/$module.ko; done; \
+    grep -q device-mapper /proc/misc && grep -q loop /proc/devices";
+
+/// A linear mapping, a stripe beside it, and on the first a file system with a file as a loop device.
+const STACK: [&str; 3] = [
+    "export DM_DISABLE_UDEV=1; dmsetup create vg-data --uuid LVM-data --table '0 8192 linear /dev/nvme0n1 0'",
+    "export DM_DISABLE_UDEV=1; dmsetup create vg-wide --uuid LVM-wide --table '0 16384 striped 2 128 /dev/nvme0n1 8192 /dev/nvme0n2 8192'",
+    "mkdir -p /mnt && mke2fs -F /dev/mapper/vg-data && mount -t ext4 /dev/mapper/vg-data /mnt \
+     && dd if=/dev/zero of=/mnt/disk.img bs=64k count=16 && losetup /dev/loop0 /mnt/disk.img",
+];
+
+const LOOK: [&str; 2] = ["blkpilot topology", "dmsetup deps -o devname vg-wide"];
+
+#[test]
+fn device_mapper_file_systems_and_loop_devices_are_resolved_to_the_namespaces() {
+    let test = "live_nvme_device_mapper";
+    let guest = NvmeGuest {
+        vcpus: 2,
+        controllers: 1,
+        max_ioqpairs: 2,
+        namespaces: 2,
+        poll_queues: 0,
+    };
+    let Some(dmsetup) = in_path("dmsetup") else {
+        return live::skip(
+            test,
+            "`dmsetup` is missing (package dmsetup): run scripts/setup.sh",
+        );
+    };
+    let programs = [("blkpilot", Path::new(BINARY)), ("dmsetup", &dmsetup)];
+    let commands = [&[LOAD][..], &STACK, &LOOK].concat();
+    let outputs = match guest.run(&programs, &commands) {
+        Ok(outputs) => outputs,
+        Err(FixtureError::Unavailable(unavailable)) => {
+            return live::skip(test, &unavailable.reason);
+        }
+        Err(FixtureError::Command { command, .. }) if command == LOAD => {
+            let reason =
+                "the guest has no device mapper or loop devices: run scripts/build-guest.sh";
+            return live::skip(test, reason);
+        }
+        Err(broken) => panic!("live test {test}: the fixture is broken: {broken}"),
+    };
+    let [.., shown, below] = &outputs[..] else {
+        panic!("{outputs:?}")
+    };
+    let row = |name: &str| {
+        let row = shown
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(name));
+        row.unwrap_or_else(|| panic!("no {name} in {shown}")).trim()
+    };
+    assert!(
+        row("dm-0").contains("LVM vg-data") && row("dm-0").ends_with("nvme0n1"),
+        "{shown}"
+    );
+    assert!(row("dm-1").ends_with("nvme0n1, nvme0n2"), "{shown}");
+    assert!(
+        below.contains("(nvme0n1)") && below.contains("(nvme0n2)"),
+        "{below}"
+    );
+    let stack = "/mnt/disk.img on ext4 on dm-0 (LVM vg-data) on nvme0n1";
+    assert!(row("loop0").ends_with(stack), "{shown}");
+    assert!(row("loop0").contains("through the page cache"), "{shown}");
+}
+
+fn in_path(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join(tool));
+    found.find(|file| file.is_file())
 }
