@@ -3,6 +3,7 @@
 pub mod cachestat;
 pub mod channel;
 pub mod cpuset;
+pub mod device;
 mod element;
 pub mod error;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod monitor_reader;
 pub mod process;
 pub mod procfs_host;
 pub mod qmp;
+mod settable;
 pub mod stats;
 mod stats_reader;
 pub mod sysfs;
@@ -29,6 +31,7 @@ pub mod undo_script;
 
 pub use channel::{Channel, ChannelConfig, Channels};
 pub use cpuset::CpuSet;
+pub use device::{DeviceChange, DeviceKnob, DeviceRules, Devices};
 pub use error::{HostError, HostResult};
 pub use guest::{Guest, GuestDisk, GuestOverride, KnobKind, OptIn, TuningMode};
 pub use hypervisor::Hypervisor;

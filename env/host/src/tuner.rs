@@ -1,10 +1,12 @@
 //! Every write to the host goes through here: journal, apply, read back, settle; and back again.
 
+use crate::device::{DeviceChange, DeviceKnob};
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
-use crate::journal::{GuestLife, Intent, Journal, Record, RecordState};
-use crate::knob::{Change, FOREIGN, Knob, KnobIo, Purpose};
+use crate::journal::{GuestLife, Intent, Journal, Life, Record, RecordState, owner};
+use crate::knob::{Change, Knob, Purpose};
+use crate::settable::{Settable, write_and_check};
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -26,12 +28,20 @@ pub struct Applied {
 /// What became of one journalled knob in a rollback or reconciliation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Name of the guest.
-    pub guest: String,
+    /// Name of the guest, or kernel name of the device.
+    pub name: String,
     /// The knob.
     pub knob: Knob,
     /// What was done.
     pub result: Settlement,
+}
+
+impl Outcome {
+    /// Whose knob it is, in words: `guest web`, `device nvme0n1`.
+    #[must_use]
+    pub fn owner(&self) -> String {
+        owner(&self.knob, &self.name)
+    }
 }
 
 /// What was done about one journalled knob.
@@ -42,7 +52,7 @@ pub enum Settlement {
         /// The original value.
         original: String,
     },
-    /// The guest's life is over, and the value with it; the record is dropped.
+    /// The guest's or device's life is over, and the value with it; the record is dropped.
     Moot,
     /// The value stands as journalled.
     Kept {
@@ -74,6 +84,8 @@ pub enum Scope {
     GuestSettings(String),
     /// One knob of one guest.
     Knob(String, Knob),
+    /// One block device, by its stable id.
+    Device(String),
 }
 
 impl Tuner {
@@ -91,29 +103,33 @@ impl Tuner {
         self.journal.records()
     }
 
-    /// The value that a knob had before we changed it; `None` if we have not.
+    /// The record of a knob; `None` if we have not changed it.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn record(&self, life: &Life, knob: &Knob) -> HostResult<Option<Record>> {
+        self.journal.record(life, knob)
+    }
+
+    /// The value that a knob of a guest had before we changed it; `None` if we have not.
     ///
     /// # Errors
     /// `Journal`.
     pub fn original(&self, life: &GuestLife, knob: &Knob) -> HostResult<Option<String>> {
-        Ok(self
-            .journal
-            .record(life, knob)?
-            .map(|record| record.original))
+        let record = self.record(&life.clone().into(), knob)?;
+        Ok(record.map(|record| record.original))
     }
 
-    /// Whether a knob is frozen because somebody else changed it.
+    /// Whether a knob of a guest is frozen because somebody else changed it.
     ///
     /// # Errors
     /// `Journal`.
     pub fn is_frozen(&self, life: &GuestLife, knob: &Knob) -> HostResult<bool> {
-        Ok(self
-            .journal
-            .record(life, knob)?
-            .is_some_and(|record| record.state == RecordState::Frozen))
+        let record = self.record(&life.clone().into(), knob)?;
+        Ok(record.is_some_and(|record| record.state == RecordState::Frozen))
     }
 
-    /// Applies a change. When it fails, the value before is restored.
+    /// Applies a change to a guest. When it fails, the value before is restored.
     ///
     /// # Errors
     /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
@@ -125,16 +141,79 @@ impl Tuner {
         change: &Change,
     ) -> HostResult<Applied> {
         let (knob, value) = change.knob_and_value();
-        let (io, life) = (running.knobs(hypervisor), life_of(running)?);
+        let life = life_of(running)?;
         check_answering(running)?;
+        let whose = Whose {
+            io: &running.knobs(hypervisor),
+            life: &life,
+            name: &running.guest.name,
+        };
+        self.turn(&whose, knob, value)
+    }
+
+    /// Applies a change to a block device, by its kernel name. When it fails, the value before is
+    /// restored.
+    ///
+    /// # Errors
+    /// `DeviceNotEnabled` and `Unsupported` before anything is written; `Frozen`, `ReadBack`,
+    /// `DeviceRefused`.
+    pub fn apply_to_device(
+        &self,
+        inventory: &Inventory,
+        name: &str,
+        change: &DeviceChange,
+    ) -> HostResult<Applied> {
+        let device = inventory.devices.device(name)?;
+        let life = inventory.life_of(&device);
+        if change.knob == DeviceKnob::Scheduler {
+            self.check_dependents(&life, name)?;
+        }
+        let whose = Whose {
+            io: &inventory.devices.queue(&device, Purpose::Tune),
+            life: &life,
+            name,
+        };
+        self.turn(&whose, Knob::Device(change.knob), change.value.clone())
+    }
+
+    /// The kernel resets these with the scheduler: what we have set of them would be gone, and the way
+    /// back from it would no longer fit.
+    fn check_dependents(&self, life: &Life, device: &str) -> HostResult<()> {
+        match self.changed_dependent(life, |_| true)? {
+            None => Ok(()),
+            Some(dependent) => Err(HostError::Unsupported {
+                what: format!("device {device}: a change of the scheduler"),
+                reason: format!(
+                    "the kernel would reset {dependent}, which blkpilot has changed: roll the device back (or unfreeze it), then set the scheduler first"
+                ),
+            }),
+        }
+    }
+
+    fn changed_dependent(
+        &self,
+        life: &Life,
+        counts: impl Fn(&Record) -> bool,
+    ) -> HostResult<Option<DeviceKnob>> {
+        for dependent in DeviceKnob::OF_SCHEDULER {
+            let record = self.record(life, &Knob::Device(dependent))?;
+            if record.is_some_and(|record| counts(&record)) {
+                return Ok(Some(dependent));
+            }
+        }
+        Ok(None)
+    }
+
+    fn turn(&self, whose: &Whose<'_>, knob: Knob, value: String) -> HostResult<Applied> {
+        let Whose { io, life, name } = *whose;
         // Before anything is read: a guest without opt-in gets no monitor command at all.
         io.check_allowed(&knob)?;
         let current = io.read(&knob)?;
-        check_ours(running, &knob, &current)?;
+        io.check_change(&knob, &current, &value)?;
         let mut record = self.journal.record(life, &knob)?;
         if let Some(known) = &record {
             self.check_untouched(known, &current)?;
-            if self.is_original(known, &current)? {
+            if self.is_original(io, known, &current)? {
                 record = None;
             }
         }
@@ -147,25 +226,32 @@ impl Tuner {
             return Ok(applied);
         }
         let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
-        let undo = io.undo_command(&applied.knob, original)?;
+        let undo = io.undo(&applied.knob, original, record.as_ref())?;
+        let before = io.side_effects(&applied.knob);
         self.journal.intend(&Intent {
             life,
-            guest: &running.guest.name,
+            name,
             knob: &applied.knob,
             current: &applied.previous,
             value: &applied.value,
             undo: undo.as_deref(),
         })?;
-        match write_and_check(&io, &applied.knob, &applied.value) {
-            Ok(()) => {
-                self.journal.settle(life, &applied.knob, &applied.value)?;
-                Ok(applied)
+        let made = match &record {
+            Some(record) if record.original == applied.value => {
+                io.go_back(&applied.knob, &applied.value, record.undo.as_deref())
             }
-            Err(error) => {
-                self.revert(&io, life, &applied, record.is_none());
-                Err(error)
-            }
+            _ => write_and_check(io, &applied.knob, &applied.value),
+        };
+        if let Err(error) = made {
+            self.revert(whose, &applied, before.as_deref(), record.is_none());
+            return Err(error);
         }
+        if let (Some(undo), Some(_)) = (&undo, before) {
+            let undo = io.undo_once_made(undo);
+            self.journal.note_undo(life, &applied.knob, &undo)?;
+        }
+        self.journal.settle(life, &applied.knob, &applied.value)?;
+        Ok(applied)
     }
 
     /// Restores original values, the latest change first. One that fails does not stop the others.
@@ -211,19 +297,12 @@ impl Tuner {
     ) -> HostResult<Vec<Outcome>> {
         let mut frozen = Vec::new();
         for record in self.journal.records()? {
-            let running = inventory.guests.get(&record.life.uuid);
-            let running = running.filter(|guest| guest.life.as_ref() == Some(&record.life));
-            let Some(running) = running.filter(|guest| !guest.hangs) else {
-                continue;
-            };
-            let is_suspect =
-                |seen: String| record.state != RecordState::Frozen && !is_ours(&record, &seen);
-            if !seen(running, &record.knob).is_some_and(is_suspect) {
+            if record.state == RecordState::Frozen {
                 continue;
             }
             // What was seen may be older than our last change, so that only a read now counts; what
             // cannot be read now is seen again at the next sample.
-            let Ok(found) = running.knobs(hypervisor).read(&record.knob) else {
+            let Some(found) = found(hypervisor, inventory, &record, &seen) else {
                 continue;
             };
             if self.is_taken(&record, &found)? {
@@ -233,8 +312,8 @@ impl Tuner {
         Ok(frozen)
     }
 
-    /// Lets a frozen knob be tuned again. The value in force, which is returned, becomes its
-    /// original: what somebody else has chosen is not undone by a rollback.
+    /// Lets a frozen knob of a guest be tuned again. The value in force, which is returned, becomes
+    /// its original: what somebody else has chosen is not undone by a rollback.
     ///
     /// # Errors
     /// `Journal`; `Unsupported` when it is not frozen.
@@ -244,14 +323,39 @@ impl Tuner {
         running: &RunningGuest,
         knob: &Knob,
     ) -> HostResult<String> {
-        let life = life_of(running)?;
+        let read = || check_answering(running).and_then(|()| running.knobs(hypervisor).read(knob));
+        self.thaw(&life_of(running)?, &running.guest.name, knob, read)
+    }
+
+    /// As [`Tuner::unfreeze`], of a block device by its kernel name.
+    ///
+    /// # Errors
+    /// As [`Tuner::unfreeze`], and those of [`crate::device::Devices::device`].
+    pub fn unfreeze_device(
+        &self,
+        inventory: &Inventory,
+        name: &str,
+        knob: DeviceKnob,
+    ) -> HostResult<String> {
+        let device = inventory.devices.device(name)?;
+        let read = || inventory.devices.queue(&device, Purpose::Tune).value(knob);
+        self.thaw(&inventory.life_of(&device), name, &Knob::Device(knob), read)
+    }
+
+    fn thaw(
+        &self,
+        life: &Life,
+        name: &str,
+        knob: &Knob,
+        read: impl FnOnce() -> HostResult<String>,
+    ) -> HostResult<String> {
         let record = self.journal.record(life, knob)?;
         let record = record.filter(|record| record.state == RecordState::Frozen);
         let record = record.ok_or_else(|| HostError::Unsupported {
-            what: format!("guest {}: unfreezing {knob}", running.guest.name),
+            what: format!("{}: unfreezing {knob}", owner(knob, name)),
             reason: "it is not frozen".into(),
         })?;
-        let now = check_answering(running).and_then(|()| running.knobs(hypervisor).read(knob));
+        let now = read();
         self.journal.drop_record(life, knob)?;
         // A guest that does not answer now does not need to: nothing is written to it.
         Ok(now.unwrap_or_else(|_| record.found.unwrap_or(record.value)))
@@ -279,30 +383,45 @@ impl Tuner {
         inventory: &Inventory,
         record: &Record,
     ) -> HostResult<Settlement> {
-        let Some(running) = self.find(inventory, record)? else {
+        let Some(io) = self.access(hypervisor, inventory, record, Purpose::Restore)? else {
             return Ok(Settlement::Moot);
         };
-        let io = running.knobs_to(Purpose::Restore, hypervisor);
         let current = io.read(&record.knob)?;
-        if !self.is_original(record, &current)? {
+        if !self.is_original(&*io, record, &current)? {
             if self.is_taken(record, &current)? {
                 return Ok(Settlement::Frozen { found: current });
             }
+            self.check_order(record)?;
             // So that our own way back is not taken for somebody else's change if it ends half-way.
             // A journal that cannot be written now does not bar it: the original stands there.
             let _ = self.journal.intend(&Intent {
                 life: &record.life,
-                guest: &record.guest,
+                name: &record.name,
                 knob: &record.knob,
                 current: &current,
                 value: &record.original,
                 undo: record.undo.as_deref(),
             });
-            write_and_check(&io, &record.knob, &record.original)?;
+            io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
         let original = record.original.clone();
         Ok(Settlement::Restored { original })
+    }
+
+    /// What was set under a scheduler goes back before it; it would have, had it not failed just now.
+    fn check_order(&self, record: &Record) -> HostResult<()> {
+        if record.knob != Knob::Device(DeviceKnob::Scheduler) {
+            return Ok(());
+        }
+        let is_ours = |record: &Record| record.state != RecordState::Frozen;
+        match self.changed_dependent(&record.life, is_ours)? {
+            None => Ok(()),
+            Some(dependent) => Err(HostError::Unsupported {
+                what: format!("{}: putting back the scheduler", record.owner()),
+                reason: format!("{dependent} has to go back first, and has not: try again"),
+            }),
+        }
     }
 
     fn compare(
@@ -311,11 +430,11 @@ impl Tuner {
         inventory: &Inventory,
         record: &Record,
     ) -> HostResult<Settlement> {
-        let Some(running) = self.find(inventory, record)? else {
+        let Some(io) = self.access(hypervisor, inventory, record, Purpose::Tune)? else {
             return Ok(Settlement::Moot);
         };
-        let current = running.knobs(hypervisor).read(&record.knob)?;
-        if record.state != RecordState::Frozen && self.is_original(record, &current)? {
+        let current = io.read(&record.knob)?;
+        if record.state != RecordState::Frozen && self.is_original(&*io, record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
         if self.is_taken(record, &current)? {
@@ -327,30 +446,34 @@ impl Tuner {
         Ok(Settlement::Kept { value: current })
     }
 
-    /// The guest of a record in the same life; `None`, and the record dropped, when that is over.
-    fn find<'a>(
+    /// Access to what a record is about, in the same life; `None`, and the record dropped, when that is
+    /// over. What is journalled of a device is ours, so that it needs no rule.
+    fn access<'a>(
         &self,
+        hypervisor: &'a dyn Hypervisor,
         inventory: &'a Inventory,
         record: &Record,
-    ) -> HostResult<Option<&'a RunningGuest>> {
-        if inventory.has_ended(&record.life) {
+        purpose: Purpose,
+    ) -> HostResult<Option<Box<dyn Settable + 'a>>> {
+        let found: Option<Box<dyn Settable + 'a>> = match &record.life {
+            Life::Guest(life) => find(inventory, record, life)?
+                .map(|running| Box::new(running.knobs_to(purpose, hypervisor)) as _),
+            Life::Device(life) => inventory
+                .devices
+                .find(life, &record.name, &inventory.boot_id)?
+                .map(|device| Box::new(inventory.devices.queue(&device, Purpose::Restore)) as _),
+        };
+        if found.is_none() {
             self.journal.drop_record(&record.life, &record.knob)?;
-            return Ok(None);
         }
-        let running = inventory.guests.get(&record.life.uuid);
-        match running.filter(|guest| guest.life.as_ref() == Some(&record.life)) {
-            Some(running) => check_answering(running).map(|()| Some(running)),
-            None => Err(HostError::Unsupported {
-                what: format!("guest {}", record.guest),
-                reason: "its QEMU may still run, but cannot be found or read through libvirt: see that libvirt lists it, and try again".into(),
-            }),
-        }
+        Ok(found)
     }
 
     /// Whether a knob has its original value, whoever set it: then its record is dropped.
-    fn is_original(&self, record: &Record, current: &str) -> HostResult<bool> {
+    fn is_original(&self, io: &dyn Settable, record: &Record, current: &str) -> HostResult<bool> {
         let is_original = current == record.original;
         if is_original {
+            io.complete(record)?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
         Ok(is_original)
@@ -365,7 +488,7 @@ impl Tuner {
             self.journal.freeze(&record.life, &record.knob, current)?;
         }
         Err(HostError::Frozen {
-            guest: record.guest.clone(),
+            owner: record.owner(),
             knob: record.knob.to_string(),
             ours: record.value.clone(),
             theirs: current.to_owned(),
@@ -383,12 +506,12 @@ impl Tuner {
 
     /// After a failed change: back to the value before. What cannot be restored or read stays
     /// journalled as an open intent, for the next reconciliation.
-    fn revert(&self, io: &KnobIo<'_>, life: &GuestLife, change: &Applied, is_first: bool) {
+    fn revert(&self, whose: &Whose<'_>, change: &Applied, before: Option<&str>, is_first: bool) {
+        let Whose { io, life, .. } = *whose;
         let Ok(found) = io.read(&change.knob) else {
             return;
         };
-        if found != change.previous && write_and_check(io, &change.knob, &change.previous).is_err()
-        {
+        if found != change.previous && io.go_back(&change.knob, &change.previous, before).is_err() {
             return;
         }
         // The journal has its own error path: an intent that stays open is compared later.
@@ -400,15 +523,24 @@ impl Tuner {
     }
 }
 
+/// Whose knob is turned.
+struct Whose<'a> {
+    io: &'a dyn Settable,
+    life: &'a Life,
+    name: &'a str,
+}
+
 impl Scope {
     fn holds(&self, record: &Record) -> bool {
         let is_setting = !matches!(record.knob, Knob::Histogram { .. });
+        let is_of = |uuid: &str| record.life.guest().is_some_and(|life| life.uuid == uuid);
         match self {
             Self::Host => true,
             Self::Settings => is_setting,
-            Self::Guest(uuid) => record.life.uuid == *uuid,
-            Self::GuestSettings(uuid) => record.life.uuid == *uuid && is_setting,
-            Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
+            Self::Guest(uuid) => is_of(uuid),
+            Self::GuestSettings(uuid) => is_of(uuid) && is_setting,
+            Self::Knob(uuid, knob) => is_of(uuid) && record.knob == *knob,
+            Self::Device(id) => record.life.device().is_some_and(|life| life.id == *id),
         }
     }
 }
@@ -422,16 +554,64 @@ fn is_ours(record: &Record, value: &str) -> bool {
     }
 }
 
+/// The value in force where it is not ours, as far as it can be told now.
+fn found(
+    hypervisor: &dyn Hypervisor,
+    inventory: &Inventory,
+    record: &Record,
+    seen: impl Fn(&RunningGuest, &Knob) -> Option<String>,
+) -> Option<String> {
+    let is_theirs = |value: &String| !is_ours(record, value);
+    match &record.life {
+        Life::Guest(life) => {
+            let running = inventory.guests.get(&life.uuid)?;
+            if running.life.as_ref() != Some(life) || running.hangs {
+                return None;
+            }
+            seen(running, &record.knob).filter(is_theirs)?;
+            running.knobs(hypervisor).read(&record.knob).ok()
+        }
+        Life::Device(life) => {
+            let devices = &inventory.devices;
+            let device = devices
+                .find(life, &record.name, &inventory.boot_id)
+                .ok()??;
+            let queue = devices.queue(&device, Purpose::Restore);
+            queue.read(&record.knob).ok().filter(is_theirs)
+        }
+    }
+}
+
+/// The guest of a record in the same life; `None` when that is over.
+fn find<'a>(
+    inventory: &'a Inventory,
+    record: &Record,
+    life: &GuestLife,
+) -> HostResult<Option<&'a RunningGuest>> {
+    if inventory.has_ended(life) {
+        return Ok(None);
+    }
+    let running = inventory.guests.get(&life.uuid);
+    match running.filter(|guest| guest.life.as_ref() == Some(life)) {
+        Some(running) => check_answering(running).map(|()| Some(running)),
+        None => Err(HostError::Unsupported {
+            what: record.owner(),
+            reason: "its QEMU may still run, but cannot be found or read through libvirt: see that libvirt lists it, and try again".into(),
+        }),
+    }
+}
+
 fn outcome(record: &Record, result: Settlement) -> Outcome {
     Outcome {
-        guest: record.guest.clone(),
+        name: record.name.clone(),
         knob: record.knob.clone(),
         result,
     }
 }
 
-fn life_of(running: &RunningGuest) -> HostResult<&GuestLife> {
-    running.life.as_ref().ok_or_else(|| HostError::Unsupported {
+fn life_of(running: &RunningGuest) -> HostResult<Life> {
+    let life = running.life.clone().map(Life::Guest);
+    life.ok_or_else(|| HostError::Unsupported {
         what: format!("guest {}: changing it", running.guest.name),
         reason: "its QEMU process was not found, so its changes could not be journalled".into(),
     })
@@ -445,35 +625,14 @@ fn check_answering(running: &RunningGuest) -> HostResult<()> {
     Ok(())
 }
 
-fn check_ours(running: &RunningGuest, knob: &Knob, current: &str) -> HostResult<()> {
-    if !matches!(knob, Knob::Histogram { .. }) || current != FOREIGN {
-        return Ok(());
-    }
-    Err(HostError::Unsupported {
-        what: format!("guest {}: {knob}", running.guest.name),
-        reason: "somebody else counts latencies in other buckets; it is left alone".into(),
-    })
-}
-
-fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> {
-    io.write(knob, value)?;
-    let found = io.read(knob)?;
-    if found == value {
-        return Ok(());
-    }
-    Err(HostError::ReadBack {
-        guest: io.guest.name.clone(),
-        knob: knob.to_string(),
-        wanted: value.to_owned(),
-        found,
-    })
-}
-
 #[cfg(test)]
 mod tests;
 
 #[cfg(test)]
 mod properties;
+
+#[cfg(test)]
+mod device_tests;
 
 #[cfg(test)]
 mod watch_tests;
