@@ -39,6 +39,7 @@ fn record(fixture: &Fixture, dir: &Path, recording: &Path) -> Report {
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        devices: DeviceRules::new(),
     };
     let modes = Modes {
         default: Mode::Advise,

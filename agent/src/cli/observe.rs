@@ -118,6 +118,7 @@ fn watch(
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        devices: DeviceRules::new(),
     };
     let modes = Modes {
         default: Mode::Observe,

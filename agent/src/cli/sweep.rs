@@ -107,6 +107,7 @@ fn sweep_live(
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        devices: DeviceRules::new(),
     };
     let mut host = LibvirtHost::open(&config, modes, data_dir)?;
     let swept = sweep_through(args, &mut host, modes, recorder, stop);

@@ -8,6 +8,7 @@ mod find;
 mod queue;
 pub(crate) mod scheduler;
 mod side_effects;
+pub(crate) mod state;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -19,6 +20,7 @@ pub use find::{Device, DeviceRules, Devices, stable_id};
 #[cfg(test)]
 pub(crate) use queue::Writer;
 pub(crate) use side_effects::{SideEffect, SideEffects};
+pub use state::{DeviceState, SettingState};
 
 /// Fewest requests of a queue: the kernel's `BLKDEV_MIN_RQ`, below which it silently sets this.
 const LEAST_REQUESTS: u64 = 4;

@@ -17,7 +17,7 @@ use blkpilot_env::window::HostWindow;
 
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
-use crate::device::{DeviceChange, DeviceKnob, DeviceRules, Devices};
+use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::in_force;
@@ -354,6 +354,31 @@ impl LiveHost {
     pub fn apply_to_device(&mut self, name: &str, change: &DeviceChange) -> HostResult<Applied> {
         self.read_guests()?;
         self.tuner.apply_to_device(&self.inventory, name, change)
+    }
+
+    /// As [`LiveHost::apply_to_device`], but changes nothing: the value that it would change.
+    ///
+    /// # Errors
+    /// As [`LiveHost::apply_to_device`].
+    pub fn check_device(&self, name: &str, change: &DeviceChange) -> HostResult<String> {
+        self.tuner.check_device(&self.inventory, name, change)
+    }
+
+    /// Restores the settings of a block device, by kernel name.
+    ///
+    /// # Errors
+    /// `Unsupported` when there is no such device; as [`LiveHost::rollback`].
+    pub fn rollback_device(&mut self, name: &str) -> HostResult<Vec<Outcome>> {
+        let device = self.devices.device(name)?;
+        self.rollback(&Scope::Device(device.id))
+    }
+
+    /// The block devices on which something may be changed, or is.
+    ///
+    /// # Errors
+    /// `Io`, `Journal`.
+    pub fn devices(&self) -> HostResult<Vec<DeviceState>> {
+        state::read(&self.inventory, &self.tuner)
     }
 
     /// Lets a frozen setting of a block device, by kernel name, be changed again, and returns the value

@@ -165,9 +165,7 @@ impl Tuner {
     ) -> HostResult<Applied> {
         let device = inventory.devices.device(name)?;
         let life = inventory.life_of(&device);
-        if change.knob == DeviceKnob::Scheduler {
-            self.check_dependents(&life, name)?;
-        }
+        self.check_dependents(&life, name, change)?;
         let whose = Whose {
             io: &inventory.devices.queue(&device, Purpose::Tune),
             life: &life,
@@ -176,9 +174,39 @@ impl Tuner {
         self.turn(&whose, Knob::Device(change.knob), change.value.clone())
     }
 
+    /// Checks a change of a block device as [`Tuner::apply_to_device`] would, and returns the value that
+    /// it would change. Nothing is written, not even to the journal.
+    ///
+    /// # Errors
+    /// As [`Tuner::apply_to_device`]; what the kernel alone knows is not found.
+    pub fn check_device(
+        &self,
+        inventory: &Inventory,
+        name: &str,
+        change: &DeviceChange,
+    ) -> HostResult<String> {
+        let device = inventory.devices.device(name)?;
+        let life = inventory.life_of(&device);
+        self.check_dependents(&life, name, change)?;
+        let (io, knob) = (
+            inventory.devices.queue(&device, Purpose::Tune),
+            Knob::Device(change.knob),
+        );
+        io.check_allowed(&knob)?;
+        let current = io.read(&knob)?;
+        io.check_change(&knob, &current, &change.value)?;
+        match self.record(&life, &knob)? {
+            Some(record) if !is_ours(&record, &current) => Err(taken(&record, &current)),
+            _ => Ok(current),
+        }
+    }
+
     /// The kernel resets these with the scheduler: what we have set of them would be gone, and the way
     /// back from it would no longer fit.
-    fn check_dependents(&self, life: &Life, device: &str) -> HostResult<()> {
+    fn check_dependents(&self, life: &Life, device: &str, change: &DeviceChange) -> HostResult<()> {
+        if change.knob != DeviceKnob::Scheduler {
+            return Ok(());
+        }
         match self.changed_dependent(life, |_| true)? {
             None => Ok(()),
             Some(dependent) => Err(HostError::Unsupported {
@@ -487,12 +515,7 @@ impl Tuner {
         if record.state != RecordState::Frozen {
             self.journal.freeze(&record.life, &record.knob, current)?;
         }
-        Err(HostError::Frozen {
-            owner: record.owner(),
-            knob: record.knob.to_string(),
-            ours: record.value.clone(),
-            theirs: current.to_owned(),
-        })
+        Err(taken(record, current))
     }
 
     /// Whether somebody else has the knob; it is frozen then.
@@ -542,6 +565,15 @@ impl Scope {
             Self::Knob(uuid, knob) => is_of(uuid) && record.knob == *knob,
             Self::Device(id) => record.life.device().is_some_and(|life| life.id == *id),
         }
+    }
+}
+
+fn taken(record: &Record, found: &str) -> HostError {
+    HostError::Frozen {
+        owner: record.owner(),
+        knob: record.knob.to_string(),
+        ours: record.value.clone(),
+        theirs: found.to_owned(),
     }
 }
 

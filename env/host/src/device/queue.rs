@@ -27,7 +27,9 @@ pub(crate) struct Queue<'a> {
 
 /// Writes a value to a file of sysfs.
 #[derive(Clone)]
-pub(crate) struct Writer(Arc<dyn Fn(&Path, &str) -> io::Result<()> + Send + Sync>);
+pub(crate) struct Writer(Arc<Write>);
+
+type Write = dyn Fn(&Path, &str) -> io::Result<()> + Send + Sync;
 
 impl Writer {
     #[cfg(test)]

@@ -21,7 +21,8 @@ fn id(files: &[(&str, &str)]) -> Option<String> {
 
 #[test]
 fn a_device_is_told_by_what_stays_its_own() {
-    let cases: [(&[(&str, &str)], Option<&str>); 8] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>);
+    let cases: [Case<'_>; 8] = [
         (
             &[("wwid", "eui.0025385\n"), ("device/serial", "S1\n")],
             Some("wwid:eui.0025385"),
