@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use blkpilot_host::Knob;
-use blkpilot_host::journal::{GuestLife, Intent, Journal};
+use blkpilot_host::journal::{GuestLife, Intent, Journal, Life};
 use serde_json::Value;
 use support::{Settings, socket};
 use tempfile::TempDir;
@@ -45,12 +45,12 @@ fn journal_in(dir: &Path) -> PathBuf {
     dir.join("data/journal.db")
 }
 
-fn life() -> GuestLife {
-    GuestLife {
+fn life() -> Life {
+    Life::Guest(GuestLife {
         boot_id: "boot".into(),
         uuid: "uuid".into(),
         qemu_started_ticks: 7,
-    }
+    })
 }
 
 /// A channel that was set and settled, then polling that somebody else took over.
@@ -58,10 +58,10 @@ fn fill(path: &Path) {
     let journal = Journal::open(path).unwrap();
     let (channel, polling) = (Knob::Channel { iothread: 1 }, Knob::Polling { iothread: 1 });
     for (knob, current, value) in [(&channel, "0-3", "1"), (&polling, "32768", "0")] {
-        let (life, guest, undo) = (&life(), "it's web", None);
+        let (life, name, undo) = (&life(), "it's web", None);
         let intent = Intent {
             life,
-            guest,
+            name,
             knob,
             current,
             value,
@@ -87,6 +87,8 @@ fn the_journal_is_listed_newest_first_as_table_and_json() {
     let keys: Vec<&String> = records[0].as_object().unwrap().keys().collect();
     let expected = [
         "boot_id",
+        "device",
+        "device_id",
         "found",
         "guest",
         "knob",

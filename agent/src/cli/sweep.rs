@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
-use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_host::{CpuSet, DeviceRules};
 use blkpilot_log::recording::Recorder;
 use indicatif::{ProgressBar, ProgressStyle};
 

@@ -72,7 +72,7 @@ pub enum Settlement {
 }
 
 /// Whose changes to roll back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// Everything.
     Host,
