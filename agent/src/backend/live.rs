@@ -89,8 +89,12 @@ impl LibvirtHost {
         let failure = |outcome: &Outcome| {
             let problem = match &outcome.result {
                 Settlement::Frozen { found } => {
+                    let command = match outcome.knob {
+                        HostKnob::Device(_) => "blkpilot device unfreeze",
+                        _ => "blkpilot unfreeze",
+                    };
                     format!(
-                        "somebody else set it to {found}, so it is left alone: `blkpilot unfreeze` lets it be tuned again"
+                        "somebody else set it to {found}, so it is left alone: `{command}` lets it be tuned again"
                     )
                 }
                 Settlement::Failed { reason } => reason.clone(),

@@ -17,11 +17,9 @@ impl Owner {
 
     /// How the device stands afterwards. Its scheduler is seen in the next window.
     pub(super) fn change_device(&mut self, call: &DeviceCall) -> Result<DeviceState, Failure> {
+        self.admit(call)?;
         let known = self.device(&call.device)?.device;
         let action = self.action(call)?;
-        if action != DeviceAction::PutBack {
-            self.refuse_if_attached()?;
-        }
         let is_written = !call.validate_only;
         if is_written || matches!(action, DeviceAction::Check(_)) {
             let Some(backend) = &mut self.backend else {
@@ -46,6 +44,26 @@ impl Owner {
             device: known,
             settings,
         })
+    }
+
+    /// The way back is open in every mode; a change is not, and nor is one under somebody's environment.
+    fn admit(&self, call: &DeviceCall) -> Result<(), Failure> {
+        if call.action != DeviceRequest::PutBack {
+            self.refuse_if_attached()?;
+        }
+        let mode = self.config.modes.default;
+        if !matches!(call.action, DeviceRequest::Set { .. }) || mode.allows_changes() {
+            return Ok(());
+        }
+        let message = format!(
+            "device {}: the host is in mode {mode}, which forbids changes: set host.mode = \"advise\" or \"auto\"",
+            call.device
+        );
+        Err(Failure::new(
+            Code::FailedPrecondition,
+            "MODE_FORBIDS",
+            message,
+        ))
     }
 
     fn action(&self, call: &DeviceCall) -> Result<DeviceAction, Failure> {

@@ -92,7 +92,7 @@ pub enum HostError {
     },
     /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
     #[error(
-        "{owner}: {knob} is frozen: we set {ours}, somebody else set {theirs}, which stays until `blkpilot unfreeze` lets it be tuned again"
+        "{owner}: {knob} is frozen: we set {ours}, somebody else set {theirs}, which stays until `blkpilot unfreeze` (of a device `blkpilot device unfreeze`) lets it be tuned again"
     )]
     Frozen {
         /// Whose it is: `guest web`, `device nvme0n1`.
