@@ -1,6 +1,6 @@
 //! Every write to the host goes through here: journal, apply, read back, settle; and back again.
 
-use crate::device::{DeviceChange, DeviceKnob};
+use crate::device::{DeviceChange, DeviceKnob, SideEffects};
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
@@ -415,24 +415,25 @@ impl Tuner {
             return Ok(Settlement::Moot);
         };
         let current = io.read(&record.knob)?;
-        if !self.is_original(&*io, record, &current)? {
-            if self.is_taken(record, &current)? {
-                return Ok(Settlement::Frozen { found: current });
-            }
-            self.check_order(record)?;
-            // So that our own way back is not taken for somebody else's change if it ends half-way.
-            // A journal that cannot be written now does not bar it: the original stands there.
-            let _ = self.journal.intend(&Intent {
-                life: &record.life,
-                name: &record.name,
-                knob: &record.knob,
-                current: &current,
-                value: &record.original,
-                undo: record.undo.as_deref(),
-            });
-            io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
-            self.journal.drop_record(&record.life, &record.knob)?;
+        if self.is_original(&*io, record, &current)? {
+            return Ok(Settlement::Restored { original: current });
         }
+        if self.is_taken(record, &current)? {
+            return Ok(Settlement::Frozen { found: current });
+        }
+        self.check_order(record)?;
+        // So that our own way back is not taken for somebody else's change if it ends half-way. A
+        // journal that cannot be written now does not bar it: the original stands there.
+        let _ = self.journal.intend(&Intent {
+            life: &record.life,
+            name: &record.name,
+            knob: &record.knob,
+            current: &current,
+            value: &record.original,
+            undo: record.undo.as_deref(),
+        });
+        io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
+        self.journal.drop_record(&record.life, &record.knob)?;
         let original = record.original.clone();
         Ok(Settlement::Restored { original })
     }
@@ -499,12 +500,36 @@ impl Tuner {
 
     /// Whether a knob has its original value, whoever set it: then its record is dropped.
     fn is_original(&self, io: &dyn Settable, record: &Record, current: &str) -> HostResult<bool> {
-        let is_original = current == record.original;
+        let is_original =
+            current == record.original || self.went_with_scheduler(io, record, current)?;
         if is_original {
             io.complete(record)?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
         Ok(is_original)
+    }
+
+    /// Whether a setting stands as it did before its device's scheduler was first changed, and that is
+    /// back too: the original of what was set in between is the kernel's own value under a scheduler
+    /// that has gone.
+    fn went_with_scheduler(
+        &self,
+        io: &dyn Settable,
+        record: &Record,
+        current: &str,
+    ) -> HostResult<bool> {
+        let Knob::Device(knob) = record.knob else {
+            return Ok(false);
+        };
+        let scheduler = Knob::Device(DeviceKnob::Scheduler);
+        let changed = self.record(&record.life, &scheduler)?;
+        let Some(changed) = changed.filter(|_| DeviceKnob::OF_SCHEDULER.contains(&knob)) else {
+            return Ok(false);
+        };
+        let before = SideEffects::of(changed.undo.as_deref()).0.into_iter();
+        let mut before = before.filter(|effect| effect.knob == knob);
+        Ok(before.any(|effect| effect.before == current)
+            && io.read(&scheduler)? == changed.original)
     }
 
     /// Freezes a knob whose value is not ours.

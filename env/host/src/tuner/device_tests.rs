@@ -258,6 +258,25 @@ fn a_way_back_that_a_crash_cut_short_is_brought_to_its_end() {
     assert_eq!(bench.values(), ORIGINAL);
 }
 
+/// As the undo script does it while no service runs.
+#[test]
+fn what_was_put_back_by_other_means_is_forgotten_whatever_it_was_set_under() {
+    let bench = Bench::new();
+    bench.apply(D::Scheduler, "mq-deadline").unwrap();
+    bench.apply(D::NrRequests, "64").unwrap();
+    let steps = [
+        (D::NrRequests, "256"),
+        (D::Scheduler, "none"),
+        (D::NrRequests, "100"),
+    ];
+    for (knob, value) in steps {
+        bench.host.set(knob, value);
+    }
+    bench.reconcile();
+    assert_eq!(bench.tuner.records().unwrap(), []);
+    assert_eq!(bench.values(), ORIGINAL);
+}
+
 #[test]
 fn side_effects_are_read_back_as_they_were_written() {
     for text in [
