@@ -1,12 +1,13 @@
 //! Every write to the host goes through here: journal, apply, read back, settle; and back again.
 
-use crate::device::{DeviceChange, DeviceKnob, SideEffects};
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{GuestLife, Intent, Journal, Life, Record, RecordState, owner};
 use crate::knob::{Change, Knob, Purpose};
 use crate::settable::{Settable, write_and_check};
+
+mod device;
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -151,87 +152,6 @@ impl Tuner {
         self.turn(&whose, knob, value)
     }
 
-    /// Applies a change to a block device, by its kernel name. When it fails, the value before is
-    /// restored.
-    ///
-    /// # Errors
-    /// `DeviceNotEnabled` and `Unsupported` before anything is written; `Frozen`, `ReadBack`,
-    /// `DeviceRefused`.
-    pub fn apply_to_device(
-        &self,
-        inventory: &Inventory,
-        name: &str,
-        change: &DeviceChange,
-    ) -> HostResult<Applied> {
-        let device = inventory.devices.device(name)?;
-        let life = inventory.life_of(&device);
-        self.check_dependents(&life, name, change)?;
-        let whose = Whose {
-            io: &inventory.devices.queue(&device, Purpose::Tune),
-            life: &life,
-            name,
-        };
-        self.turn(&whose, Knob::Device(change.knob), change.value.clone())
-    }
-
-    /// Checks a change of a block device as [`Tuner::apply_to_device`] would, and returns the value that
-    /// it would change. Nothing is written, not even to the journal.
-    ///
-    /// # Errors
-    /// As [`Tuner::apply_to_device`]; what the kernel alone knows is not found.
-    pub fn check_device(
-        &self,
-        inventory: &Inventory,
-        name: &str,
-        change: &DeviceChange,
-    ) -> HostResult<String> {
-        let device = inventory.devices.device(name)?;
-        let life = inventory.life_of(&device);
-        self.check_dependents(&life, name, change)?;
-        let (io, knob) = (
-            inventory.devices.queue(&device, Purpose::Tune),
-            Knob::Device(change.knob),
-        );
-        io.check_allowed(&knob)?;
-        let current = io.read(&knob)?;
-        io.check_change(&knob, &current, &change.value)?;
-        match self.record(&life, &knob)? {
-            Some(record) if !is_ours(&record, &current) => Err(taken(&record, &current)),
-            _ => Ok(current),
-        }
-    }
-
-    /// The kernel resets these with the scheduler: what we have set of them would be gone, and the way
-    /// back from it would no longer fit.
-    fn check_dependents(&self, life: &Life, device: &str, change: &DeviceChange) -> HostResult<()> {
-        if change.knob != DeviceKnob::Scheduler {
-            return Ok(());
-        }
-        match self.changed_dependent(life, |_| true)? {
-            None => Ok(()),
-            Some(dependent) => Err(HostError::Unsupported {
-                what: format!("device {device}: a change of the scheduler"),
-                reason: format!(
-                    "the kernel would reset {dependent}, which blkpilot has changed: roll the device back (or unfreeze it), then set the scheduler first"
-                ),
-            }),
-        }
-    }
-
-    fn changed_dependent(
-        &self,
-        life: &Life,
-        counts: impl Fn(&Record) -> bool,
-    ) -> HostResult<Option<DeviceKnob>> {
-        for dependent in DeviceKnob::OF_SCHEDULER {
-            let record = self.record(life, &Knob::Device(dependent))?;
-            if record.is_some_and(|record| counts(&record)) {
-                return Ok(Some(dependent));
-            }
-        }
-        Ok(None)
-    }
-
     fn turn(&self, whose: &Whose<'_>, knob: Knob, value: String) -> HostResult<Applied> {
         let Whose { io, life, name } = *whose;
         // Before anything is read: a guest without opt-in gets no monitor command at all.
@@ -355,21 +275,6 @@ impl Tuner {
         self.thaw(&life_of(running)?, &running.guest.name, knob, read)
     }
 
-    /// As [`Tuner::unfreeze`], of a block device by its kernel name.
-    ///
-    /// # Errors
-    /// As [`Tuner::unfreeze`], and those of [`crate::device::Devices::device`].
-    pub fn unfreeze_device(
-        &self,
-        inventory: &Inventory,
-        name: &str,
-        knob: DeviceKnob,
-    ) -> HostResult<String> {
-        let device = inventory.devices.device(name)?;
-        let read = || inventory.devices.queue(&device, Purpose::Tune).value(knob);
-        self.thaw(&inventory.life_of(&device), name, &Knob::Device(knob), read)
-    }
-
     fn thaw(
         &self,
         life: &Life,
@@ -438,21 +343,6 @@ impl Tuner {
         Ok(Settlement::Restored { original })
     }
 
-    /// What was set under a scheduler goes back before it; it would have, had it not failed just now.
-    fn check_order(&self, record: &Record) -> HostResult<()> {
-        if record.knob != Knob::Device(DeviceKnob::Scheduler) {
-            return Ok(());
-        }
-        let is_ours = |record: &Record| record.state != RecordState::Frozen;
-        match self.changed_dependent(&record.life, is_ours)? {
-            None => Ok(()),
-            Some(dependent) => Err(HostError::Unsupported {
-                what: format!("{}: putting back the scheduler", record.owner()),
-                reason: format!("{dependent} has to go back first, and has not: try again"),
-            }),
-        }
-    }
-
     fn compare(
         &self,
         hypervisor: &dyn Hypervisor,
@@ -507,29 +397,6 @@ impl Tuner {
             self.journal.drop_record(&record.life, &record.knob)?;
         }
         Ok(is_original)
-    }
-
-    /// Whether a setting stands as it did before its device's scheduler was first changed, and that is
-    /// back too: the original of what was set in between is the kernel's own value under a scheduler
-    /// that has gone.
-    fn went_with_scheduler(
-        &self,
-        io: &dyn Settable,
-        record: &Record,
-        current: &str,
-    ) -> HostResult<bool> {
-        let Knob::Device(knob) = record.knob else {
-            return Ok(false);
-        };
-        let scheduler = Knob::Device(DeviceKnob::Scheduler);
-        let changed = self.record(&record.life, &scheduler)?;
-        let Some(changed) = changed.filter(|_| DeviceKnob::OF_SCHEDULER.contains(&knob)) else {
-            return Ok(false);
-        };
-        let before = SideEffects::of(changed.undo.as_deref()).0.into_iter();
-        let mut before = before.filter(|effect| effect.knob == knob);
-        Ok(before.any(|effect| effect.before == current)
-            && io.read(&scheduler)? == changed.original)
     }
 
     /// Freezes a knob whose value is not ours.

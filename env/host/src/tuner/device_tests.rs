@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::device::fake::FakeDevices;
-use crate::device::{DeviceKnob as D, SideEffects};
+use crate::device::{DeviceChange, DeviceKnob as D, SideEffects};
 use crate::fake::{FakeHypervisor, Fault};
 
 struct Bench {
