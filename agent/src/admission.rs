@@ -70,7 +70,8 @@ pub fn restrict(
             restricted.masks.disks.row_mut(row).map_inplace(close);
         }
     }
-    if !purpose.admits(modes.default) {
+    // The guard judges disks alone, so that nothing is changed on a device without anybody asking.
+    if purpose == Purpose::Auto || !purpose.admits(modes.default) {
         restricted.masks.devices.map_inplace(close);
     }
     restricted

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
+use blkpilot_host::device::DeviceState;
+use blkpilot_host::{DeviceChange, DeviceKnob};
 use thiserror::Error;
 
 use crate::mode::{Knob, Mode};
@@ -68,6 +70,31 @@ pub trait HostBackend: Send {
     /// # Errors
     /// `Unavailable`; the knob may be frozen still.
     fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError>;
+
+    /// The block devices on which something may be changed, or is.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn devices(&self) -> Result<Vec<DeviceState>, BackendError>;
+
+    /// Changes settings of a block device, by kernel name.
+    ///
+    /// # Errors
+    /// `Unavailable`, with what refused it and the way out.
+    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError>;
+}
+
+/// What to do with settings of a block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceAction {
+    /// Check a change, without making it.
+    Check(DeviceChange),
+    /// Set one.
+    Set(DeviceChange),
+    /// Put all back to what they were without us.
+    PutBack,
+    /// Let these be changed again, which somebody else has changed: what is in force stays.
+    Unfreeze(Vec<DeviceKnob>),
 }
 
 /// What stands behind a host.

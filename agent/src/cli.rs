@@ -7,6 +7,7 @@
 
 mod commands;
 mod data_dir;
+mod device;
 mod journal;
 mod json;
 mod observe;
@@ -85,6 +86,12 @@ enum Command {
     ///
     /// The value in force stays, and is what a later rollback goes back to.
     Unfreeze(unfreeze::UnfreezeArgs),
+    /// Settings of the host's block devices: list, set, put back, unfreeze
+    ///
+    /// Only what a `[[host.device]]` of the service's configuration names can be changed. The scheduler
+    /// is set by `blkpilot apply --set DEVICE:scheduler=LEVEL`.
+    #[command(subcommand)]
+    Device(device::DeviceCommand),
     /// Measure what tuning brings: default and tuned windows in turn
     ///
     /// Takes the host over as an environment for as long as it lasts: guests that have opted in and
@@ -391,6 +398,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Rollback(args) => rollback::run(&args).await,
         Command::Journal(args) => journal::run(&args),
         Command::Unfreeze(args) => unfreeze::run(&args).await,
+        Command::Device(command) => device::run(&command).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
     }

@@ -11,6 +11,7 @@ use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_host::{DeviceKnob, DeviceRules};
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
@@ -95,6 +96,8 @@ pub struct LibvirtConfig {
     pub channels: ChannelConfig,
     /// CPUs that no disk may be bound to.
     pub reserved_cpus: CpuSet,
+    /// What may be changed on the host's block devices, by kernel name or stable id.
+    pub devices: DeviceRules,
 }
 
 /// What happens to our changes when the daemon stops.
@@ -412,12 +415,14 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     let reserved_cpus = section.text("reserved_cpus");
     let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
     let channels = channels(section);
+    let devices = devices(section);
     Some(HostKind::Libvirt(LibvirtConfig {
         uri,
         interval,
         on_exit: on_exit?,
         channels,
         reserved_cpus: reserved_cpus.unwrap_or_default(),
+        devices,
     }))
 }
 
@@ -427,6 +432,26 @@ enum ChannelKind {
     Core,
     Thread,
     Node,
+}
+
+fn devices(section: &mut Section) -> DeviceRules {
+    let settings = DeviceKnob::ALL.map(|knob| (knob.name(), knob));
+    let mut rules = DeviceRules::new();
+    for mut device in section.sections("device") {
+        let wanted = "a kernel name such as \"nvme0n1\", or a stable id such as \"wwid:eui.…\" (`blkpilot device list`)";
+        let name = device.required("match", wanted, Section::text);
+        let knobs = device.required("knobs", "a list of settings", |s, key| {
+            s.choices(key, &settings)
+        });
+        if let Some((name, knobs)) = name.zip(knobs) {
+            if rules.contains_key(&name) {
+                device.problem("match", format!("= \"{name}\" stands there twice"));
+            }
+            rules.insert(name, knobs.into_iter().collect());
+        }
+        device.finish();
+    }
+    rules
 }
 
 fn channels(section: &mut Section) -> ChannelConfig {

@@ -16,6 +16,8 @@ use crate::decision::{Decision, PolicyRef};
 use crate::history::History;
 use crate::mode::{Knob, Mode};
 use crate::status::Failure;
+use blkpilot_host::DeviceKnob;
+use blkpilot_host::device::DeviceState;
 
 /// Calls that may wait for the owner.
 pub(crate) const MOST_WAITING: usize = 64;
@@ -88,6 +90,33 @@ pub struct UnfreezeCall {
     pub validate_only: bool,
 }
 
+/// Settings of a block device that shall be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceCall {
+    /// The device, by kernel name.
+    pub device: String,
+    /// What to do.
+    pub action: DeviceRequest,
+    /// Check everything, change nothing.
+    pub validate_only: bool,
+}
+
+/// What to do with settings of a block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceRequest {
+    /// Set one; not the scheduler, which is a head.
+    Set {
+        /// The setting.
+        knob: DeviceKnob,
+        /// Its value.
+        value: String,
+    },
+    /// Put all back to what they were without us.
+    PutBack,
+    /// Let one, or all, be changed again where somebody else changed them.
+    Unfreeze(Option<DeviceKnob>),
+}
+
 /// What an owner answers.
 pub type Answer = Result<Arc<Decision>, Failure>;
 
@@ -101,6 +130,8 @@ pub(crate) enum Command {
         UnfreezeCall,
         oneshot::Sender<Result<Vec<FrozenKnob>, Failure>>,
     ),
+    Devices(oneshot::Sender<Result<Vec<DeviceState>, Failure>>),
+    ChangeDevice(DeviceCall, oneshot::Sender<Result<DeviceState, Failure>>),
     Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
     Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
@@ -178,6 +209,22 @@ impl HostHandle {
     /// As `TunerService.Unfreeze`.
     pub async fn unfreeze(&self, call: UnfreezeCall) -> Result<Vec<FrozenKnob>, Failure> {
         self.ask(|reply| Command::Unfreeze(call, reply)).await?
+    }
+
+    /// The block devices on which something may be changed, or is.
+    ///
+    /// # Errors
+    /// As `TunerService.ListDevices`.
+    pub async fn devices(&self) -> Result<Vec<DeviceState>, Failure> {
+        self.ask(Command::Devices).await?
+    }
+
+    /// Changes settings of a block device, and returns how it stands then.
+    ///
+    /// # Errors
+    /// As `TunerService.ChangeDevice`.
+    pub async fn change_device(&self, call: DeviceCall) -> Result<DeviceState, Failure> {
+        self.ask(|reply| Command::ChangeDevice(call, reply)).await?
     }
 
     /// A recorded decision, or a proposal that can still be applied.

@@ -7,6 +7,7 @@
 
 mod attached;
 mod change;
+mod device;
 mod guarding;
 mod unfreeze;
 
@@ -218,6 +219,8 @@ impl Owner {
             Command::Change(call, reply) => drop(reply.send(self.change(&call))),
             Command::Find(id, reply) => drop(reply.send(self.find(id))),
             Command::Unfreeze(call, reply) => drop(reply.send(self.unfreeze(&call))),
+            Command::Devices(reply) => drop(reply.send(self.devices())),
+            Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
             Command::Attach(reply) => drop(reply.send(self.attach())),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),

@@ -323,11 +323,12 @@ pub fn check(config: &Config) -> Result<(), ServeError> {
 
 /// What can be seen and done on a host, known before it is reached.
 fn spec_of(kind: &HostKind) -> EnvSpec {
-    let simulated = match kind {
-        HostKind::Simulated { scenario, .. } => simulated::spec(scenario),
-        HostKind::Libvirt(_) => None,
-    };
-    simulated.unwrap_or_else(|| kvm_host_spec(&[]))
+    match kind {
+        HostKind::Simulated { scenario, .. } => {
+            simulated::spec(scenario).unwrap_or_else(|| kvm_host_spec(&[]))
+        }
+        HostKind::Libvirt(libvirt) => blkpilot_host::live::spec(&libvirt.devices),
+    }
 }
 
 fn router(

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use blkpilot_env::EnvSpec;
+use blkpilot_host::DeviceKnob;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::tuner_service_server::TunerService;
 use tokio_stream::wrappers::BroadcastStream;
@@ -20,13 +21,16 @@ use crate::decision::Decision;
 use crate::environment_service::parse_request_id;
 use crate::gate::LoopbackChanges;
 use crate::handle::{
-    self, ChangeCall, HostHandle, HostState, ShownWindow, UnfreezeCall, unavailable,
+    self, ChangeCall, DeviceCall, DeviceRequest, HostHandle, HostState, ShownWindow, UnfreezeCall,
+    unavailable,
 };
 use crate::mode::Knob;
 use crate::names::{self, Row, decode, guest_name, host_name};
 use crate::paging;
 use crate::status::Failure;
-use crate::tuner_wire::{decision_to_wire, frozen_to_wire, guest_to_wire, host_to_wire};
+use crate::tuner_wire::{
+    decision_to_wire, device_to_wire, frozen_to_wire, guest_to_wire, host_to_wire,
+};
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;
@@ -152,6 +156,48 @@ impl Service {
         })
     }
 
+    async fn list_devices(
+        &self,
+        request: v1::ListDevicesRequest,
+    ) -> Result<v1::ListDevicesResponse, Failure> {
+        let host = self.host("parent", &request.parent)?;
+        window(host).await?;
+        let devices = host.devices().await?;
+        let to_wire = |device| device_to_wire(&host.info.name, device);
+        Ok(v1::ListDevicesResponse {
+            devices: devices.iter().map(to_wire).collect(),
+        })
+    }
+
+    async fn change_device(&self, request: v1::ChangeDeviceRequest) -> Result<v1::Device, Failure> {
+        use v1::change_device_request::Action;
+        let [host, device] = names::parse("name", &request.name, "hosts/*/devices/*")?;
+        let host = self.host_by_id(host)?;
+        let action = match request.action {
+            Some(Action::Set(set)) => DeviceRequest::Set {
+                knob: setting("set.setting", &set.setting)?,
+                value: set.value,
+            },
+            Some(Action::PutBack(_)) => DeviceRequest::PutBack,
+            Some(Action::Unfreeze(which)) => DeviceRequest::Unfreeze(match &which.setting[..] {
+                "" => None,
+                name => Some(setting("unfreeze.setting", name)?),
+            }),
+            None => {
+                let problem = "is missing: give set, put_back or unfreeze";
+                return Err(Failure::field("action", problem));
+            }
+        };
+        let call = DeviceCall {
+            device: decode(device),
+            action,
+            validate_only: request.validate_only,
+        };
+        window(host).await?;
+        let device = host.change_device(call).await?;
+        Ok(device_to_wire(&host.info.name, &device))
+    }
+
     async fn get_decision(&self, name: &str) -> Result<v1::Decision, Failure> {
         let id = names::parse_decision("name", name)?;
         let mut last = None;
@@ -233,6 +279,13 @@ fn knob(field: &str, head: &str) -> Result<Option<Knob>, Failure> {
             field,
             format!("= \"{head}\" must be one of {known}, or empty"),
         )
+    })
+}
+
+fn setting(field: &str, name: &str) -> Result<DeviceKnob, Failure> {
+    name.parse().map_err(|_| {
+        let known = DeviceKnob::ALL.map(DeviceKnob::name).join(", ");
+        Failure::field(field, format!("= \"{name}\" must be one of {known}"))
     })
 }
 
@@ -346,6 +399,27 @@ impl TunerService for Service {
         }
         Ok(Response::new(
             Self::unfreeze(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<v1::ListDevicesRequest>,
+    ) -> Result<Response<v1::ListDevicesResponse>, Status> {
+        Ok(Response::new(
+            Self::list_devices(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn change_device(
+        &self,
+        request: Request<v1::ChangeDeviceRequest>,
+    ) -> Result<Response<v1::Device>, Status> {
+        if !request.get_ref().validate_only {
+            self.changes.admit(request.extensions())?;
+        }
+        Ok(Response::new(
+            Self::change_device(self, request.into_inner()).await?,
         ))
     }
 

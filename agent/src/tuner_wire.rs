@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
+use blkpilot_host::device::{DeviceState, SettingState};
+use blkpilot_host::journal::RecordState;
 use blkpilot_log::{DecisionRow, HeadRow, Subject};
 use blkpilot_proto::v1;
 
@@ -93,6 +95,25 @@ pub(crate) fn guest_to_wire(
             .iter()
             .map(|knob| frozen_to_wire(&info.name, &guest.name, knob))
             .collect(),
+    }
+}
+
+pub(crate) fn device_to_wire(host: &str, state: &DeviceState) -> v1::Device {
+    let setting = |setting: &SettingState| {
+        let record = setting.record.as_ref();
+        v1::DeviceSetting {
+            setting: setting.knob.to_string(),
+            current: setting.current.clone(),
+            original: record.map_or_else(String::new, |record| record.original.clone()),
+            enabled: setting.is_enabled,
+            values: setting.values.clone(),
+            frozen: record.is_some_and(|record| record.state == RecordState::Frozen),
+        }
+    };
+    v1::Device {
+        name: Row::Device(state.device.name.clone()).name(host),
+        stable_id: state.device.id.clone(),
+        settings: state.settings.iter().map(setting).collect(),
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use blkpilot_agent::admission::{Choice, Modes};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window,
+    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
+    Window,
 };
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
@@ -26,6 +27,7 @@ use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
+use blkpilot_host::device::DeviceState;
 use blkpilot_log::Subject;
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
@@ -146,6 +148,14 @@ impl HostBackend for Fragile {
         let mut frozen = self.fate.frozen.lock().unwrap();
         frozen.retain(|known| known.knob != knob);
         Ok("in force".to_owned())
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
+        self.host.devices()
+    }
+
+    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
+        self.host.change_device(device, action)
     }
 }
 

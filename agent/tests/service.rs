@@ -13,6 +13,7 @@ use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{EnvSpec, Rng};
+use blkpilot_host::{DeviceKnob, DeviceRules};
 use blkpilot_models::{Architecture, Checkpoint};
 use blkpilot_proto::v1;
 use rand::SeedableRng as _;
@@ -77,6 +78,51 @@ max_environments = 0
         ]
     );
     assert_eq!(problems(""), ["version", "host", "policy", "service"]);
+}
+
+#[test]
+fn devices_are_changed_as_far_as_the_configuration_says_and_no_further() {
+    let config = |devices: &str| {
+        let settings = Settings {
+            host: "kind = \"libvirt\"\non_exit = \"keep\"".to_owned(),
+            guests: devices.to_owned(),
+            ..Settings::default()
+        };
+        settings.toml(Path::new("/d"))
+    };
+    let rules = |devices: &str| {
+        let config = Config::parse(Path::new("/d/x.toml"), &config(devices)).unwrap();
+        match config.host.kind {
+            HostKind::Libvirt(libvirt) => libvirt.devices,
+            HostKind::Simulated { .. } => unreachable!("it is a live one"),
+        }
+    };
+    assert_eq!(rules(""), DeviceRules::new());
+    let given =
+        rules("[[host.device]]\nmatch = \"wwid:naa.5\"\nknobs = [\"scheduler\", \"nr_requests\"]");
+    let knobs = [DeviceKnob::Scheduler, DeviceKnob::NrRequests].into();
+    assert_eq!(given, [("wwid:naa.5".to_owned(), knobs)].into());
+    let wrong = "[[host.device]]
+match = \"sda\"
+knobs = [\"write_cache\"]
+[[host.device]]
+match = \"sdb\"
+knobs = []
+colour = 1
+[[host.device]]
+match = \"sdb\"
+knobs = []
+[[host.device]]";
+    assert_eq!(
+        problems(&config(wrong)),
+        [
+            "host.device[0].knobs",
+            "host.device[1].colour",
+            "host.device[2].match",
+            "host.device[3].match",
+            "host.device[3].knobs"
+        ]
+    );
 }
 
 #[test]

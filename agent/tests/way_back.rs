@@ -10,8 +10,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use blkpilot_host::Knob;
-use blkpilot_host::journal::{GuestLife, Intent, Journal};
+use blkpilot_host::journal::{DeviceLife, GuestLife, Intent, Journal, Life};
+use blkpilot_host::{DeviceKnob, Knob};
 use serde_json::Value;
 use support::{Settings, socket};
 use tempfile::TempDir;
@@ -45,12 +45,12 @@ fn journal_in(dir: &Path) -> PathBuf {
     dir.join("data/journal.db")
 }
 
-fn life() -> GuestLife {
-    GuestLife {
+fn life() -> Life {
+    Life::Guest(GuestLife {
         boot_id: "boot".into(),
         uuid: "uuid".into(),
         qemu_started_ticks: 7,
-    }
+    })
 }
 
 /// A channel that was set and settled, then polling that somebody else took over.
@@ -58,10 +58,10 @@ fn fill(path: &Path) {
     let journal = Journal::open(path).unwrap();
     let (channel, polling) = (Knob::Channel { iothread: 1 }, Knob::Polling { iothread: 1 });
     for (knob, current, value) in [(&channel, "0-3", "1"), (&polling, "32768", "0")] {
-        let (life, guest, undo) = (&life(), "it's web", None);
+        let (life, name, undo) = (&life(), "it's web", None);
         let intent = Intent {
             life,
-            guest,
+            name,
             knob,
             current,
             value,
@@ -87,6 +87,8 @@ fn the_journal_is_listed_newest_first_as_table_and_json() {
     let keys: Vec<&String> = records[0].as_object().unwrap().keys().collect();
     let expected = [
         "boot_id",
+        "device",
+        "device_id",
         "found",
         "guest",
         "knob",
@@ -117,6 +119,45 @@ fn the_journal_is_listed_newest_first_as_table_and_json() {
     assert!(
         lines[1].contains("it's web") && lines[1].contains("frozen"),
         "{table}"
+    );
+}
+
+#[test]
+fn a_devices_record_names_the_device_and_its_script_needs_no_libvirt() {
+    let dir = TempDir::new().unwrap();
+    let journal = Journal::open(&journal_in(dir.path())).unwrap();
+    let life = Life::Device(DeviceLife {
+        boot_id: "boot".into(),
+        id: "wwid:naa.5".into(),
+    });
+    let knob = Knob::Device(DeviceKnob::Scheduler);
+    let intent = Intent {
+        life: &life,
+        name: "sda",
+        knob: &knob,
+        current: "none",
+        value: "bfq",
+        undo: Some("nr_requests:100:256"),
+    };
+    journal.intend(&intent).unwrap();
+    journal.settle(&life, &knob, "bfq").unwrap();
+    let args = ["journal", "--data-dir", "data", "--json"];
+    let record = &json(&blkpilot(&args, dir.path()))["records"][0];
+    assert_eq!(
+        (&record["device"], &record["device_id"]),
+        (&"sda".into(), &"wwid:naa.5".into())
+    );
+    assert_eq!(
+        (&record["guest"], &record["uuid"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(record["knob"], "queue/scheduler");
+    let args = ["rollback", "sda", "--script", "--data-dir", "data"];
+    let script = stdout(&blkpilot(&args, dir.path()));
+    let step = "device scheduler 'none' 'bfq' 'bfq' nr_requests '100' '256'";
+    assert!(
+        script.contains(step) && !script.contains("if ! v uri"),
+        "{script}"
     );
 }
 

@@ -27,6 +27,9 @@ pub const CACHE_HEAD: usize = 1;
 /// Index of the `polling` head.
 pub const POLLING_HEAD: usize = 2;
 
+/// I/O schedulers of a device, as levels of the device head: those of blk-mq.
+pub const SCHEDULERS: [&str; 4] = ["none", "mq-deadline", "kyber", "bfq"];
+
 /// What is seen at the end of a window. `interval` is the length of one decision interval.
 #[must_use]
 pub fn observe(spec: &EnvSpec, window: &HostWindow, interval: Duration) -> Observation {

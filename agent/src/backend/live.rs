@@ -9,15 +9,19 @@ use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
 use blkpilot_env::{EnvSpec, Environment as _, JointAction, Observation};
+use blkpilot_host::device::DeviceState;
 use blkpilot_host::guest::Guest;
 use blkpilot_host::inventory::{GuestRules, Inventory, RunningGuest};
-use blkpilot_host::journal::{Journal, Record, RecordState};
+use blkpilot_host::journal::{Journal, Life, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement, Way};
-use blkpilot_host::{GuestOverride, HostError, HostResult, KnobKind, TuningMode};
+use blkpilot_host::{DeviceKnob, GuestOverride, HostError, HostResult, KnobKind, TuningMode};
 
-use super::{BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window};
+use super::{
+    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
+    Window,
+};
 use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
 use crate::mode::{Knob, Mode};
@@ -45,6 +49,7 @@ impl LibvirtHost {
             channels: config.channels.clone(),
             reserved_cpus: config.reserved_cpus.clone(),
             guests: rules(modes.default, &modes.guests),
+            devices: config.devices.clone(),
             interval: config.interval,
             ..LiveHostConfig::new(journal_of(data_dir))
         };
@@ -53,7 +58,7 @@ impl LibvirtHost {
             LiveHost::open(settings, connector(&config.uri), Box::new(BootClock))
                 .map_err(|e| unavailable(&e))?;
         for outcome in outcomes {
-            tracing::info!(guest = outcome.guest, knob = ?outcome.knob, result = ?outcome.result, "reconciled");
+            tracing::info!(of = outcome.owner(), knob = ?outcome.knob, result = ?outcome.result, "reconciled");
         }
         let before = host.sample().map_err(|e| unavailable(&e))?;
         Ok(Self {
@@ -85,8 +90,12 @@ impl LibvirtHost {
             let problem = match &outcome.result {
                 Settlement::Frozen { found, way } => {
                     let way = way_text(*way);
+                    let command = match outcome.knob {
+                        HostKnob::Device(_) => "blkpilot device unfreeze",
+                        _ => "blkpilot unfreeze",
+                    };
                     format!(
-                        "somebody else set it to {found}{way}, so it is left alone: `blkpilot unfreeze` lets it be tuned again"
+                        "somebody else set it to {found}{way}, so it is left alone: `{command}` lets it be tuned again"
                     )
                 }
                 Settlement::Failed { reason } => reason.clone(),
@@ -94,10 +103,7 @@ impl LibvirtHost {
                     return None;
                 }
             };
-            Some(format!(
-                "guest {}: {:?}: {problem}",
-                outcome.guest, outcome.knob
-            ))
+            Some(format!("{}: {}: {problem}", outcome.owner(), outcome.knob))
         };
         outcomes.iter().filter_map(failure).collect()
     }
@@ -109,17 +115,25 @@ impl LibvirtHost {
         outcome: &Outcome,
         executed: &mut JointAction,
     ) {
-        let (Settlement::Restored { .. }, Some(running)) = (
-            &outcome.result,
-            self.host.inventory().by_name(&outcome.guest),
-        ) else {
+        if !matches!(outcome.result, Settlement::Restored { .. }) {
+            return;
+        }
+        if let HostKnob::Device(DeviceKnob::Scheduler) = outcome.knob {
+            let mut names = observation.device_ids.iter();
+            if let Some(row) = names.position(|name| *name == outcome.name) {
+                let default = observation.default.devices.row(row);
+                executed.devices.row_mut(row).assign(&default);
+            }
+            return;
+        }
+        let Some(running) = self.host.inventory().by_name(&outcome.name) else {
             return;
         };
         let Some((head, targets)) = head_and_targets(&running.guest, &outcome.knob) else {
             return;
         };
         for target in targets {
-            let id = format!("{}/{target}", outcome.guest);
+            let id = format!("{}/{target}", outcome.name);
             if let Some(row) = observation.disk_ids.iter().position(|known| *known == id) {
                 executed.disks[[row, head]] = observation.default.disks[[row, head]];
             }
@@ -199,7 +213,7 @@ fn head_and_targets<'a>(guest: &'a Guest, knob: &HostKnob) -> Option<(usize, Vec
         HostKnob::Channel { iothread } => (CHANNEL_HEAD, Some(*iothread)),
         HostKnob::Polling { iothread } => (POLLING_HEAD, Some(*iothread)),
         HostKnob::Cache { .. } => (CACHE_HEAD, None),
-        HostKnob::Histogram { .. } => return None,
+        HostKnob::Histogram { .. } | HostKnob::Device(_) => return None,
     };
     let concerns = |target: &str, of: Option<u32>| match knob {
         HostKnob::Cache { target: wanted } => target == wanted,
@@ -233,9 +247,9 @@ impl HostBackend for LibvirtHost {
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
         for frozen in self.host.take_frozen() {
-            if let Settlement::Frozen { found, way } = frozen.result {
-                let way = way_text(way);
-                tracing::warn!(guest = frozen.guest, knob = %frozen.knob, found, "frozen: somebody else changed it{way}");
+            if let Settlement::Frozen { found, way } = &frozen.result {
+                let way = way_text(*way);
+                tracing::warn!(of = frozen.owner(), knob = %frozen.knob, found, "frozen: somebody else changed it{way}");
             }
         }
         let window = HostWindow::between(&self.before, &after);
@@ -322,14 +336,37 @@ impl HostBackend for LibvirtHost {
         let kept = uuid.and_then(|uuid| self.host.unfreeze(&uuid, &knob.parse()?));
         kept.map_err(|e| unavailable(&e))
     }
+
+    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
+        self.host.devices().map_err(|e| unavailable(&e))
+    }
+
+    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
+        let host = &mut self.host;
+        let done = match action {
+            DeviceAction::Check(change) => host.check_device(device, change).map(drop),
+            DeviceAction::Set(change) => host.apply_to_device(device, change).map(drop),
+            DeviceAction::Unfreeze(knobs) => knobs
+                .iter()
+                .try_for_each(|knob| host.unfreeze_device(device, *knob).map(drop)),
+            DeviceAction::PutBack => {
+                let outcomes = host.rollback_device(device).map_err(|e| unavailable(&e))?;
+                return match self.failures(&outcomes) {
+                    left if left.is_empty() => Ok(()),
+                    left => Err(BackendError::Unavailable(left.join("; "))),
+                };
+            }
+        };
+        done.map_err(|e| unavailable(&e))
+    }
 }
 
-/// Puts back what the journal in `data_dir` holds, all of it or that of one guest, by name, without a
-/// service. The caller holds the lock of the directory.
+/// Puts back what the journal in `data_dir` holds, all of it or that of one guest or device, by name,
+/// without a service. The caller holds the lock of the directory.
 ///
 /// # Errors
 /// Those of [`LiveHost::open_to_put_back`], and `JournalMissing`.
-pub fn put_back(uri: &str, data_dir: &Path, guest: Option<&str>) -> HostResult<Vec<Outcome>> {
+pub fn put_back(uri: &str, data_dir: &Path, name: Option<&str>) -> HostResult<Vec<Outcome>> {
     let file = journal_of(data_dir);
     let records = Journal::open_to_read(&file)?.records()?;
     let mut host = LiveHost::open_to_put_back(
@@ -337,14 +374,17 @@ pub fn put_back(uri: &str, data_dir: &Path, guest: Option<&str>) -> HostResult<V
         connector(uri),
         Box::new(BootClock),
     )?;
-    let Some(name) = guest else {
+    let Some(name) = name else {
         return host.rollback(&Scope::Host);
     };
-    let lives = records.into_iter().filter(|record| record.guest == name);
-    let uuids: BTreeSet<String> = lives.map(|record| record.life.uuid).collect();
+    let named = records.into_iter().filter(|record| record.name == name);
+    let scopes = named.map(|record| match record.life {
+        Life::Guest(life) => Scope::Guest(life.uuid),
+        Life::Device(life) => Scope::Device(life.id),
+    });
     let mut outcomes = vec![];
-    for uuid in uuids {
-        outcomes.extend(host.rollback(&Scope::Guest(uuid))?);
+    for scope in scopes.collect::<BTreeSet<_>>() {
+        outcomes.extend(host.rollback(&scope)?);
     }
     Ok(outcomes)
 }
@@ -378,7 +418,7 @@ fn frozen_knob(guest: &Guest, record: &Record) -> FrozenKnob {
         HostKnob::Channel { .. } => Some(Knob::Channel),
         HostKnob::Cache { .. } => Some(Knob::Cache),
         HostKnob::Polling { .. } => Some(Knob::Polling),
-        HostKnob::Histogram { .. } => None,
+        HostKnob::Histogram { .. } | HostKnob::Device(_) => None,
     };
     let targets = match &record.knob {
         HostKnob::Histogram { target } => vec![target.as_str()],
@@ -398,7 +438,9 @@ fn frozen_knob(guest: &Guest, record: &Record) -> FrozenKnob {
 fn status(running: &RunningGuest, records: &[Record]) -> GuestStatus {
     let guest = &running.guest;
     let is_its = |record: &&Record| {
-        record.state == RecordState::Frozen && running.life.as_ref() == Some(&record.life)
+        record.state == RecordState::Frozen
+            && running.life.is_some()
+            && running.life.as_ref() == record.life.guest()
     };
     let frozen = records.iter().filter(is_its);
     let stranger = "no QEMU process with its UUID is seen here, so nothing of it is changed";

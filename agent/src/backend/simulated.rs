@@ -8,9 +8,10 @@ use blkpilot_env::sim::{Scenario, SimHost};
 use blkpilot_env::{
     EnvError, EnvSpec, Environment as _, JointAction, MaskReason, Observation, ResetOptions,
 };
+use blkpilot_host::device::DeviceState;
 use ndarray::s;
 
-use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
+use super::{BackendError, BackendKind, DeviceAction, Execution, GuestStatus, HostBackend, Window};
 use crate::config::GuestConfig;
 use crate::mode::Knob;
 use crate::names::guest_of;
@@ -206,6 +207,16 @@ impl HostBackend for SimulatedHost {
 
     fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
         let problem = format!("guest {guest}: {knob} is not frozen: nobody else is here");
+        Err(BackendError::Unavailable(problem))
+    }
+
+    /// Those of a simulated host have a scheduler alone, which is a head.
+    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
+        Ok(vec![])
+    }
+
+    fn change_device(&mut self, device: &str, _: &DeviceAction) -> Result<(), BackendError> {
+        let problem = format!("device {device}: it is simulated and has no such settings");
         Err(BackendError::Unavailable(problem))
     }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
-use blkpilot_host::journal::{Journal, Record};
+use blkpilot_host::journal::{DeviceLife, GuestLife, Journal, Record};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -64,17 +64,20 @@ fn read(file: &Path) -> Result<Vec<Record>, CliError> {
 }
 
 fn to_json(record: &Record) -> Value {
+    let (guest, device) = (record.life.guest(), record.life.device());
     json!({
         "time": record.at_us.map(rfc3339),
-        "guest": record.guest,
-        "uuid": record.life.uuid,
+        "guest": guest.map(|_| &record.name),
+        "uuid": guest.map(|life: &GuestLife| &life.uuid),
+        "device": device.map(|_| &record.name),
+        "device_id": device.map(|life: &DeviceLife| &life.id),
         "knob": record.knob.to_string(),
         "original": record.original,
         "previous": record.previous,
         "value": record.value,
         "found": record.found,
         "state": record.state.to_string(),
-        "boot_id": record.life.boot_id,
-        "qemu_started_ticks": record.life.qemu_started_ticks,
+        "boot_id": record.life.boot_id(),
+        "qemu_started_ticks": guest.map(|life| life.qemu_started_ticks),
     })
 }

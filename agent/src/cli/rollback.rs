@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use blkpilot_host::Knob;
 use blkpilot_host::journal::Journal;
 use blkpilot_host::tuner::{Outcome, Settlement};
 use blkpilot_host::undo_script::undo_script;
@@ -63,9 +64,9 @@ pub(super) struct RollbackArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct RollbackWhat {
-    /// The guest
+    /// The guest; with --offline or --script also a device, by its kernel name
     guest: Option<String>,
-    /// All guests
+    /// All guests, and the host's block devices
     #[arg(long)]
     all: bool,
 }
@@ -152,7 +153,7 @@ fn left_behind(outcome: &Outcome) -> Option<String> {
         Settlement::Frozen { .. } | Settlement::Failed { .. }
     );
     let (_, text) = tables::settlement(&outcome.result);
-    is_left.then(|| format!("guest {}: {}: {text}", outcome.guest, outcome.knob))
+    is_left.then(|| format!("{}: {}: {text}", outcome.owner(), outcome.knob))
 }
 
 fn to_json(outcome: &Outcome) -> Value {
@@ -164,8 +165,10 @@ fn to_json(outcome: &Outcome) -> Value {
         Settlement::Moot => (None, None),
         Settlement::Failed { reason } => (None, Some(reason)),
     };
+    let is_device = matches!(outcome.knob, Knob::Device(_));
     json!({
-        "guest": outcome.guest,
+        "guest": (!is_device).then_some(&outcome.name),
+        "device": is_device.then_some(&outcome.name),
         "knob": outcome.knob.to_string(),
         "result": result,
         "value": value,
@@ -177,7 +180,7 @@ fn print_script(args: &RollbackArgs) -> Result<(), CliError> {
     let Place { data_dir, uri } = args.place()?;
     let mut records = Journal::open_to_read(&journal_of(&data_dir))?.records()?;
     if let Some(guest) = &args.what.guest {
-        records.retain(|record| record.guest == *guest);
+        records.retain(|record| record.name == *guest);
     }
     print(undo_script(&records, uri.as_deref()).trim_end())
 }

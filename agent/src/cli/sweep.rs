@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
-use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_host::{CpuSet, DeviceRules};
 use blkpilot_log::recording::Recorder;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -107,6 +107,7 @@ fn sweep_live(
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        devices: DeviceRules::new(),
     };
     let mut host = LibvirtHost::open(&config, modes, data_dir)?;
     let swept = sweep_through(args, &mut host, modes, recorder, stop);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use blkpilot_host::journal::Record;
+use blkpilot_host::journal::{Life, Record};
 use blkpilot_host::tuner::{Outcome, Settlement};
 use blkpilot_proto::v1;
 use comfy_table::presets::NOTHING;
@@ -187,32 +187,62 @@ fn frozen(guest: &str, knob: &v1::FrozenKnob) -> String {
     )
 }
 
+/// One row per setting of each device.
+pub(super) fn devices(devices: &[v1::Device]) -> String {
+    let mut table = table(&[
+        "DEVICE", "SETTING", "IN FORCE", "ORIGINAL", "ENABLED", "VALUES", "ID",
+    ]);
+    for device in devices {
+        for setting in &device.settings {
+            let frozen = if setting.frozen { " (frozen)" } else { "" };
+            let original = match &setting.original[..] {
+                "" => ABSENT,
+                original => original,
+            };
+            table.add_row([
+                short(&device.name),
+                setting.setting.clone(),
+                format!("{}{frozen}", setting.current),
+                original.to_owned(),
+                if setting.enabled { "yes" } else { "no" }.to_owned(),
+                setting.values.clone(),
+                device.stable_id.clone(),
+            ]);
+        }
+    }
+    table.trim_fmt()
+}
+
 /// One row per knob that the journal holds.
 pub(super) fn journal(records: &[Record]) -> String {
     let mut table = table(&[
         "TIME",
-        "GUEST",
+        "OF",
         "KNOB",
         "ORIGINAL",
         "SET TO",
         "STATE",
         "FOUND",
-        "UUID",
+        "ID",
         "BOOT",
         "QEMU STARTED",
     ]);
     for record in records {
+        let (id, started) = match &record.life {
+            Life::Guest(life) => (&life.uuid, format!("tick {}", life.qemu_started_ticks)),
+            Life::Device(life) => (&life.id, ABSENT.to_owned()),
+        };
         table.add_row([
             record.at_us.map_or(ABSENT.to_owned(), rfc3339),
-            record.guest.clone(),
+            record.name.clone(),
             record.knob.to_string(),
             record.original.clone(),
             record.value.clone(),
             record.state.to_string(),
             record.found.clone().unwrap_or(ABSENT.to_owned()),
-            record.life.uuid.clone(),
-            record.life.boot_id.clone(),
-            format!("tick {}", record.life.qemu_started_ticks),
+            id.clone(),
+            record.life.boot_id().to_owned(),
+            started,
         ]);
     }
     table.trim_fmt()
@@ -220,11 +250,11 @@ pub(super) fn journal(records: &[Record]) -> String {
 
 /// One row per knob of a rollback without a service.
 pub(super) fn outcomes(outcomes: &[Outcome]) -> String {
-    let mut table = table(&["GUEST", "KNOB", "RESULT", ""]);
+    let mut table = table(&["OF", "KNOB", "RESULT", ""]);
     for outcome in outcomes {
         let (result, text) = settlement(&outcome.result);
         let knob = outcome.knob.to_string();
-        table.add_row([outcome.guest.clone(), knob, result.to_owned(), text]);
+        table.add_row([outcome.name.clone(), knob, result.to_owned(), text]);
     }
     table.trim_fmt()
 }
@@ -233,7 +263,10 @@ pub(super) fn outcomes(outcomes: &[Outcome]) -> String {
 pub(super) fn settlement(settlement: &Settlement) -> (&'static str, String) {
     match settlement {
         Settlement::Restored { original } => ("restored", format!("is {original} again")),
-        Settlement::Moot => ("moot", "the setting ended with the guest's QEMU".to_owned()),
+        Settlement::Moot => (
+            "moot",
+            "the setting ended with the guest's QEMU, or with the device".to_owned(),
+        ),
         Settlement::Kept { value } => ("kept", format!("is {value} still")),
         Settlement::Frozen { found, .. } => (
             "frozen",

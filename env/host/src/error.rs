@@ -66,13 +66,37 @@ pub enum HostError {
         /// The knob, or `its monitor`.
         what: String,
     },
+    /// A device's setting is in no rule, so it is not changed.
+    #[error(
+        "device {device}: {knob} is not enabled: add it to the knobs of a [[host.device]] that matches it in the service's configuration"
+    )]
+    DeviceNotEnabled {
+        /// Kernel name of the device.
+        device: String,
+        /// The setting.
+        knob: String,
+    },
+    /// The kernel refused a device's setting.
+    #[error("device {device}: the kernel refused {knob} = {value}: {source}: {way_out}")]
+    DeviceRefused {
+        /// Kernel name of the device.
+        device: String,
+        /// The setting.
+        knob: String,
+        /// The value.
+        value: String,
+        /// What to do.
+        way_out: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
     /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
     #[error(
-        "guest {guest}: {knob} is frozen: we set {ours}, somebody else set {theirs}, which stays until `blkpilot unfreeze` lets it be tuned again"
+        "{owner}: {knob} is frozen: we set {ours}, somebody else set {theirs}, which stays until `blkpilot unfreeze` (of a device `blkpilot device unfreeze`) lets it be tuned again"
     )]
     Frozen {
-        /// Name of the guest.
-        guest: String,
+        /// Whose it is: `guest web`, `device nvme0n1`.
+        owner: String,
         /// The knob.
         knob: String,
         /// Our last value.
@@ -81,10 +105,10 @@ pub enum HostError {
         theirs: String,
     },
     /// A value was written, and another one was read back.
-    #[error("guest {guest}: {knob} was set to {wanted}, but reads {found}")]
+    #[error("{owner}: {knob} was set to {wanted}, but reads {found}")]
     ReadBack {
-        /// Name of the guest.
-        guest: String,
+        /// Whose it is: `guest web`, `device nvme0n1`.
+        owner: String,
         /// The knob.
         knob: String,
         /// What was written.

@@ -25,6 +25,6 @@ pub(crate) fn seen(stats: &[GuestStats], running: &RunningGuest, knob: &Knob) ->
             let is_direct = running.process.as_ref()?.is_direct(image)?;
             Some(if is_direct { DIRECT } else { BUFFERED }.to_owned())
         }
-        Knob::Histogram { .. } => None,
+        Knob::Histogram { .. } | Knob::Device(_) => None,
     }
 }

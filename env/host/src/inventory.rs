@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
+use crate::device::{Device, Devices};
 use crate::error::{HostError, HostResult};
 use crate::guest::{Guest, GuestOverride, TuningMode};
 use crate::hypervisor::Hypervisor;
-use crate::journal::GuestLife;
+use crate::journal::{DeviceLife, GuestLife, Life};
 use crate::knob::{KnobIo, Purpose};
 use crate::process::{QemuProcess, find_qemus};
 use crate::qmp::NodeOptions;
@@ -59,10 +60,12 @@ pub struct Inventory {
     pub unreadable: BTreeMap<String, String>,
     /// UUID and start of every QEMU process that was found, in clock ticks since boot.
     pub qemus: BTreeSet<(String, u64)>,
+    /// The block devices of the host.
+    pub devices: Devices,
 }
 
 impl Inventory {
-    /// Reads the inventory. `proc_root` is `/proc`.
+    /// Reads the inventory. `proc_root` is `/proc`; `devices` are the block devices of the host.
     ///
     /// # Errors
     /// `Disconnected`; `Io` when the boot id cannot be read.
@@ -71,6 +74,7 @@ impl Inventory {
         proc_root: &Path,
         stats: &[GuestStats],
         rules: &GuestRules,
+        devices: &Devices,
     ) -> HostResult<Self> {
         let boot_id_path = proc_root.join("sys/kernel/random/boot_id");
         let boot_id = fs::read_to_string(&boot_id_path)
@@ -85,6 +89,7 @@ impl Inventory {
         let mut inventory = Self {
             boot_id,
             qemus: started.collect(),
+            devices: devices.clone(),
             ..Self::default()
         };
         for GuestStats { uuid, .. } in stats {
@@ -134,6 +139,15 @@ impl Inventory {
                 hangs: false,
             },
         );
+    }
+
+    /// The life of a block device: it lasts until the next boot.
+    #[must_use]
+    pub fn life_of(&self, device: &Device) -> Life {
+        Life::Device(DeviceLife {
+            boot_id: self.boot_id.clone(),
+            id: device.id.clone(),
+        })
     }
 
     /// Whether a life of a guest is surely over: the host has booted since, or its QEMU was looked

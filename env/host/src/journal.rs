@@ -1,7 +1,8 @@
 //! The journal of changes: what every knob was before we touched it, on disk before we do.
 //!
 //! One row per knob. Guests are keyed by boot, UUID and the start of their QEMU, so that a value
-//! never finds its way to another life of a guest. A write is journalled as an intent, then
+//! never finds its way to another life of a guest; devices by boot and an id that stays theirs,
+//! since a kernel name may be another device's tomorrow. A write is journalled as an intent, then
 //! applied, read back and settled; after a crash an intent that was not settled is compared with
 //! what the host says ([`Journal::records`], [`crate::tuner`]).
 
@@ -25,6 +26,24 @@ pub struct GuestLife {
     pub qemu_started_ticks: u64,
 }
 
+/// One life of a block device: its settings end with it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceLife {
+    /// The kernel's boot id.
+    pub boot_id: String,
+    /// Which device, whatever the kernel calls it: see [`crate::device::stable_id`].
+    pub id: String,
+}
+
+/// Whose knob it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Life {
+    /// A guest's.
+    Guest(GuestLife),
+    /// A block device's.
+    Device(DeviceLife),
+}
+
 /// Where a knob's record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordState {
@@ -39,10 +58,10 @@ pub enum RecordState {
 /// What the journal knows of one knob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// The guest's life.
-    pub life: GuestLife,
-    /// The guest's name, for messages.
-    pub guest: String,
+    /// Whose it is.
+    pub life: Life,
+    /// The guest's name or the device's kernel name, for messages.
+    pub name: String,
     /// The knob.
     pub knob: Knob,
     /// Its value before we ever changed it.
@@ -58,24 +77,25 @@ pub struct Record {
     /// When it last changed its state or value, microseconds since 1970 UTC; `None` in a record of a
     /// version that did not note it.
     pub at_us: Option<i64>,
-    /// The monitor command that puts the original back, for a knob that libvirt has no call for.
+    /// What it takes to put the original back beside the value itself: for a knob that libvirt has no
+    /// call for the monitor command, for a scheduler the settings that the kernel changed with it.
     pub undo: Option<String>,
 }
 
 /// A change that is about to be made.
 #[derive(Debug, Clone, Copy)]
 pub struct Intent<'a> {
-    /// The guest's life.
-    pub life: &'a GuestLife,
-    /// The guest's name, for messages.
-    pub guest: &'a str,
+    /// Whose knob it is.
+    pub life: &'a Life,
+    /// The guest's name or the device's kernel name, for messages.
+    pub name: &'a str,
     /// The knob.
     pub knob: &'a Knob,
     /// Its value now; the original, if there is no record of the knob yet.
     pub current: &'a str,
     /// Its value afterwards.
     pub value: &'a str,
-    /// The monitor command that puts the original back, for a knob that libvirt has no call for.
+    /// As [`Record::undo`].
     pub undo: Option<&'a str>,
 }
 
@@ -84,6 +104,7 @@ pub struct Intent<'a> {
 pub struct Journal {
     path: PathBuf,
     database: Connection,
+    version: i64,
     /// What is read of a record: an older file lacks some.
     columns: &'static str,
 }
@@ -106,14 +127,18 @@ CREATE TABLE IF NOT EXISTS knob (
   UNIQUE (boot_id, uuid, qemu_started, knob)
 ) STRICT;";
 
+// A device's row has its id in `uuid`, its kernel name in `guest` and 0 in `qemu_started`; that it is a
+// device's is told by its knob.
+
 /// What version 1 has and version 0 had not.
 const TO_VERSION_1: &str = "
 ALTER TABLE knob ADD COLUMN found TEXT;
 ALTER TABLE knob ADD COLUMN at_us INTEGER;
 ALTER TABLE knob ADD COLUMN undo TEXT;";
 
-/// The version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 1;
+/// The version of the schema, in SQLite's `user_version`. Version 2 has rows of devices, which builds
+/// that know only version 1 cannot put back.
+const VERSION: i64 = 2;
 
 const COLUMNS: &str = "boot_id, uuid, qemu_started, guest, knob, original, previous, value, state, found, at_us, undo";
 /// Read from a file of version 0, which is not to be changed.
@@ -131,6 +156,7 @@ impl Journal {
         let journal = Self::new(path, database)?;
         journal.prepare().map_err(failed(path))?;
         Ok(Self {
+            version: VERSION,
             columns: COLUMNS,
             ..journal
         })
@@ -167,10 +193,11 @@ impl Journal {
         Ok(Self {
             path: path.to_owned(),
             database,
-            columns: if version == VERSION {
-                COLUMNS
-            } else {
+            version,
+            columns: if version == 0 {
                 COLUMNS_OF_VERSION_0
+            } else {
+                COLUMNS
             },
         })
     }
@@ -181,11 +208,14 @@ impl Journal {
         database.pragma_update(None, "journal_mode", "WAL")?;
         // FULL: a transaction is on disk before its commit returns.
         database.pragma_update(None, "synchronous", "FULL")?;
-        if self.columns == COLUMNS {
+        if self.version == VERSION {
             return Ok(());
         }
-        let is_new = !database.table_exists(None, "knob")?;
-        let change = if is_new { SCHEMA } else { TO_VERSION_1 };
+        let change = match self.version {
+            _ if !database.table_exists(None, "knob")? => SCHEMA,
+            0 => TO_VERSION_1,
+            _ => "",
+        };
         database.execute_batch(&format!(
             "BEGIN IMMEDIATE;{change}PRAGMA user_version = {VERSION};COMMIT;"
         ))
@@ -221,15 +251,15 @@ impl Journal {
              DO UPDATE SET previous = ?6, value = ?7, state = 'intended', guest = ?5, found = NULL,
                            at_us = ?8, undo = ?9"
         );
-        let Intent { life, .. } = intent;
+        let (boot_id, id, started) = intent.life.key();
         self.execute(
             &sql,
             params![
-                life.boot_id,
-                life.uuid,
-                life.qemu_started_ticks.cast_signed(),
+                boot_id,
+                id,
+                started,
                 intent.knob.to_string(),
-                intent.guest,
+                intent.name,
                 intent.current,
                 intent.value,
                 now_us(),
@@ -242,56 +272,55 @@ impl Journal {
     ///
     /// # Errors
     /// `Journal`.
-    pub fn settle(&self, life: &GuestLife, knob: &Knob, value: &str) -> HostResult<()> {
+    pub fn settle(&self, life: &Life, knob: &Knob, value: &str) -> HostResult<()> {
         let sql = format!(
             "UPDATE knob SET value = ?5, state = 'settled', found = NULL, at_us = ?6 WHERE {KEY}"
         );
         self.update(&sql, life, knob, value)
     }
 
+    /// Writes down what else it takes to put a knob back, now that its change has been made.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn note_undo(&self, life: &Life, knob: &Knob, undo: &str) -> HostResult<()> {
+        let sql = format!("UPDATE knob SET undo = ?5, at_us = ?6 WHERE {KEY}");
+        self.update(&sql, life, knob, undo)
+    }
+
     /// Writes down that somebody else changed a knob to `found`.
     ///
     /// # Errors
     /// `Journal`.
-    pub fn freeze(&self, life: &GuestLife, knob: &Knob, found: &str) -> HostResult<()> {
+    pub fn freeze(&self, life: &Life, knob: &Knob, found: &str) -> HostResult<()> {
         let sql = format!("UPDATE knob SET state = 'frozen', found = ?5, at_us = ?6 WHERE {KEY}");
         self.update(&sql, life, knob, found)
     }
 
-    fn update(&self, sql: &str, life: &GuestLife, knob: &Knob, value: &str) -> HostResult<()> {
-        let ticks = life.qemu_started_ticks.cast_signed();
+    fn update(&self, sql: &str, life: &Life, knob: &Knob, value: &str) -> HostResult<()> {
+        let (boot_id, id, started) = life.key();
         let knob = knob.to_string();
-        self.execute(
-            sql,
-            params![life.boot_id, life.uuid, ticks, knob, value, now_us()],
-        )
+        self.execute(sql, params![boot_id, id, started, knob, value, now_us()])
     }
 
-    /// Drops a record: its original value was restored and read back, or its guest's life is over.
+    /// Drops a record: its original value was restored and read back, or its owner's life is over.
     ///
     /// # Errors
     /// `Journal`.
-    pub fn drop_record(&self, life: &GuestLife, knob: &Knob) -> HostResult<()> {
+    pub fn drop_record(&self, life: &Life, knob: &Knob) -> HostResult<()> {
         let sql = format!("DELETE FROM knob WHERE {KEY}");
-        self.execute(
-            &sql,
-            params![
-                life.boot_id,
-                life.uuid,
-                life.qemu_started_ticks.cast_signed(),
-                knob.to_string()
-            ],
-        )
+        let (boot_id, id, started) = life.key();
+        self.execute(&sql, params![boot_id, id, started, knob.to_string()])
     }
 
     /// The record of a knob, if there is one.
     ///
     /// # Errors
     /// `Journal`.
-    pub fn record(&self, life: &GuestLife, knob: &Knob) -> HostResult<Option<Record>> {
+    pub fn record(&self, life: &Life, knob: &Knob) -> HostResult<Option<Record>> {
         let sql = format!("SELECT {} FROM knob WHERE {KEY}", self.columns);
-        let ticks = life.qemu_started_ticks.cast_signed();
-        let key = params![life.boot_id, life.uuid, ticks, knob.to_string()];
+        let (boot_id, id, started) = life.key();
+        let key = params![boot_id, id, started, knob.to_string()];
         self.database
             .query_row(&sql, key, read_record)
             .optional()
@@ -344,14 +373,8 @@ fn now_us() -> i64 {
 
 fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
     let (knob, state): (String, String) = (row.get(4)?, row.get(8)?);
-    let (life, guest) = (
-        GuestLife {
-            boot_id: row.get(0)?,
-            uuid: row.get(1)?,
-            qemu_started_ticks: row.get::<_, i64>(2)?.cast_unsigned(),
-        },
-        row.get(3)?,
-    );
+    let (boot_id, id, name) = (row.get(0)?, row.get(1)?, row.get(3)?);
+    let started = row.get::<_, i64>(2)?.cast_unsigned();
     let (original, previous, value) = (row.get(5)?, row.get(6)?, row.get(7)?);
     let (found, at_us, undo) = (row.get(9)?, row.get(10)?, row.get(11)?);
     let state = match state.as_str() {
@@ -360,8 +383,8 @@ fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
         _ => RecordState::Frozen,
     };
     Ok(knob.parse().map(|knob| Record {
-        life,
-        guest,
+        life: Life::of(&knob, boot_id, id, started),
+        name,
         knob,
         original,
         previous,
@@ -371,6 +394,78 @@ fn read_record(row: &Row<'_>) -> rusqlite::Result<HostResult<Record>> {
         at_us,
         undo,
     }))
+}
+
+impl Life {
+    fn of(knob: &Knob, boot_id: String, id: String, started: u64) -> Self {
+        match knob {
+            Knob::Device(_) => Self::Device(DeviceLife { boot_id, id }),
+            _ => Self::Guest(GuestLife {
+                boot_id,
+                uuid: id,
+                qemu_started_ticks: started,
+            }),
+        }
+    }
+
+    /// Boot, id and start, as a row has them.
+    fn key(&self) -> (&str, &str, i64) {
+        match self {
+            Self::Guest(life) => (
+                &life.boot_id,
+                &life.uuid,
+                life.qemu_started_ticks.cast_signed(),
+            ),
+            Self::Device(life) => (&life.boot_id, &life.id, 0),
+        }
+    }
+
+    /// The guest's; `None` of a device.
+    #[must_use]
+    pub fn guest(&self) -> Option<&GuestLife> {
+        match self {
+            Self::Guest(life) => Some(life),
+            Self::Device(_) => None,
+        }
+    }
+
+    /// The device's; `None` of a guest.
+    #[must_use]
+    pub fn device(&self) -> Option<&DeviceLife> {
+        match self {
+            Self::Device(life) => Some(life),
+            Self::Guest(_) => None,
+        }
+    }
+
+    /// The boot it belongs to.
+    #[must_use]
+    pub fn boot_id(&self) -> &str {
+        self.key().0
+    }
+}
+
+impl From<GuestLife> for Life {
+    fn from(life: GuestLife) -> Self {
+        Self::Guest(life)
+    }
+}
+
+impl Record {
+    /// Whose knob it is, in words: `guest web`, `device nvme0n1`.
+    #[must_use]
+    pub fn owner(&self) -> String {
+        owner(&self.knob, &self.name)
+    }
+}
+
+/// Whose knob it is, in words.
+pub(crate) fn owner(knob: &Knob, name: &str) -> String {
+    let kind = match knob {
+        Knob::Device(_) => "device",
+        _ => "guest",
+    };
+    format!("{kind} {name}")
 }
 
 impl fmt::Display for RecordState {
@@ -396,13 +491,18 @@ impl fmt::Display for GuestLife {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::DeviceKnob;
 
-    fn life() -> GuestLife {
-        GuestLife {
+    fn life() -> Life {
+        life_since(7)
+    }
+
+    fn life_since(qemu_started_ticks: u64) -> Life {
+        Life::Guest(GuestLife {
             boot_id: "b".into(),
             uuid: "u".into(),
-            qemu_started_ticks: 7,
-        }
+            qemu_started_ticks,
+        })
     }
 
     fn journal() -> (tempfile::TempDir, Journal) {
@@ -412,10 +512,10 @@ mod tests {
     }
 
     /// Intends `current` → `value`.
-    fn intend(journal: &Journal, life: &GuestLife, knob: &Knob, current: &str, value: &str) {
+    fn intend(journal: &Journal, life: &Life, knob: &Knob, current: &str, value: &str) {
         let intent = Intent {
             life,
-            guest: "g",
+            name: "g",
             knob,
             current,
             value,
@@ -471,10 +571,7 @@ mod tests {
         let (_dir, journal) = journal();
         let knob = Knob::Channel { iothread: 1 };
         intend(&journal, &life(), &knob, "0-1", "1");
-        let next = GuestLife {
-            qemu_started_ticks: 8,
-            ..life()
-        };
+        let next = life_since(8);
         assert_eq!(journal.record(&next, &knob).unwrap(), None);
         journal.drop_record(&life(), &knob).unwrap();
         assert_eq!(journal.records().unwrap(), []);
@@ -530,6 +627,57 @@ mod tests {
         let read = Journal::open_to_read(&path).unwrap().records().unwrap();
         assert_eq!(read[0].found.as_deref(), Some("0"));
         drop(Journal::open(&path).unwrap());
+    }
+
+    #[test]
+    fn a_journal_of_version_1_is_brought_up_with_its_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        let version = |database: &Connection| {
+            let read =
+                database.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+            read.unwrap()
+        };
+        let journal = Journal::open(&path).unwrap();
+        intend(
+            &journal,
+            &life(),
+            &Knob::Channel { iothread: 1 },
+            "0-1",
+            "1",
+        );
+        let records = journal.records().unwrap();
+        drop(journal);
+        // Version 1 differs in nothing but its number.
+        let database = Connection::open(&path).unwrap();
+        database.pragma_update(None, "user_version", 1).unwrap();
+        drop(database);
+        let read = Journal::open_to_read(&path).unwrap();
+        assert_eq!(read.records().unwrap(), records);
+        assert_eq!(version(&read.database), 1);
+        let journal = Journal::open(&path).unwrap();
+        assert_eq!(journal.records().unwrap(), records);
+        assert_eq!(version(&journal.database), VERSION);
+    }
+
+    #[test]
+    fn a_device_has_records_of_its_own_that_end_with_the_boot() {
+        let (_dir, journal) = journal();
+        let device = |boot_id: &str| {
+            let (boot_id, id) = (boot_id.to_owned(), "wwid:naa.1".to_owned());
+            Life::Device(DeviceLife { boot_id, id })
+        };
+        let knob = Knob::Device(DeviceKnob::Scheduler);
+        intend(&journal, &device("b"), &knob, "none", "bfq");
+        journal
+            .note_undo(&device("b"), &knob, "nr_requests:128:256")
+            .unwrap();
+        let record = journal.record(&device("b"), &knob).unwrap().unwrap();
+        assert_eq!(record.life, device("b"));
+        assert_eq!(record.owner(), "device g");
+        assert_eq!(record.undo.as_deref(), Some("nr_requests:128:256"));
+        assert_eq!(journal.records().unwrap(), [record]);
+        assert_eq!(journal.record(&device("c"), &knob).unwrap(), None);
     }
 
     #[test]

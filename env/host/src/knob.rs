@@ -1,4 +1,5 @@
-//! The knobs of a running guest: how each is named, read and written.
+//! The knobs: how each is named, and how those of a running guest are read and written. (Those of a
+//! block device: [`crate::device`].)
 //!
 //! A knob's value is a text in one canonical form per knob (`0-1`, `direct`, `32768`), so that what
 //! was written, read back and journalled compare by equality.
@@ -9,15 +10,18 @@ use std::str::FromStr;
 use blkpilot_env::sample::Cache;
 
 use crate::cpuset::CpuSet;
+use crate::device::DeviceKnob;
 use crate::error::{HostError, HostResult};
 use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
+use crate::journal::Record;
 use crate::qmp::{LatencyHistogram, NodeOptions, Qmp, stop_histogram_command};
+use crate::settable::{Settable, write_and_check};
 
 /// QEMU's own default for an IOThread: adaptive polling of up to 32 µs.
 pub const ADAPTIVE_POLL_MAX_NS: u64 = 32_768;
 
-/// One knob of one guest.
+/// One knob of one guest or device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Knob {
     /// The host CPUs of an IOThread: which channel serves its disks.
@@ -40,9 +44,11 @@ pub enum Knob {
         /// Target name of the disk.
         target: String,
     },
+    /// A setting of a block device's request queue.
+    Device(DeviceKnob),
 }
 
-/// A change of one knob.
+/// A change of one knob of a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Bind an IOThread to CPUs.
@@ -99,17 +105,17 @@ pub(crate) const DIRECT: &str = "direct";
 pub(crate) const BUFFERED: &str = "buffered";
 const COUNTING: &str = "counting";
 const ABSENT: &str = "absent";
-pub(crate) const FOREIGN: &str = "foreign";
+const FOREIGN: &str = "foreign";
 
 impl Knob {
-    /// The opt-in that it needs; `None` when any opt-in will do.
+    /// The opt-in of a guest that it needs; `None` when any opt-in will do.
     #[must_use]
     pub fn kind(&self) -> Option<KnobKind> {
         match self {
             Self::Channel { .. } => Some(KnobKind::Channel),
             Self::Cache { .. } => Some(KnobKind::Cache),
             Self::Polling { .. } => Some(KnobKind::Polling),
-            Self::Histogram { .. } => None,
+            Self::Histogram { .. } | Self::Device(_) => None,
         }
     }
 }
@@ -150,13 +156,13 @@ impl Change {
     }
 }
 
-impl KnobIo<'_> {
-    /// The value in force.
-    ///
-    /// # Errors
-    /// `NotOptedIn` for what needs the monitor; `Unsupported` when there is no such IOThread or
-    /// disk; whatever the hypervisor says.
-    pub fn read(&self, knob: &Knob) -> HostResult<String> {
+impl Settable for KnobIo<'_> {
+    fn owner(&self) -> String {
+        format!("guest {}", self.guest.name)
+    }
+
+    /// `NotOptedIn` for what needs the monitor; `Unsupported` when there is no such IOThread or disk.
+    fn read(&self, knob: &Knob) -> HostResult<String> {
         match knob {
             Knob::Channel { iothread } => {
                 let threads = self.hypervisor.iothread_cpus(&self.guest.uuid)?;
@@ -182,15 +188,12 @@ impl KnobIo<'_> {
                 }
                 .to_owned())
             }
+            Knob::Device(_) => Err(self.not_of_a_guest(knob)),
         }
     }
 
-    /// Sets a knob. Nothing is journalled or read back here: that is [`crate::tuner::Tuner`]'s.
-    ///
-    /// # Errors
-    /// `NotOptedIn`; `Unsupported` where the value is not safe for this disk; whatever the
-    /// hypervisor says.
-    pub(crate) fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {
+    /// `Unsupported` where the value is not safe for this disk.
+    fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {
         self.check_allowed(knob)?;
         let uuid = &self.guest.uuid;
         match knob {
@@ -215,30 +218,60 @@ impl KnobIo<'_> {
                 self.qmp()?.start_histogram(self.disk(target)?)
             }
             Knob::Histogram { target } => self.qmp()?.stop_histogram(self.disk(target)?),
+            Knob::Device(_) => Err(self.not_of_a_guest(knob)),
         }
     }
 
-    /// The monitor command (JSON) that sets a knob to `value` on this life of the guest; `None` for
-    /// one that libvirt has a call for, or where there is no such command.
-    ///
-    /// # Errors
-    /// As [`KnobIo::read`].
-    pub(crate) fn undo_command(&self, knob: &Knob, value: &str) -> HostResult<Option<String>> {
+    /// The monitor command (JSON) that sets a knob to its original on this life of the guest; `None`
+    /// for one that libvirt has a call for, or where there is no such command.
+    fn undo(
+        &self,
+        knob: &Knob,
+        original: &str,
+        _known: Option<&Record>,
+    ) -> HostResult<Option<String>> {
         Ok(match knob {
-            Knob::Channel { .. } | Knob::Polling { .. } => None,
+            Knob::Channel { .. } | Knob::Polling { .. } | Knob::Device(_) => None,
             Knob::Cache { target } => {
                 let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
-                Some(node.reopen_command(value == DIRECT).to_string())
+                Some(node.reopen_command(original == DIRECT).to_string())
             }
-            Knob::Histogram { target } if value == ABSENT => {
+            Knob::Histogram { target } if original == ABSENT => {
                 Some(stop_histogram_command(self.disk(target)?).to_string())
             }
             Knob::Histogram { .. } => None,
         })
     }
 
+    fn side_effects(&self, _knob: &Knob) -> Option<String> {
+        None
+    }
+
+    fn undo_once_made(&self, undo: &str) -> String {
+        undo.to_owned()
+    }
+
+    fn go_back(&self, knob: &Knob, value: &str, _undo: Option<&str>) -> HostResult<()> {
+        write_and_check(self, knob, value)
+    }
+
+    fn complete(&self, _record: &Record) -> HostResult<()> {
+        Ok(())
+    }
+
+    /// A histogram of somebody else's is left alone.
+    fn check_change(&self, knob: &Knob, current: &str, _value: &str) -> HostResult<()> {
+        if !matches!(knob, Knob::Histogram { .. }) || current != FOREIGN {
+            return Ok(());
+        }
+        Err(HostError::Unsupported {
+            what: format!("{}: {knob}", self.owner()),
+            reason: "somebody else counts latencies in other buckets; it is left alone".into(),
+        })
+    }
+
     /// Refuses a knob that the guest has not opted in to, unless our own change of it is put back.
-    pub(crate) fn check_allowed(&self, knob: &Knob) -> HostResult<()> {
+    fn check_allowed(&self, knob: &Knob) -> HostResult<()> {
         if self.purpose == Purpose::Restore {
             return Ok(());
         }
@@ -252,6 +285,15 @@ impl KnobIo<'_> {
             guest: self.guest.name.clone(),
             what: knob.to_string(),
         })
+    }
+}
+
+impl KnobIo<'_> {
+    fn not_of_a_guest(&self, knob: &Knob) -> HostError {
+        HostError::Unsupported {
+            what: format!("{}: {knob}", self.owner()),
+            reason: "it is a setting of a device".into(),
+        }
     }
 
     fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
@@ -327,6 +369,7 @@ impl fmt::Display for Knob {
             Self::Polling { iothread } => write!(f, "iothread/{iothread}/poll_max_ns"),
             Self::Cache { target } => write!(f, "disk/{target}/cache"),
             Self::Histogram { target } => write!(f, "disk/{target}/histogram"),
+            Self::Device(knob) => write!(f, "queue/{knob}"),
         }
     }
 }
@@ -336,6 +379,9 @@ impl FromStr for Knob {
 
     fn from_str(text: &str) -> HostResult<Self> {
         let error = || HostError::parse("knob", text);
+        if let Some(setting) = text.strip_prefix("queue/") {
+            return setting.parse().map(Self::Device).map_err(|_| error());
+        }
         let mut parts = text.split('/');
         let (Some(kind), Some(name), Some(what), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -376,10 +422,12 @@ mod tests {
             Knob::Histogram {
                 target: "vdb".into(),
             },
+            Knob::Device(DeviceKnob::ReadAhead),
         ] {
             assert_eq!(knob.to_string().parse::<Knob>().unwrap(), knob);
         }
         assert!("disk/vda/size".parse::<Knob>().is_err());
         assert!("iothread/x/cpus".parse::<Knob>().is_err());
+        assert!("queue/write_cache".parse::<Knob>().is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use blkpilot_env::Clock;
 use blkpilot_env::decision::{JointAction, check_action};
 use blkpilot_env::environment::{EnvError, Environment, ResetOptions, Step};
-use blkpilot_env::features::{kvm_host_spec, observe};
+use blkpilot_env::features::{SCHEDULERS, kvm_host_spec, observe};
 use blkpilot_env::observation::Observation;
 use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::{DeviceReference, DiskSettings, HostSample, Polling};
@@ -17,12 +17,14 @@ use blkpilot_env::window::HostWindow;
 
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
+use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::in_force;
 use crate::inventory::{GuestRules, Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record};
 use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
+use crate::settable::Settable as _;
 use crate::stats::GuestStats;
 use crate::stats_reader::StatsReader;
 use crate::telemetry::{Sources, Telemetry, disk_id};
@@ -43,6 +45,8 @@ pub struct LiveHostConfig {
     pub reserved_cpus: CpuSet,
     /// What may be done to the guests, beside what their metadata says.
     pub guests: GuestRules,
+    /// What may be done to the host's block devices; nothing unless it says so.
+    pub devices: DeviceRules,
     /// Reference latencies by kernel name of the device, in place of its class's.
     pub references: BTreeMap<String, DeviceReference>,
     /// Length of a decision interval.
@@ -66,6 +70,7 @@ impl LiveHostConfig {
             channels: ChannelConfig::Cores,
             reserved_cpus: CpuSet::default(),
             guests: GuestRules::default(),
+            devices: DeviceRules::new(),
             references: BTreeMap::new(),
             interval: Duration::from_secs(2),
             reward: RewardConfig::default(),
@@ -73,6 +78,18 @@ impl LiveHostConfig {
             proc_root: "/proc".into(),
             sys_root: "/sys".into(),
         }
+    }
+}
+
+/// What can be seen and done on a live host under these rules: the device head is there when some
+/// device's scheduler may be changed.
+#[must_use]
+pub fn spec(rules: &DeviceRules) -> EnvSpec {
+    let is_enabled = |knobs: &BTreeSet<DeviceKnob>| knobs.contains(&DeviceKnob::Scheduler);
+    if rules.values().any(is_enabled) {
+        kvm_host_spec(&SCHEDULERS.map(str::to_owned))
+    } else {
+        kvm_host_spec(&[])
     }
 }
 
@@ -91,6 +108,7 @@ pub struct LiveHost {
     tuner: Tuner,
     telemetry: Telemetry,
     stats_reader: StatsReader,
+    devices: Devices,
     inventory: Inventory,
     inventory_read_at: Duration,
     is_connected: bool,
@@ -114,9 +132,9 @@ struct Episode {
 pub struct Execution {
     /// The levels in force afterwards, for the rows of the observation it was chosen on.
     pub executed: JointAction,
-    /// Changes that took effect, with the guest's name.
+    /// Changes that took effect, with the guest's or device's name.
     pub applied: Vec<(String, Applied)>,
-    /// Changes that did not, with the ids of the disks they were meant for.
+    /// Changes that did not, with the ids of the disks, or the name of the device, they were meant for.
     pub failed: Vec<(Vec<String>, HostError)>,
 }
 
@@ -173,7 +191,8 @@ impl LiveHost {
             is_reconnected: false,
             histograms_tried: BTreeSet::new(),
             frozen: Vec::new(),
-            spec: kvm_host_spec(&[]),
+            spec: spec(&config.devices),
+            devices: Devices::new(&config.sys_root, config.devices.clone()),
             episode: None,
             config,
             connector,
@@ -295,7 +314,80 @@ impl LiveHost {
                 Err(error) => execution.failed.push((ids(), error)),
             }
         }
+        self.apply_to_devices(observation, action, &mut execution);
         Ok(execution)
+    }
+
+    fn apply_to_devices(
+        &self,
+        observation: &Observation,
+        action: &JointAction,
+        execution: &mut Execution,
+    ) {
+        for (row, name) in observation.device_ids.iter().enumerate() {
+            let (old, new) = (
+                observation.current.devices.row(row),
+                action.devices.row(row),
+            );
+            let Some(level) = new.first().filter(|_| old != new) else {
+                continue;
+            };
+            let value = SCHEDULERS.get(usize::from(*level));
+            let change = DeviceChange {
+                knob: DeviceKnob::Scheduler,
+                value: value.copied().unwrap_or_default().to_owned(),
+            };
+            match self.tuner.apply_to_device(&self.inventory, name, &change) {
+                Ok(applied) => {
+                    execution.executed.devices[[row, 0]] = *level;
+                    execution.applied.push((name.clone(), applied));
+                }
+                Err(error) => execution.failed.push((vec![name.clone()], error)),
+            }
+        }
+    }
+
+    /// Makes one change to one block device, by kernel name.
+    ///
+    /// # Errors
+    /// `Disconnected`, and those of [`Tuner::apply_to_device`].
+    pub fn apply_to_device(&mut self, name: &str, change: &DeviceChange) -> HostResult<Applied> {
+        self.read_guests()?;
+        self.tuner.apply_to_device(&self.inventory, name, change)
+    }
+
+    /// As [`LiveHost::apply_to_device`], but changes nothing: the value that it would change.
+    ///
+    /// # Errors
+    /// As [`LiveHost::apply_to_device`].
+    pub fn check_device(&self, name: &str, change: &DeviceChange) -> HostResult<String> {
+        self.tuner.check_device(&self.inventory, name, change)
+    }
+
+    /// Restores the settings of a block device, by kernel name.
+    ///
+    /// # Errors
+    /// `Unsupported` when there is no such device; as [`LiveHost::rollback`].
+    pub fn rollback_device(&mut self, name: &str) -> HostResult<Vec<Outcome>> {
+        let device = self.devices.device(name)?;
+        self.rollback(&Scope::Device(device.id))
+    }
+
+    /// The block devices on which something may be changed, or is.
+    ///
+    /// # Errors
+    /// `Io`, `Journal`.
+    pub fn devices(&self) -> HostResult<Vec<DeviceState>> {
+        state::read(&self.inventory, &self.tuner)
+    }
+
+    /// Lets a frozen setting of a block device, by kernel name, be changed again, and returns the value
+    /// in force, which is its original now.
+    ///
+    /// # Errors
+    /// Those of [`Tuner::unfreeze_device`].
+    pub fn unfreeze_device(&mut self, name: &str, knob: DeviceKnob) -> HostResult<String> {
+        self.tuner.unfreeze_device(&self.inventory, name, knob)
     }
 
     /// Makes one change to one guest, by UUID.
@@ -330,7 +422,7 @@ impl LiveHost {
             .rollback(&*self.hypervisor, &self.inventory, scope)?;
         let now = self.clock.now();
         for outcome in &outcomes {
-            if let Some(running) = self.inventory.by_name(&outcome.guest) {
+            if let Some(running) = self.inventory.by_name(&outcome.name) {
                 let ids = disks_of(running, &outcome.knob);
                 ids.iter()
                     .for_each(|id| self.telemetry.note_change(id, now));
@@ -371,6 +463,7 @@ impl LiveHost {
                 &self.config.proc_root,
                 &stats,
                 &self.config.guests,
+                &self.devices,
             )?;
             self.inventory_read_at = now;
         }
@@ -553,7 +646,7 @@ fn disks_of(running: &RunningGuest, knob: &Knob) -> Vec<String> {
     let concerns = |disk: &&crate::guest::GuestDisk| match knob {
         Knob::Channel { iothread } | Knob::Polling { iothread } => disk.iothread == Some(*iothread),
         Knob::Cache { target } => disk.target == *target,
-        Knob::Histogram { .. } => false,
+        Knob::Histogram { .. } | Knob::Device(_) => false,
     };
     running
         .guest

@@ -16,6 +16,7 @@ use crate::block_stack::Resolver;
 use crate::cachestat::cached_bytes;
 use crate::channel::Channels;
 use crate::cpuset::CpuSet;
+use crate::device::scheduler;
 use crate::error::HostResult;
 use crate::guest::{BootCache, BootIo, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
@@ -155,7 +156,7 @@ impl Telemetry {
         Ok(HostSample {
             at: sources.now,
             channels: channel_samples(sources, &cpus, &devices),
-            devices: self.device_samples(&devices)?,
+            devices: self.device_samples(sources, &devices)?,
             host: host_gauges(&self.proc_root, &cpus)?,
             disks,
         })
@@ -228,7 +229,11 @@ impl Telemetry {
         reader.is_some_and(MonitorReader::is_outstanding)
     }
 
-    fn device_samples(&self, devices: &[BackingDevice]) -> HostResult<Vec<DeviceSample>> {
+    fn device_samples(
+        &self,
+        sources: &Sources<'_>,
+        devices: &[BackingDevice],
+    ) -> HostResult<Vec<DeviceSample>> {
         let counters = device_counters(&self.proc_root)?;
         let sample = |device: &BackingDevice| {
             let DeviceCounters {
@@ -236,6 +241,7 @@ impl Telemetry {
                 writes,
                 busy_ns,
             } = device.counters(&counters);
+            let scheduler = scheduler::read(sources.inventory, sources.tuner, &device.name);
             DeviceSample {
                 id: device.name.clone(),
                 class: device.class,
@@ -249,9 +255,9 @@ impl Telemetry {
                 reads,
                 writes,
                 busy_ns,
-                scheduler: 0,
-                default_scheduler: 0,
-                scheduler_mask: vec![],
+                scheduler: scheduler.current,
+                default_scheduler: scheduler.default,
+                scheduler_mask: scheduler.mask,
             }
         };
         Ok(devices.iter().map(sample).collect())

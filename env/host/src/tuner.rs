@@ -4,8 +4,11 @@ use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
-use crate::journal::{GuestLife, Intent, Journal, Record, RecordState};
-use crate::knob::{Change, FOREIGN, Knob, KnobIo, Purpose};
+use crate::journal::{GuestLife, Intent, Journal, Life, Record, RecordState, owner};
+use crate::knob::{Change, Knob, Purpose};
+use crate::settable::{Settable, write_and_check};
+
+mod device;
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -27,12 +30,20 @@ pub struct Applied {
 /// What became of one journalled knob in a rollback or reconciliation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Name of the guest.
-    pub guest: String,
+    /// Name of the guest, or kernel name of the device.
+    pub name: String,
     /// The knob.
     pub knob: Knob,
     /// What was done.
     pub result: Settlement,
+}
+
+impl Outcome {
+    /// Whose knob it is, in words: `guest web`, `device nvme0n1`.
+    #[must_use]
+    pub fn owner(&self) -> String {
+        owner(&self.knob, &self.name)
+    }
 }
 
 /// What was done about one journalled knob.
@@ -43,7 +54,7 @@ pub enum Settlement {
         /// The original value.
         original: String,
     },
-    /// The guest's life is over, and the value with it; the record is dropped.
+    /// The guest's or device's life is over, and the value with it; the record is dropped.
     Moot,
     /// The value stands as journalled.
     Kept {
@@ -74,7 +85,7 @@ pub enum Way {
 }
 
 /// Whose changes to roll back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
     /// Everything.
     Host,
@@ -86,6 +97,8 @@ pub enum Scope {
     GuestSettings(String),
     /// One knob of one guest.
     Knob(String, Knob),
+    /// One block device, by its stable id.
+    Device(String),
 }
 
 impl Tuner {
@@ -103,29 +116,33 @@ impl Tuner {
         self.journal.records()
     }
 
-    /// The value that a knob had before we changed it; `None` if we have not.
+    /// The record of a knob; `None` if we have not changed it.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn record(&self, life: &Life, knob: &Knob) -> HostResult<Option<Record>> {
+        self.journal.record(life, knob)
+    }
+
+    /// The value that a knob of a guest had before we changed it; `None` if we have not.
     ///
     /// # Errors
     /// `Journal`.
     pub fn original(&self, life: &GuestLife, knob: &Knob) -> HostResult<Option<String>> {
-        Ok(self
-            .journal
-            .record(life, knob)?
-            .map(|record| record.original))
+        let record = self.record(&life.clone().into(), knob)?;
+        Ok(record.map(|record| record.original))
     }
 
-    /// Whether a knob is frozen because somebody else changed it.
+    /// Whether a knob of a guest is frozen because somebody else changed it.
     ///
     /// # Errors
     /// `Journal`.
     pub fn is_frozen(&self, life: &GuestLife, knob: &Knob) -> HostResult<bool> {
-        Ok(self
-            .journal
-            .record(life, knob)?
-            .is_some_and(|record| record.state == RecordState::Frozen))
+        let record = self.record(&life.clone().into(), knob)?;
+        Ok(record.is_some_and(|record| record.state == RecordState::Frozen))
     }
 
-    /// Applies a change. When it fails, the value before is restored.
+    /// Applies a change to a guest. When it fails, the value before is restored.
     ///
     /// # Errors
     /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
@@ -137,16 +154,26 @@ impl Tuner {
         change: &Change,
     ) -> HostResult<Applied> {
         let (knob, value) = change.knob_and_value();
-        let (io, life) = (running.knobs(hypervisor), life_of(running)?);
+        let life = life_of(running)?;
         check_answering(running)?;
+        let whose = Whose {
+            io: &running.knobs(hypervisor),
+            life: &life,
+            name: &running.guest.name,
+        };
+        self.turn(&whose, knob, value)
+    }
+
+    fn turn(&self, whose: &Whose<'_>, knob: Knob, value: String) -> HostResult<Applied> {
+        let Whose { io, life, name } = *whose;
         // Before anything is read: a guest without opt-in gets no monitor command at all.
         io.check_allowed(&knob)?;
         let current = io.read(&knob)?;
-        check_ours(running, &knob, &current)?;
+        io.check_change(&knob, &current, &value)?;
         let mut record = self.journal.record(life, &knob)?;
         if let Some(known) = &record {
             self.check_untouched(known, &current)?;
-            if self.is_original(known, &current)? {
+            if self.is_original(io, known, &current)? {
                 record = None;
             }
         }
@@ -159,27 +186,32 @@ impl Tuner {
             return Ok(applied);
         }
         let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
-        let undo = io.undo_command(&applied.knob, original)?;
+        let undo = io.undo(&applied.knob, original, record.as_ref())?;
+        let before = io.side_effects(&applied.knob);
         self.journal.intend(&Intent {
             life,
-            guest: &running.guest.name,
+            name,
             knob: &applied.knob,
             current: &applied.previous,
             value: &applied.value,
             undo: undo.as_deref(),
         })?;
-        let made = self.check_still(&io, life, &applied);
-        let made = made.and_then(|()| write_and_check(&io, &applied.knob, &applied.value));
-        match made {
-            Ok(()) => {
-                self.journal.settle(life, &applied.knob, &applied.value)?;
-                Ok(applied)
+        let write = || match &record {
+            Some(record) if record.original == applied.value => {
+                io.go_back(&applied.knob, &applied.value, record.undo.as_deref())
             }
-            Err(error) => Err(self
-                .revert(&io, life, &applied, record.is_none())
-                .err()
-                .unwrap_or(error)),
+            _ => write_and_check(io, &applied.knob, &applied.value),
+        };
+        if let Err(error) = self.check_still(whose, &applied).and_then(|()| write()) {
+            self.revert(whose, &applied, before.as_deref(), record.is_none())?;
+            return Err(error);
         }
+        if let (Some(undo), Some(_)) = (&undo, before) {
+            let undo = io.undo_once_made(undo);
+            self.journal.note_undo(life, &applied.knob, &undo)?;
+        }
+        self.journal.settle(life, &applied.knob, &applied.value)?;
+        Ok(applied)
     }
 
     /// Restores original values, the latest change first. One that fails does not stop the others.
@@ -211,8 +243,8 @@ impl Tuner {
         })
     }
 
-    /// Lets a frozen knob be tuned again. The value in force, which is returned, becomes its
-    /// original: what somebody else has chosen is not undone by a rollback.
+    /// Lets a frozen knob of a guest be tuned again. The value in force, which is returned, becomes
+    /// its original: what somebody else has chosen is not undone by a rollback.
     ///
     /// # Errors
     /// `Journal`; `Unsupported` when it is not frozen.
@@ -222,14 +254,24 @@ impl Tuner {
         running: &RunningGuest,
         knob: &Knob,
     ) -> HostResult<String> {
-        let life = life_of(running)?;
+        let read = || check_answering(running).and_then(|()| running.knobs(hypervisor).read(knob));
+        self.thaw(&life_of(running)?, &running.guest.name, knob, read)
+    }
+
+    fn thaw(
+        &self,
+        life: &Life,
+        name: &str,
+        knob: &Knob,
+        read: impl FnOnce() -> HostResult<String>,
+    ) -> HostResult<String> {
         let record = self.journal.record(life, knob)?;
         let record = record.filter(|record| record.state == RecordState::Frozen);
         let record = record.ok_or_else(|| HostError::Unsupported {
-            what: format!("guest {}: unfreezing {knob}", running.guest.name),
+            what: format!("{}: unfreezing {knob}", owner(knob, name)),
             reason: "it is not frozen".into(),
         })?;
-        let now = check_answering(running).and_then(|()| running.knobs(hypervisor).read(knob));
+        let now = read();
         self.journal.drop_record(life, knob)?;
         // A guest that does not answer now does not need to: nothing is written to it.
         Ok(now.unwrap_or_else(|_| record.found.unwrap_or(record.value)))
@@ -257,31 +299,32 @@ impl Tuner {
         inventory: &Inventory,
         record: &Record,
     ) -> HostResult<Settlement> {
-        let Some(running) = self.find(inventory, record)? else {
+        let Some(io) = self.access(hypervisor, inventory, record, Purpose::Restore)? else {
             return Ok(Settlement::Moot);
         };
-        let io = running.knobs_to(Purpose::Restore, hypervisor);
         let current = io.read(&record.knob)?;
-        if !self.is_original(record, &current)? {
-            if self.is_taken(record, &current)? {
-                return Ok(Settlement::Frozen {
-                    found: current,
-                    way: Way::Unknown,
-                });
-            }
-            // So that our own way back is not taken for somebody else's change if it ends half-way.
-            // A journal that cannot be written now does not bar it: the original stands there.
-            let _ = self.journal.intend(&Intent {
-                life: &record.life,
-                guest: &record.guest,
-                knob: &record.knob,
-                current: &current,
-                value: &record.original,
-                undo: record.undo.as_deref(),
-            });
-            write_and_check(&io, &record.knob, &record.original)?;
-            self.journal.drop_record(&record.life, &record.knob)?;
+        if self.is_original(&*io, record, &current)? {
+            return Ok(Settlement::Restored { original: current });
         }
+        if self.is_taken(record, &current)? {
+            return Ok(Settlement::Frozen {
+                found: current,
+                way: Way::Unknown,
+            });
+        }
+        self.check_order(record)?;
+        // So that our own way back is not taken for somebody else's change if it ends half-way. A
+        // journal that cannot be written now does not bar it: the original stands there.
+        let _ = self.journal.intend(&Intent {
+            life: &record.life,
+            name: &record.name,
+            knob: &record.knob,
+            current: &current,
+            value: &record.original,
+            undo: record.undo.as_deref(),
+        });
+        io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
+        self.journal.drop_record(&record.life, &record.knob)?;
         let original = record.original.clone();
         Ok(Settlement::Restored { original })
     }
@@ -292,11 +335,11 @@ impl Tuner {
         inventory: &Inventory,
         record: &Record,
     ) -> HostResult<Settlement> {
-        let Some(running) = self.find(inventory, record)? else {
+        let Some(io) = self.access(hypervisor, inventory, record, Purpose::Tune)? else {
             return Ok(Settlement::Moot);
         };
-        let current = running.knobs(hypervisor).read(&record.knob)?;
-        if record.state != RecordState::Frozen && self.is_original(record, &current)? {
+        let current = io.read(&record.knob)?;
+        if record.state != RecordState::Frozen && self.is_original(&*io, record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
         if self.is_taken(record, &current)? {
@@ -311,30 +354,35 @@ impl Tuner {
         Ok(Settlement::Kept { value: current })
     }
 
-    /// The guest of a record in the same life; `None`, and the record dropped, when that is over.
-    fn find<'a>(
+    /// Access to what a record is about, in the same life; `None`, and the record dropped, when that is
+    /// over. What is journalled of a device is ours, so that it needs no rule.
+    fn access<'a>(
         &self,
+        hypervisor: &'a dyn Hypervisor,
         inventory: &'a Inventory,
         record: &Record,
-    ) -> HostResult<Option<&'a RunningGuest>> {
-        if inventory.has_ended(&record.life) {
+        purpose: Purpose,
+    ) -> HostResult<Option<Box<dyn Settable + 'a>>> {
+        let found: Option<Box<dyn Settable + 'a>> = match &record.life {
+            Life::Guest(life) => find(inventory, record, life)?
+                .map(|running| Box::new(running.knobs_to(purpose, hypervisor)) as _),
+            Life::Device(life) => inventory
+                .devices
+                .find(life, &record.name, &inventory.boot_id)?
+                .map(|device| Box::new(inventory.devices.queue(&device, Purpose::Restore)) as _),
+        };
+        if found.is_none() {
             self.journal.drop_record(&record.life, &record.knob)?;
-            return Ok(None);
         }
-        let running = inventory.guests.get(&record.life.uuid);
-        match running.filter(|guest| guest.life.as_ref() == Some(&record.life)) {
-            Some(running) => check_answering(running).map(|()| Some(running)),
-            None => Err(HostError::Unsupported {
-                what: format!("guest {}", record.guest),
-                reason: "its QEMU may still run, but cannot be found or read through libvirt: see that libvirt lists it, and try again".into(),
-            }),
-        }
+        Ok(found)
     }
 
     /// Whether a knob has its original value, whoever set it: then its record is dropped.
-    fn is_original(&self, record: &Record, current: &str) -> HostResult<bool> {
-        let is_original = current == record.original;
+    fn is_original(&self, io: &dyn Settable, record: &Record, current: &str) -> HostResult<bool> {
+        let is_original =
+            current == record.original || self.went_with_scheduler(io, record, current)?;
         if is_original {
+            io.complete(record)?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
         Ok(is_original)
@@ -348,12 +396,7 @@ impl Tuner {
         if record.state != RecordState::Frozen {
             self.journal.freeze(&record.life, &record.knob, current)?;
         }
-        Err(HostError::Frozen {
-            guest: record.guest.clone(),
-            knob: record.knob.to_string(),
-            ours: record.value.clone(),
-            theirs: current.to_owned(),
-        })
+        Err(taken(record, current))
     }
 
     /// Whether somebody else has the knob; it is frozen then.
@@ -365,11 +408,11 @@ impl Tuner {
         }
     }
 
-    /// A change that was journalled is made on the value that was journalled: to put it on stable
-    /// storage takes long enough for somebody else to come between.
-    fn check_still(&self, io: &KnobIo<'_>, life: &GuestLife, change: &Applied) -> HostResult<()> {
-        let found = io.read(&change.knob)?;
-        let record = self.journal.record(life, &change.knob)?;
+    /// A change is made on the value that was journalled: to put it on stable storage takes long enough
+    /// for somebody else to come between.
+    fn check_still(&self, whose: &Whose<'_>, change: &Applied) -> HostResult<()> {
+        let found = whose.io.read(&change.knob)?;
+        let record = self.journal.record(whose.life, &change.knob)?;
         record.map_or(Ok(()), |record| self.check_untouched(&record, &found))
     }
 
@@ -381,11 +424,12 @@ impl Tuner {
     /// `Frozen`, where somebody else has set it.
     fn revert(
         &self,
-        io: &KnobIo<'_>,
-        life: &GuestLife,
+        whose: &Whose<'_>,
         change: &Applied,
+        before: Option<&str>,
         is_first: bool,
     ) -> HostResult<()> {
+        let Whose { io, life, .. } = *whose;
         let Ok(found) = io.read(&change.knob) else {
             return Ok(());
         };
@@ -394,8 +438,7 @@ impl Tuner {
         {
             self.check_untouched(&record, &found)?;
         }
-        if found != change.previous && write_and_check(io, &change.knob, &change.previous).is_err()
-        {
+        if found != change.previous && io.go_back(&change.knob, &change.previous, before).is_err() {
             return Ok(());
         }
         // The journal has its own error path: an intent that stays open is compared later.
@@ -408,16 +451,34 @@ impl Tuner {
     }
 }
 
+/// Whose knob is turned.
+struct Whose<'a> {
+    io: &'a dyn Settable,
+    life: &'a Life,
+    name: &'a str,
+}
+
 impl Scope {
     fn holds(&self, record: &Record) -> bool {
         let is_setting = !matches!(record.knob, Knob::Histogram { .. });
+        let is_of = |uuid: &str| record.life.guest().is_some_and(|life| life.uuid == uuid);
         match self {
             Self::Host => true,
             Self::Settings => is_setting,
-            Self::Guest(uuid) => record.life.uuid == *uuid,
-            Self::GuestSettings(uuid) => record.life.uuid == *uuid && is_setting,
-            Self::Knob(uuid, knob) => record.life.uuid == *uuid && record.knob == *knob,
+            Self::Guest(uuid) => is_of(uuid),
+            Self::GuestSettings(uuid) => is_of(uuid) && is_setting,
+            Self::Knob(uuid, knob) => is_of(uuid) && record.knob == *knob,
+            Self::Device(id) => record.life.device().is_some_and(|life| life.id == *id),
         }
+    }
+}
+
+fn taken(record: &Record, found: &str) -> HostError {
+    HostError::Frozen {
+        owner: record.owner(),
+        knob: record.knob.to_string(),
+        ours: record.value.clone(),
+        theirs: found.to_owned(),
     }
 }
 
@@ -430,28 +491,49 @@ fn is_ours(record: &Record, value: &str) -> bool {
     }
 }
 
-/// Whether a binding is what we asked for but for CPUs that the kernel did not give: a cpuset may leave
-/// some out.
+/// Whether what is found may be what the kernel has made of our own change: a cpuset leaves CPUs out, a
+/// device rounds.
 fn is_cut_short(change: &Applied, found: &str) -> bool {
     let cpus = |text: &str| text.parse::<CpuSet>().ok();
-    let (Knob::Channel { .. }, Some(found), Some(wanted)) =
-        (&change.knob, cpus(found), cpus(&change.value))
-    else {
-        return false;
-    };
-    found.iter().all(|cpu| wanted.contains(cpu))
+    match (&change.knob, cpus(found), cpus(&change.value)) {
+        (Knob::Channel { .. }, Some(found), Some(wanted)) => {
+            found.iter().all(|cpu| wanted.contains(cpu))
+        }
+        (Knob::Device(_), ..) => true,
+        _ => false,
+    }
+}
+
+/// The guest of a record in the same life; `None` when that is over.
+fn find<'a>(
+    inventory: &'a Inventory,
+    record: &Record,
+    life: &GuestLife,
+) -> HostResult<Option<&'a RunningGuest>> {
+    if inventory.has_ended(life) {
+        return Ok(None);
+    }
+    let running = inventory.guests.get(&life.uuid);
+    match running.filter(|guest| guest.life.as_ref() == Some(life)) {
+        Some(running) => check_answering(running).map(|()| Some(running)),
+        None => Err(HostError::Unsupported {
+            what: record.owner(),
+            reason: "its QEMU may still run, but cannot be found or read through libvirt: see that libvirt lists it, and try again".into(),
+        }),
+    }
 }
 
 fn outcome(record: &Record, result: Settlement) -> Outcome {
     Outcome {
-        guest: record.guest.clone(),
+        name: record.name.clone(),
         knob: record.knob.clone(),
         result,
     }
 }
 
-fn life_of(running: &RunningGuest) -> HostResult<&GuestLife> {
-    running.life.as_ref().ok_or_else(|| HostError::Unsupported {
+fn life_of(running: &RunningGuest) -> HostResult<Life> {
+    let life = running.life.clone().map(Life::Guest);
+    life.ok_or_else(|| HostError::Unsupported {
         what: format!("guest {}: changing it", running.guest.name),
         reason: "its QEMU process was not found, so its changes could not be journalled".into(),
     })
@@ -465,30 +547,6 @@ fn check_answering(running: &RunningGuest) -> HostResult<()> {
     Ok(())
 }
 
-fn check_ours(running: &RunningGuest, knob: &Knob, current: &str) -> HostResult<()> {
-    if !matches!(knob, Knob::Histogram { .. }) || current != FOREIGN {
-        return Ok(());
-    }
-    Err(HostError::Unsupported {
-        what: format!("guest {}: {knob}", running.guest.name),
-        reason: "somebody else counts latencies in other buckets; it is left alone".into(),
-    })
-}
-
-fn write_and_check(io: &KnobIo<'_>, knob: &Knob, value: &str) -> HostResult<()> {
-    io.write(knob, value)?;
-    let found = io.read(knob)?;
-    if found == value {
-        return Ok(());
-    }
-    Err(HostError::ReadBack {
-        guest: io.guest.name.clone(),
-        knob: knob.to_string(),
-        wanted: value.to_owned(),
-        found,
-    })
-}
-
 mod watch;
 
 #[cfg(test)]
@@ -496,6 +554,9 @@ mod tests;
 
 #[cfg(test)]
 mod properties;
+
+#[cfg(test)]
+mod device_tests;
 
 #[cfg(test)]
 mod watch_tests;

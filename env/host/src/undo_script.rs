@@ -1,5 +1,5 @@
 //! The way back without blkpilot: a POSIX shell script that undoes what the journal holds with
-//! nothing but `virsh`.
+//! nothing but `virsh`, and on block devices with nothing at all.
 //!
 //! Whatever comes from the journal is quoted where the shell sees it and escaped in comments: a
 //! guest's name may hold anything.
@@ -8,16 +8,21 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::journal::{Record, RecordState};
+use crate::device::{DeviceKnob, SideEffects};
+use crate::journal::{DeviceLife, GuestLife, Life, Record, RecordState};
 use crate::knob::Knob;
 
 /// What the steps call; it says what each does.
 const FUNCTIONS: &str = include_str!("undo_script.sh");
+/// What the steps on block devices call.
+const DEVICE_FUNCTIONS: &str = include_str!("undo_script_device.sh");
+/// What is checked before the first step on a guest.
+const CONNECT: &str = include_str!("undo_script_connect.sh");
 
 const ABOUT: &str = "\
 #!/bin/sh
-# Undoes what blkpilot has changed on running guests, with nothing but sh and virsh, as the journal
-# had it when this was written. Run it while no blkpilot service tunes this host:
+# Undoes what blkpilot has changed on running guests and block devices, with nothing but sh and virsh,
+# as the journal had it when this was written. Run it while no blkpilot service tunes this host:
 #
 #   sh THIS_FILE [LIBVIRT_URI]
 #
@@ -37,36 +42,60 @@ pub fn undo_script(records: &[Record], uri: Option<&str>) -> String {
     let default = quoted(uri.unwrap_or_default());
     let mut script =
         format!("{ABOUT}\nuri={default}\nif [ $# -gt 0 ]; then uri=$1; fi\n\n{FUNCTIONS}");
-    for record in records {
-        let what = format!("{}: {}", record.guest, record.knob);
-        // A string may hold anything, so that writing to it cannot fail.
-        let _ = write!(
-            script,
-            "\n{}\nbegin {} {} {} {} &&\n    {}\n",
-            comment(record),
-            quoted(&record.life.uuid),
-            quoted(&record.life.boot_id),
-            quoted(&record.life.qemu_started_ticks.to_string()),
-            quoted(&what),
-            step(record),
-        );
+    let of_device = |record: &&Record| record.life.device().is_some();
+    let (devices, guests): (Vec<_>, Vec<_>) = records.iter().partition(of_device);
+    // First of all, since they need no libvirt.
+    if !devices.is_empty() {
+        script.push_str(DEVICE_FUNCTIONS);
     }
+    devices.iter().for_each(|record| add(&mut script, record));
+    if devices.is_empty() || !guests.is_empty() {
+        script.push('\n');
+        script.push_str(CONNECT);
+    }
+    guests.iter().for_each(|record| add(&mut script, record));
     script.push_str(
         "\nprintf '%s undone, %s ended with their guests, %s not undone\\n' \"$undone\" \"$moot\" \"$failed\"\n[ \"$failed\" -eq 0 ]\n",
     );
     script
 }
 
+fn add(script: &mut String, record: &Record) {
+    let what = quoted(&format!("{}: {}", record.name, record.knob));
+    let begin = match &record.life {
+        Life::Guest(GuestLife {
+            boot_id,
+            uuid,
+            qemu_started_ticks,
+        }) => format!(
+            "begin {} {} {}",
+            quoted(uuid),
+            quoted(boot_id),
+            quoted(&qemu_started_ticks.to_string())
+        ),
+        Life::Device(DeviceLife { boot_id, id }) => {
+            format!("begin_device {} {}", quoted(id), quoted(boot_id))
+        }
+    };
+    // A string may hold anything, so that writing to it cannot fail.
+    let _ = write!(
+        script,
+        "\n{}\n{begin} {what} &&\n    {}\n",
+        comment(record),
+        step(record),
+    );
+}
+
 fn comment(record: &Record) -> String {
     let Record {
-        guest,
+        name,
         knob,
         original,
         value,
         state,
         ..
     } = record;
-    let text = format!("{guest}: {knob}: was {original}, set to {value}, {state}");
+    let text = format!("{name}: {knob}: was {original}, set to {value}, {state}");
     let cannot = undoing(record).err();
     let cannot = cannot.map_or_else(String::new, |reason| {
         format!("; cannot be undone here: {reason}")
@@ -91,7 +120,10 @@ fn undoing(record: &Record) -> Result<String, String> {
         RecordState::Intended => previous,
         RecordState::Settled => value,
     };
-    let uuid = quoted(&record.life.uuid);
+    let uuid = record
+        .life
+        .guest()
+        .map_or_else(String::new, |life| quoted(&life.uuid));
     let values = [original, value, previous]
         .map(|text| quoted(text))
         .join(" ");
@@ -108,7 +140,19 @@ fn undoing(record: &Record) -> Result<String, String> {
             format!("cache {uuid} {node} {values} {}", quoted(undo))
         }
         Knob::Histogram { .. } => format!("histogram {uuid} {}", quoted(undo()?)),
+        Knob::Device(knob) => device(*knob, &values, record.undo.as_deref()),
     })
+}
+
+fn device(knob: DeviceKnob, values: &str, undo: Option<&str>) -> String {
+    let mut step = format!("device {knob} {values}");
+    for effect in SideEffects::of(undo).0 {
+        let after = effect.after.unwrap_or_default();
+        let (before, after) = (quoted(&effect.before), quoted(&after));
+        // A string may hold anything, so that writing to it cannot fail.
+        let _ = write!(step, " {} {before} {after}", effect.knob);
+    }
+    step
 }
 
 fn frozen(record: &Record) -> String {

@@ -1,7 +1,7 @@
 //! The window of a simulated host before anything has happened: names, masks and settings in place.
 
 use super::scenario::{ChannelModel, DeviceModel, DiskModel, Scenario};
-use super::simulation::SCHEDULERS;
+use crate::features::SCHEDULERS;
 use crate::observation::{MaskReason, Validity};
 use crate::sample::{DiskMasks, DiskSettings};
 use crate::window::{

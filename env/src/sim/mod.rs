@@ -29,4 +29,3 @@ pub use costs::Costs;
 pub use generator::Generator;
 pub use host::SimHost;
 pub use scenario::{Scenario, ScenarioErrors};
-pub use simulation::SCHEDULERS;

@@ -6,13 +6,10 @@ use super::scenario::{Scenario, ScenarioErrors};
 use super::{Generator, presets};
 use crate::decision::{JointAction, check_action_of_groups, group_leaders};
 use crate::environment::{EnvError, ResetOptions, Rewards};
-use crate::features::{kvm_host_spec, observe_into, refresh};
+use crate::features::{SCHEDULERS, kvm_host_spec, observe_into, refresh};
 use crate::observation::Observation;
 use crate::reward::{RewardConfig, score_into};
 use crate::spec::EnvSpec;
-
-/// The I/O schedulers a simulated device offers, as levels of the device head.
-pub const SCHEDULERS: [&str; 4] = ["none", "mq-deadline", "kyber", "bfq"];
 
 /// Where the scenario of an episode comes from.
 #[derive(Debug, Clone, PartialEq)]

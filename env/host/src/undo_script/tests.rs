@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use super::*;
-use crate::journal::GuestLife;
+use crate::journal::{GuestLife, Life};
 
 const UUID: &str = "ee81b14e-982c-47f4-ac22-70486068cb15";
 const REOPEN: &str = r#"{"execute":"blockdev-reopen","arguments":{"options":[{"node-name":"libvirt-1-storage","filename":"/it's \"here\" $(touch pwned)","cache":{"direct":true,"no-flush":false}}]}}"#;
@@ -90,12 +90,12 @@ impl Host {
 
 fn record(knob: &str, original: &str, value: &str, undo: Option<&str>) -> Record {
     Record {
-        life: GuestLife {
+        life: Life::Guest(GuestLife {
             boot_id: "b".into(),
             uuid: UUID.into(),
             qemu_started_ticks: 7,
-        },
-        guest: "web".into(),
+        }),
+        name: "web".into(),
         knob: knob.parse().unwrap(),
         original: original.into(),
         previous: original.into(),
@@ -269,9 +269,13 @@ fn nothing_in_the_journal_is_taken_for_a_command() {
     let evil = "it's; touch pwned\n$(touch pwned) `touch pwned` \"x\"";
     let host = Host::new();
     let mut record = all().remove(3);
-    record.guest = evil.into();
+    record.name = evil.into();
     record.original = "0-3; touch pwned".into();
-    record.life.boot_id = "'; touch pwned; '".into();
+    record.life = Life::Guest(GuestLife {
+        boot_id: "'; touch pwned; '".into(),
+        uuid: UUID.into(),
+        qemu_started_ticks: 7,
+    });
     let output = host.run(&[record]);
     assert_eq!(host.read("cpus"), "0-3; touch pwned", "{}", stderr(&output));
     assert!(stdout(&output).contains(evil));
@@ -286,4 +290,109 @@ fn an_empty_journal_makes_a_script_that_succeeds_and_no_libvirt_one_that_fails()
     let output = host.run(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is libvirtd running"));
+}
+
+/// A scheduler that was changed on a host that has booted once, whose kernel has changed the number of
+/// requests with it, and read-ahead.
+fn of_device(host: &Host) -> Vec<Record> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let life = |id: &str| {
+        let (boot_id, id) = (boot_id.trim().to_owned(), id.to_owned());
+        Life::Device(DeviceLife { boot_id, id })
+    };
+    for (file, text) in [
+        ("wwid", "naa.5 \n"),
+        ("queue/scheduler", "[bfq]\n"),
+        ("queue/nr_requests", "256\n"),
+        ("queue/wbt_lat_usec", "0\n"),
+        ("queue/read_ahead_kb", "64\n"),
+    ] {
+        let path = host.path().join("sys/block/sdb").join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let undo = "nr_requests:100:256 wbt_lat_usec:2000:0";
+    let records = [
+        record("queue/scheduler", "none", "bfq", Some(undo)),
+        record("queue/read_ahead_kb", "128", "64", None),
+    ];
+    let named = records.map(|record| Record {
+        life: life("wwid:naa.5"),
+        name: "sda".to_owned(),
+        ..record
+    });
+    named.into()
+}
+
+impl Host {
+    fn run_on_devices(&self, records: &[Record]) -> Output {
+        let script = undo_script(records, None);
+        let here = format!("SYS_ROOT={}/sys\n{script}", self.path().display());
+        self.run_by(&["sh"], &here)
+    }
+
+    fn setting(&self, name: &str) -> String {
+        let text = self.read(&format!("sys/block/sdb/queue/{name}"));
+        text.trim().to_owned()
+    }
+}
+
+#[test]
+fn a_devices_settings_go_back_under_another_name_and_without_libvirt() {
+    let host = Host::new();
+    let records = of_device(&host);
+    host.write("fail-uri", "");
+    let output = host.run_on_devices(&records);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let settings = ["scheduler", "nr_requests", "wbt_lat_usec", "read_ahead_kb"];
+    assert_eq!(
+        settings.map(|name| host.setting(name)),
+        ["none", "100", "2000", "128"]
+    );
+    assert!(stdout(&output).contains("sda: queue/scheduler: put back to none"));
+    // With guests too, it is libvirt that fails, and the device is back all the same.
+    let records = [of_device(&host), all()].concat();
+    let output = host.run_on_devices(&records);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(host.setting("scheduler"), "none");
+}
+
+#[test]
+fn what_somebody_else_has_set_on_a_device_stays() {
+    let host = Host::new();
+    let records = of_device(&host);
+    host.write("sys/block/sdb/queue/read_ahead_kb", "512");
+    host.write("sys/block/sdb/queue/nr_requests", "90");
+    let output = host.run_on_devices(&records);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stderr(&output).contains("somebody else set it to 512"));
+    assert_eq!(host.setting("read_ahead_kb"), "512");
+    // Ours is back, theirs beside it is not undone.
+    assert_eq!(
+        (host.setting("scheduler"), host.setting("nr_requests")),
+        ("none".into(), "90".into())
+    );
+}
+
+#[test]
+fn settings_of_a_device_that_has_gone_or_of_another_boot_are_moot() {
+    let host = Host::new();
+    let mut records = of_device(&host);
+    host.write("sys/block/sdb/wwid", "naa.6");
+    let output = host.run_on_devices(&records);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("the device has gone"));
+    host.write("sys/block/sdb/wwid", "naa.5");
+    let id = "wwid:naa.5".to_owned();
+    records[0].life = Life::Device(DeviceLife {
+        boot_id: "another".into(),
+        id,
+    });
+    let output = host.run_on_devices(&records[..1]);
+    assert!(
+        stdout(&output).contains("has booted since"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(host.setting("scheduler"), "[bfq]");
 }

@@ -1,0 +1,84 @@
+//! What the tuner needs of whatever has knobs: a running guest, a block device.
+
+use crate::error::{HostError, HostResult};
+use crate::journal::Record;
+use crate::knob::Knob;
+
+/// Something whose knobs can be read and turned. Nothing is journalled here.
+pub(crate) trait Settable {
+    /// What it is, in words: `guest web`.
+    fn owner(&self) -> String;
+
+    /// Refuses a knob that may not be turned, before anything is read.
+    ///
+    /// # Errors
+    /// `NotOptedIn`, `DeviceNotEnabled`.
+    fn check_allowed(&self, knob: &Knob) -> HostResult<()>;
+
+    /// The value in force, in canonical form.
+    ///
+    /// # Errors
+    /// `Unsupported` where there is no such knob; whatever the host says.
+    fn read(&self, knob: &Knob) -> HostResult<String>;
+
+    /// Refuses a change, before anything is journalled.
+    ///
+    /// # Errors
+    /// `Unsupported`, with the way out.
+    fn check_change(&self, knob: &Knob, current: &str, value: &str) -> HostResult<()>;
+
+    /// Sets a knob, without reading it back.
+    ///
+    /// # Errors
+    /// Whatever the host says.
+    fn write(&self, knob: &Knob, value: &str) -> HostResult<()>;
+
+    /// What the journal has to hold beside the original for a way back from a change that is about to
+    /// be made; `known` is the record of changes before it.
+    ///
+    /// # Errors
+    /// As [`Settable::read`].
+    fn undo(
+        &self,
+        knob: &Knob,
+        original: &str,
+        known: Option<&Record>,
+    ) -> HostResult<Option<String>>;
+
+    /// What turning the knob may change beside it, as it stands now, in the form of
+    /// [`Settable::undo`]; `None` if nothing.
+    fn side_effects(&self, knob: &Knob) -> Option<String>;
+
+    /// [`Settable::undo`] of a change that has side effects, once it has been made.
+    fn undo_once_made(&self, undo: &str) -> String;
+
+    /// Sets a knob to what it was, with whatever turning it had changed, and reads back.
+    ///
+    /// # Errors
+    /// `ReadBack`; as [`Settable::write`].
+    fn go_back(&self, knob: &Knob, value: &str, undo: Option<&str>) -> HostResult<()>;
+
+    /// Brings a way back to its end that was interrupted after the knob itself was back.
+    ///
+    /// # Errors
+    /// As [`Settable::go_back`].
+    fn complete(&self, record: &Record) -> HostResult<()>;
+}
+
+/// Sets a knob and reads it back.
+///
+/// # Errors
+/// `ReadBack` when it did not take; as [`Settable::write`] and [`Settable::read`].
+pub(crate) fn write_and_check(io: &dyn Settable, knob: &Knob, value: &str) -> HostResult<()> {
+    io.write(knob, value)?;
+    let found = io.read(knob)?;
+    if found == value {
+        return Ok(());
+    }
+    Err(HostError::ReadBack {
+        owner: io.owner(),
+        knob: knob.to_string(),
+        wanted: value.to_owned(),
+        found,
+    })
+}
