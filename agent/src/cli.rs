@@ -7,6 +7,7 @@
 
 mod commands;
 mod data_dir;
+mod dial;
 mod journal;
 mod json;
 mod observe;

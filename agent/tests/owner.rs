@@ -12,6 +12,7 @@ use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window,
 };
+use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request, UnfreezeCall};
@@ -20,13 +21,14 @@ use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::{Knob, Mode};
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
-use blkpilot_log::Subject;
+use blkpilot_log::{Stage, Subject};
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
 use tempfile::TempDir;
@@ -183,14 +185,25 @@ impl Case {
         let config = OwnerConfig {
             name: "local".to_owned(),
             kind: BackendKind::Simulated,
-            spec,
             interval: Duration::from_millis(5),
             modes: Modes {
                 default: mode,
                 guests: BTreeMap::new(),
+                has_candidate: false,
             },
-            policy,
-            policy_ref: PolicyRef::default(),
+            production: Chain::with_fallbacks(
+                Loaded {
+                    policy,
+                    reference: PolicyRef::default(),
+                },
+                None,
+                &spec,
+                Duration::from_secs(1),
+            ),
+            candidate: None,
+            proof: None,
+            clock: Box::new(ManualClock::default()),
+            spec,
             seed: 1,
             connect: Box::new(connect),
             recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
@@ -363,7 +376,7 @@ impl Policy for Broken {
 }
 
 #[tokio::test]
-async fn a_policy_that_fails_changes_nothing_and_is_reported() {
+async fn a_policy_that_fails_is_reported_and_the_heuristic_stands_in() {
     let case = Case::new(Mode::Auto, Box::new(Broken));
     let mut view = case.host.view.clone();
     let failed = view.wait_for(|view| view.policy_error.is_some());
@@ -372,17 +385,11 @@ async fn a_policy_that_fails_changes_nothing_and_is_reported() {
         .unwrap()
         .unwrap();
     assert!(failed.policy_error.as_ref().unwrap().contains("broken"));
-    let window = failed.window.clone().unwrap();
-    assert_eq!(window.observation.current, window.observation.default);
     drop(failed);
-    assert!(
-        case.host
-            .history
-            .page("local", None, 1)
-            .unwrap()
-            .decisions
-            .is_empty()
-    );
+    let decisions = case.host.history.page("local", None, 10).unwrap().decisions;
+    let mut rows = decisions.iter().flat_map(|decision| &decision.rows);
+    assert!(rows.all(|row| (row.policy.as_str(), row.stage) == ("least_loaded", Stage::Heuristic)));
+    assert!(case.host.view.borrow().fallbacks.heuristic >= decisions.len() as u64);
     assert_eq!(
         case.host.propose().await.unwrap_err().reason(),
         "POLICY_FAILED"
@@ -540,8 +547,8 @@ async fn frozen_knobs_are_shown_and_unfrozen_as_far_as_is_asked() {
     case.wait_for(|state| *state == HostState::Ready).await;
     let shown = || {
         let window = case.host.view.borrow().window.clone().unwrap();
-        let backup = window.guests.iter().find(|(g, _)| g.name == "backup");
-        backup.unwrap().0.frozen.len()
+        let backup = window.guests.iter().find(|g| g.status.name == "backup");
+        backup.unwrap().status.frozen.len()
     };
     assert_eq!(shown(), 3);
 

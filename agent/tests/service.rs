@@ -80,6 +80,44 @@ max_environments = 0
 }
 
 #[test]
+fn a_mode_without_a_candidate_and_an_exploration_out_of_range_are_refused() {
+    let text = |candidate: &str| {
+        let settings = Settings {
+            guests: "
+[[guest]]
+name = \"a\"
+mode = \"shadow\"
+exploration = { epsilon = 1.5, changes_per_hour = 6 }
+[[guest]]
+name = \"b\"
+mode = \"canary\"
+exploration = { epsilon = 0.05, per_minute = 1 }"
+                .to_owned(),
+            ..Settings::default()
+        };
+        settings.toml(Path::new("/d")) + candidate
+    };
+    let ranges = [
+        "guest[0].exploration.epsilon",
+        "guest[1].exploration.changes_per_hour",
+        "guest[1].exploration.per_minute",
+    ];
+    let mut all = vec!["guest[0].mode", ranges[0], "guest[1].mode"];
+    all.extend(&ranges[1..]);
+    assert_eq!(problems(&text("")), all);
+    let with = text("[candidate]\nbaseline = \"round_robin\"\n");
+    assert_eq!(problems(&with), ranges);
+    let wrong = text("[candidate]\nbaseline = \"none\"\n");
+    assert_eq!(problems(&wrong).last().unwrap(), "candidate.baseline");
+    let good = with
+        .replace("1.5", "0.5")
+        .replace("per_minute = 1", "changes_per_hour = 1");
+    let config = Config::parse(Path::new("/d/x.toml"), &good).unwrap();
+    assert!(config.candidate.is_some());
+    assert_eq!(config.host.guests["b"].exploration.unwrap().epsilon, 0.05);
+}
+
+#[test]
 fn only_unix_sockets_and_loopback_addresses_are_listened_on() {
     let config = |listen: &str| {
         let settings = Settings::default().toml(Path::new("/d"));
