@@ -14,23 +14,19 @@ use crate::decision::PolicyRef;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The checkpoint cannot be served here.
-    #[error("{table}.checkpoint = {dir}: {source}{}", cause(source))]
+    #[error("{setting}: {source}{}", cause(source))]
     Checkpoint {
-        /// The table of the configuration: `policy` or `candidate`.
-        table: &'static str,
-        /// Its directory.
-        dir: String,
+        /// What the configuration says, such as `policy.checkpoint = DIR`.
+        setting: String,
         /// What is wrong with it.
         #[source]
         source: CheckpointError,
     },
     /// The baseline cannot act on this host.
-    #[error("{table}.baseline = \"{name}\": {source}")]
+    #[error("{setting}: {source}")]
     Baseline {
-        /// The table of the configuration: `policy` or `candidate`.
-        table: &'static str,
-        /// Its name.
-        name: String,
+        /// What the configuration says, such as `candidate.baseline = "random"`.
+        setting: String,
         /// What is wrong with it.
         #[source]
         source: PolicyError,
@@ -45,16 +41,11 @@ fn cause(error: &CheckpointError) -> String {
 ///
 /// # Errors
 /// Whatever is wrong with it; for a checkpoint made for another spec, the first difference.
-pub fn load(
-    config: &PolicyConfig,
-    table: &'static str,
-    spec: &EnvSpec,
-) -> Result<Served, LoadError> {
+pub fn load(config: &PolicyConfig, table: &str, spec: &EnvSpec) -> Result<Served, LoadError> {
     match config {
         PolicyConfig::Baseline(name) => {
             let policy = baseline(name, spec).map_err(|source| LoadError::Baseline {
-                table,
-                name: name.clone(),
+                setting: format!("{table}.baseline = \"{name}\""),
                 source,
             })?;
             let reference = PolicyRef {
@@ -68,8 +59,7 @@ pub fn load(
         }
         PolicyConfig::Checkpoint { dir, selection } => {
             checkpoint(dir, *selection, spec).map_err(|source| LoadError::Checkpoint {
-                table,
-                dir: dir.display().to_string(),
+                setting: format!("{table}.checkpoint = {}", dir.display()),
                 source,
             })
         }

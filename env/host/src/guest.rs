@@ -554,6 +554,7 @@ pub(crate) mod tests {
             opt_in,
             mode: Some(TuningMode::Auto),
             knobs: None,
+            exploration: None,
         };
         for (opt_in, xml, is_allowed) in [
             (None, &*other, false),
