@@ -41,38 +41,29 @@ pub(crate) struct Panel<'a> {
 }
 
 impl<'a> Panel<'a> {
-    /// `mode`: of a guest by name. Disks that are in neither mode have no choice; their rows stand
+    /// `modes`: of the guests, by name. Disks that are in neither mode have no choice; their rows stand
     /// in the name of the policy that decides otherwise.
     pub(crate) fn new(
         at: Situation<'a>,
         production: &'a mut Chain,
         candidate: Option<&'a mut Chain>,
-        mode: impl Fn(&str) -> Mode,
+        modes: &BTreeMap<String, Mode>,
         allowances: BTreeMap<String, Allowance>,
     ) -> Self {
-        production.begin();
         let mut candidate = candidate;
+        production.begin();
         if let Some(candidate) = &mut candidate {
             candidate.begin();
         }
-        let modes: Vec<Mode> = at
-            .observation
-            .disk_ids
-            .iter()
-            .map(|id| mode(guest_of(id)))
-            .collect();
-        let rest = if modes.contains(&Mode::Auto) || candidate.is_none() {
-            LogSource::Auto
-        } else {
-            LogSource::Canary
-        };
-        let source = |mode: &Mode| match mode {
-            Mode::Auto => LogSource::Auto,
-            Mode::Canary => LogSource::Canary,
-            _ => rest,
+        let is_auto = modes.values().any(|mode| *mode == Mode::Auto);
+        let source = |id: &String| match modes.get(guest_of(id)) {
+            Some(Mode::Canary) => LogSource::Canary,
+            Some(Mode::Auto) => LogSource::Auto,
+            _ if is_auto || candidate.is_none() => LogSource::Auto,
+            _ => LogSource::Canary,
         };
         Self {
-            sources: modes.iter().map(source).collect(),
+            sources: at.observation.disk_ids.iter().map(source).collect(),
             at,
             production,
             candidate,

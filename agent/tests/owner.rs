@@ -47,6 +47,8 @@ struct Fate {
     frozen: Mutex<Vec<FrozenKnob>>,
     /// A look does not end.
     is_stuck: AtomicBool,
+    /// Such a look has begun.
+    has_stuck: AtomicBool,
     /// No window ends.
     is_blind: AtomicBool,
 }
@@ -89,6 +91,7 @@ impl HostBackend for Fragile {
     fn observe(&mut self) -> Result<Window, BackendError> {
         self.check()?;
         while self.fate.is_stuck.load(Ordering::SeqCst) {
+            self.fate.has_stuck.store(true, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(1));
         }
         self.host.observe()
@@ -437,12 +440,13 @@ async fn a_stop_is_not_lost_when_the_queue_is_full() {
     let case = Case::new(Mode::Advise, least_loaded());
     case.wait_for(|state| *state == HostState::Ready).await;
     case.fate.is_stuck.store(true, Ordering::SeqCst);
+    eventually(|| case.fate.has_stuck.load(Ordering::SeqCst)).await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let host = case.host.clone();
         calls.spawn(async move { host.propose().await });
     }
-    // Calls that waited were answered until the owner was stuck; now the queue is full.
+    // The owner answers nobody now, and the queue is not as long as that.
     let refused = loop {
         if let Err(failure) = calls.join_next().await.unwrap().unwrap() {
             break failure;

@@ -89,7 +89,7 @@ impl Owner {
             at,
             &mut self.config.production,
             self.config.candidate.as_mut(),
-            |guest| modes.get(guest).copied().unwrap_or(Mode::Off),
+            modes,
             allowances,
         );
         let decider = Decider {
