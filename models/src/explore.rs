@@ -255,6 +255,32 @@ mod tests {
     }
 
     #[test]
+    fn disks_on_one_iothread_explore_once() {
+        let (host, mut obs) = host();
+        let spec = host.spec();
+        obs.disk_group = vec![Some(0); obs.disk_count()];
+        let mut rng = Rng::seed_from_u64(8);
+        let mut explored = 0;
+        for _ in 0..200 {
+            let mut joint = JointDecision::in_random_order(spec, &obs, &mut rng);
+            let mut first = None;
+            while let Some(view) = joint.view() {
+                let made = explore(&mut RandomPolicy, 0.5, spec, &view, &mut rng).unwrap();
+                let (level, is_explored) = (made.choice.levels[0], made.explored[0]);
+                if let Some(first) = first {
+                    assert_eq!((level, is_explored), (first, false));
+                    assert_eq!(made.choice.propensities[0], 1.0);
+                } else {
+                    explored += usize::from(is_explored);
+                    first = Some(level);
+                }
+                joint.commit(&made.choice.levels).unwrap();
+            }
+        }
+        assert!((60..140).contains(&explored), "{explored}");
+    }
+
+    #[test]
     fn without_epsilon_it_is_the_policy_with_its_own_propensities_and_draws() {
         let (host, obs) = host();
         let spec = host.spec();
