@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use blkpilot_env::decision::check_action;
+use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::{EnvSpec, Head, HeadScope, JointAction, Level, MaskReason, Observation};
 use tonic::Code;
 
@@ -22,6 +23,8 @@ pub struct Modes {
     pub default: Mode,
     /// What the configuration says of single guests.
     pub guests: BTreeMap<String, GuestConfig>,
+    /// Whether there is a candidate, without which modes shadow and canary stand for advice.
+    pub has_candidate: bool,
 }
 
 impl Modes {
@@ -29,8 +32,36 @@ impl Modes {
     /// configuration's, else the host's.
     #[must_use]
     pub fn of(&self, guest: &GuestStatus) -> Mode {
+        let wanted = self.wanted(guest);
+        if wanted.needs_candidate() && !self.has_candidate {
+            Mode::Advise
+        } else {
+            wanted
+        }
+    }
+
+    fn wanted(&self, guest: &GuestStatus) -> Mode {
         let configured = self.guests.get(&guest.name).and_then(|g| g.mode);
         guest.mode.or(configured).unwrap_or(self.default)
+    }
+
+    /// What of a guest's settings does not hold, and the way out.
+    #[must_use]
+    pub fn notice(&self, guest: &GuestStatus) -> Option<String> {
+        let wanted = self.wanted(guest);
+        (wanted != self.of(guest)).then(|| {
+            format!(
+                "mode {wanted} needs a candidate, and the service has none, so it is in mode advise: add [candidate] to the configuration"
+            )
+        })
+    }
+
+    /// How much a guest is explored: as the backend says, else the configuration; `None` where
+    /// nobody says anything.
+    #[must_use]
+    pub fn exploration_of(&self, guest: &GuestStatus) -> Option<Exploration> {
+        let configured = self.guests.get(&guest.name).and_then(|g| g.exploration);
+        guest.exploration.or(configured)
     }
 }
 
@@ -39,6 +70,8 @@ impl Modes {
 pub enum Purpose {
     /// Somebody will look at the choice and may ask for it.
     Advice,
+    /// The choice is logged, and that is all.
+    Shadow,
     /// The choice is applied without anybody looking at it.
     Auto,
 }
@@ -47,7 +80,8 @@ impl Purpose {
     fn admits(self, mode: Mode) -> bool {
         match self {
             Self::Advice => mode.allows_changes(),
-            Self::Auto => mode == Mode::Auto,
+            Self::Shadow => mode == Mode::Shadow,
+            Self::Auto => mode.is_automatic(),
         }
     }
 }
@@ -70,8 +104,9 @@ pub fn restrict(
             restricted.masks.disks.row_mut(row).map_inplace(close);
         }
     }
-    // The guard judges disks alone, so that nothing is changed on a device without anybody asking.
-    if purpose == Purpose::Auto || !purpose.admits(modes.default) {
+    // A host's own knobs are no guest's, so no candidate's either; and the guard judges disks alone, so that
+    // nothing is changed on a device without anybody asking.
+    if purpose != Purpose::Advice || !modes.default.allows_changes() {
         restricted.masks.devices.map_inplace(close);
     }
     restricted
@@ -304,6 +339,7 @@ mod tests {
             mode: (name == "trading").then_some(Mode::Auto),
             targets: vec!["vda".to_owned()],
             problem: None,
+            exploration: None,
         };
         let names = observation.disk_ids.iter().map(|id| guest_of(id));
         let observe = GuestConfig {
@@ -318,6 +354,7 @@ mod tests {
             modes: Modes {
                 default: Mode::Advise,
                 guests: BTreeMap::from([("builds".to_owned(), observe)]),
+                has_candidate: false,
             },
         }
     }
@@ -367,6 +404,42 @@ mod tests {
         assert!(open(Purpose::Advice, "trading") && open(Purpose::Auto, "trading"));
         assert!(open(Purpose::Advice, "ingestion") && !open(Purpose::Auto, "ingestion"));
         assert!(!open(Purpose::Advice, "builds") && !open(Purpose::Auto, "builds"));
+    }
+
+    #[test]
+    fn shadow_and_canary_are_open_to_their_purposes_and_are_advice_without_a_candidate() {
+        let mut cluster = cluster();
+        cluster.guests.retain(|guest| guest.name != "backup");
+        for (guest, mode) in cluster
+            .guests
+            .iter_mut()
+            .zip([Mode::Shadow, Mode::Canary, Mode::Auto])
+        {
+            guest.mode = Some(mode);
+        }
+        let open = |cluster: &Cluster, purpose: Purpose| {
+            let (guests, modes) = (&cluster.guests, &cluster.modes);
+            let seen = restrict(&cluster.observation, guests, modes, purpose);
+            let names = guests
+                .iter()
+                .map(|guest| cluster.is_open(&seen, &guest.name));
+            names.collect::<Vec<bool>>()
+        };
+        for (has_candidate, shadow, auto) in [
+            (true, [true, false, false], [false, true, true]),
+            (false, [false; 3], [false, false, true]),
+        ] {
+            cluster.modes.has_candidate = has_candidate;
+            assert_eq!(open(&cluster, Purpose::Advice), [true; 3]);
+            assert_eq!(open(&cluster, Purpose::Shadow), shadow);
+            assert_eq!(open(&cluster, Purpose::Auto), auto);
+            let notices = cluster
+                .guests
+                .iter()
+                .map(|guest| cluster.modes.notice(guest));
+            let notices: Vec<bool> = notices.map(|notice| notice.is_some()).collect();
+            assert_eq!(notices, [!has_candidate, !has_candidate, false]);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod simulated;
 
 use std::time::Duration;
 
+use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use blkpilot_host::device::DeviceState;
@@ -116,7 +117,7 @@ pub struct Window {
 }
 
 /// A guest as the backend sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GuestStatus {
     /// Its name.
     pub name: String,
@@ -130,6 +131,8 @@ pub struct GuestStatus {
     pub problem: Option<String>,
     /// Its knobs that somebody else has changed.
     pub frozen: Vec<FrozenKnob>,
+    /// How much it may be explored, by its own word or the configuration's; `None` if neither says.
+    pub exploration: Option<Exploration>,
 }
 
 /// A knob that somebody else changed after us, so that it is left alone.

@@ -8,6 +8,7 @@
 mod commands;
 mod data_dir;
 mod device;
+mod dial;
 mod journal;
 mod json;
 mod observe;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blkpilot_env::guard::GuardConfig;
+use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
@@ -28,10 +29,12 @@ const VERSION: u64 = 1;
 /// Names of the policies that need no checkpoint.
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
 
-const MODES: [(&str, Mode); 4] = [
+const MODES: [(&str, Mode); 6] = [
     ("off", Mode::Off),
     ("observe", Mode::Observe),
     ("advise", Mode::Advise),
+    ("shadow", Mode::Shadow),
+    ("canary", Mode::Canary),
     ("auto", Mode::Auto),
 ];
 
@@ -46,8 +49,10 @@ const KNOBS: [(&str, Knob); 3] = [
 pub struct Config {
     /// The host to look after.
     pub host: HostConfig,
-    /// What decides.
+    /// What decides in production.
     pub policy: PolicyConfig,
+    /// What may replace it one day, for guests in mode shadow or canary.
+    pub candidate: Option<PolicyConfig>,
     /// Where to listen and what to keep.
     pub service: ServiceConfig,
     /// How careful the guard is.
@@ -110,7 +115,7 @@ pub enum OnExit {
 }
 
 /// What the configuration says of one guest.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct GuestConfig {
     /// What may happen to it; the host's mode if it says nothing.
     pub mode: Option<Mode>,
@@ -119,6 +124,8 @@ pub struct GuestConfig {
     /// The knobs that may be turned; without `opt_in` only those that its metadata allows too.
     /// Its own metadata, or all, if this says nothing.
     pub knobs: Option<Vec<Knob>>,
+    /// How much it is explored in mode canary or auto; its own metadata decides if this says nothing.
+    pub exploration: Option<Exploration>,
 }
 
 /// What decides.
@@ -255,20 +262,28 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     if let Some(version) = version.filter(|v| *v != VERSION) {
         root.problem("version", format!("= {version} must be {VERSION}"));
     }
-    let guests = guests(&mut root);
+    let given = if root.has("candidate") {
+        Candidate::Given
+    } else {
+        Candidate::Missing
+    };
+    let guests = guests(&mut root, given);
     let host = root.required("host", "add [host]", Section::section);
     let policy = root.required("policy", "add [policy]", Section::section);
+    let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
     let guard = root.section("guard");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
-    let host = host.and_then(|section| self::host(section, guests, base));
+    let host = host.and_then(|section| self::host(section, guests, given, base));
     let policy = policy.and_then(|section| self::policy(section, base));
+    let candidate = candidate.and_then(|section| self::policy(section, base));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
     Some(Config {
         host: host?,
         policy: policy?,
+        candidate,
         service: service?,
         guard,
     })
@@ -280,9 +295,27 @@ enum Backing {
     Libvirt,
 }
 
+/// A mode that needs a candidate is refused where there is none.
+fn mode(section: &mut Section, candidate: Candidate) -> Option<Mode> {
+    let mode = section.choice("mode", &MODES)?;
+    if mode.needs_candidate() && candidate == Candidate::Missing {
+        let problem = format!("= \"{mode}\" needs a candidate: add [candidate] or choose another");
+        section.problem("mode", problem);
+    }
+    Some(mode)
+}
+
+/// Whether the file names a candidate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Candidate {
+    Given,
+    Missing,
+}
+
 fn host(
     mut section: Section,
     guests: BTreeMap<String, GuestConfig>,
+    candidate: Candidate,
     base: &Path,
 ) -> Option<HostConfig> {
     let name = section.text("name").unwrap_or_else(|| "local".to_owned());
@@ -292,7 +325,7 @@ fn host(
             format!("= \"{name}\" must be 1 to 63 of a-z, 0-9 and -, starting with a letter"),
         );
     }
-    let mode = section.choice("mode", &MODES);
+    let mode = mode(&mut section, candidate);
     let kinds = [
         ("simulated", Backing::Simulated),
         ("libvirt", Backing::Libvirt),
@@ -494,14 +527,15 @@ fn cpus(section: &Section, key: &str, text: &str) -> Option<CpuSet> {
     parsed
 }
 
-fn guests(root: &mut Section) -> BTreeMap<String, GuestConfig> {
+fn guests(root: &mut Section, candidate: Candidate) -> BTreeMap<String, GuestConfig> {
     let mut guests = BTreeMap::new();
     for mut section in root.sections("guest") {
         let name = section.required("name", "the guest's libvirt name", Section::text);
         let guest = GuestConfig {
-            mode: section.choice("mode", &MODES),
+            mode: mode(&mut section, candidate),
             opt_in: section.flag("opt_in"),
             knobs: section.choices("knobs", &KNOBS),
+            exploration: section.section("exploration").and_then(exploration),
         };
         if let Some(name) = name {
             if guests.contains_key(&name) {
@@ -512,6 +546,25 @@ fn guests(root: &mut Section) -> BTreeMap<String, GuestConfig> {
         section.finish();
     }
     guests
+}
+
+fn exploration(mut section: Section) -> Option<Exploration> {
+    let epsilon = section.required("epsilon", "a probability such as 0.05", Section::number);
+    let changes = section.required(
+        "changes_per_hour",
+        "the most changes that exploring may make in an hour, such as 6",
+        Section::integer,
+    );
+    let exploration = Exploration {
+        epsilon: epsilon.unwrap_or(0.0),
+        changes_per_hour: changes.map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+    };
+    let checked = exploration.check();
+    if let Err((key, problem)) = &checked {
+        section.problem(key, problem);
+    }
+    section.finish();
+    checked.is_ok().then_some(exploration)
 }
 
 fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
@@ -544,10 +597,9 @@ fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
             None
         }
         (Some(_), Some(_)) => {
-            section.problem(
-                "baseline",
-                "stands beside policy.checkpoint: keep one of them",
-            );
+            let other = section.path("checkpoint");
+            let problem = format!("stands beside {other}: keep one of them");
+            section.problem("baseline", problem);
             None
         }
     };

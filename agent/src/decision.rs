@@ -49,6 +49,10 @@ pub enum Source {
     Rollback,
     /// The guard, which puts back a change that did harm.
     Guard,
+    /// The candidate, beside those that act; nothing is applied.
+    Shadow,
+    /// The candidate, by itself, on guests that were chosen for it.
+    Canary,
 }
 
 /// How far a decision got.
@@ -70,6 +74,9 @@ pub struct PolicyRef {
     /// Content hash of the checkpoint; empty for a baseline.
     pub version: String,
 }
+
+/// Why nothing of a shadow decision is in force.
+const NOT_APPLIED: &str = "mode shadow applies nothing";
 
 /// What all decisions of a host have in common.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,10 +193,22 @@ fn log_source(source: Source) -> LogSource {
         Source::Proposal | Source::Explicit => LogSource::Explicit,
         Source::Rollback => LogSource::Rollback,
         Source::Guard => LogSource::Guard,
+        Source::Shadow => LogSource::Shadow,
+        Source::Canary => LogSource::Canary,
     }
 }
 
 impl Made {
+    /// Notes that nothing of it is applied: what was in force stays.
+    pub(crate) fn leave_unapplied(&mut self) {
+        let heads = self.decision.rows.iter_mut().flat_map(|row| &mut row.heads);
+        for head in heads {
+            head.executed = head.previous;
+            let is_altered = head.executed != head.requested;
+            head.altered = is_altered.then(|| NOT_APPLIED.to_owned());
+        }
+    }
+
     /// Says why it was made.
     pub fn explain(&mut self, reason: &str) {
         for row in &mut self.decision.rows {
@@ -224,30 +243,35 @@ impl Decision {
     #[must_use]
     pub fn from_log(mut rows: Vec<DecisionRow>) -> Option<Self> {
         rows.sort_by_key(|row| row.order);
-        let first = rows.first()?;
+        // Of two policies that decided together, it stands in the name of the production policy; and
+        // of those that stood in, in that of none.
+        let in_its_name = |row: &&DecisionRow| (row.source != LogSource::Auto, row.stage);
+        let first = rows.iter().min_by_key(in_its_name)?.clone();
         let policy = (!first.policy.is_empty()).then(|| PolicyRef {
             name: first.policy.clone(),
             version: first.policy_version.clone(),
         });
+        let source = source_of(first.source, policy.is_some());
         let altered = rows
             .iter()
             .flat_map(|row| &row.heads)
             .find_map(|head| head.altered.clone());
+        let (state, error) = match (source, altered) {
+            (Source::Shadow, _) => (State::Proposed, None),
+            (_, Some(altered)) => (State::Failed, Some(altered)),
+            (_, None) => (State::Applied, None),
+        };
         Some(Self {
             id: Uuid::from_u128(first.host_step_id.0),
-            host: first.host.clone(),
-            source: source_of(first.source, policy.is_some()),
-            state: if altered.is_some() {
-                State::Failed
-            } else {
-                State::Applied
-            },
+            host: first.host,
+            source,
+            state,
             at_us: first.at_us,
             expires_us: None,
             policy,
             durable: true,
-            error: altered,
-            reason: first.reason.clone(),
+            error,
+            reason: first.reason,
             rows,
         })
     }
@@ -270,9 +294,9 @@ fn source_of(source: LogSource, has_policy: bool) -> Source {
         LogSource::Explicit | LogSource::Proposal => Source::Proposal,
         LogSource::Rollback => Source::Rollback,
         LogSource::Guard => Source::Guard,
-        LogSource::Simulator | LogSource::Shadow | LogSource::Canary | LogSource::Auto => {
-            Source::Auto
-        }
+        LogSource::Shadow => Source::Shadow,
+        LogSource::Canary => Source::Canary,
+        LogSource::Simulator | LogSource::Auto => Source::Auto,
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::{EnvError, EnvSpec, JointAction, Observation, Step};
 use tokio::sync::{broadcast, oneshot, watch};
 use tonic::Code;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 
 use crate::admission::Choice;
 use crate::backend::{BackendKind, FrozenKnob, GuestStatus};
+use crate::chain::Counts;
 use crate::config::OnExit;
 use crate::decision::{Decision, PolicyRef};
 use crate::history::History;
@@ -29,8 +31,14 @@ pub struct HostView {
     pub state: HostState,
     /// The last window; `None` until there is one, and while the host cannot be reached.
     pub window: Option<Arc<ShownWindow>>,
-    /// Why the policy last failed in mode auto; `None` if it did not.
+    /// Why the production policy did not decide by itself in the last interval; `None` if it did.
     pub policy_error: Option<String>,
+    /// What has stood in for the production policy.
+    pub fallbacks: Counts,
+    /// Why the candidate did not decide in the last interval; `None` if it did.
+    pub candidate_error: Option<String>,
+    /// What has stood in for the candidate.
+    pub candidate_fallbacks: Counts,
 }
 
 /// Whether a host can be reached.
@@ -49,10 +57,34 @@ pub enum HostState {
 pub struct ShownWindow {
     /// What is seen and in force; masks are those for advice.
     pub observation: Observation,
-    /// The guests with their modes.
-    pub guests: Vec<(GuestStatus, Mode)>,
+    /// The guests.
+    pub guests: Vec<ShownGuest>,
     /// When it ended, in microseconds since 1970 UTC.
     pub at_us: i64,
+}
+
+/// A guest and what may happen to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShownGuest {
+    /// As the backend sees it.
+    pub status: GuestStatus,
+    /// What may happen to it.
+    pub mode: Mode,
+    /// What of its settings does not hold, and the way out.
+    pub notice: Option<String>,
+    /// How it is explored; `None` if it is not to be.
+    pub exploration: Option<ShownExploration>,
+}
+
+/// How a guest is explored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShownExploration {
+    /// How much it may be.
+    pub limits: Exploration,
+    /// Changes that explored draws may still make within the hour.
+    pub changes_left: u32,
+    /// Why it is not explored now; `None` if it is.
+    pub pause: Option<String>,
 }
 
 /// What to apply.
@@ -181,8 +213,10 @@ pub struct HostInfo {
     pub interval: Duration,
     /// Mode of guests that have none of their own.
     pub default_mode: Mode,
-    /// What decides.
+    /// What decides in production.
     pub policy: PolicyRef,
+    /// What decides for guests in mode shadow and canary.
+    pub candidate: Option<PolicyRef>,
 }
 
 impl HostHandle {

@@ -8,6 +8,7 @@
 
 pub mod admission;
 pub mod backend;
+pub mod chain;
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -18,11 +19,13 @@ pub mod gate;
 pub mod handle;
 pub mod history;
 pub mod hosted;
+pub mod last_good;
 pub mod listen;
 pub mod mode;
 pub mod names;
 pub mod owner;
 pub mod paging;
+mod panel;
 pub mod policy;
 pub mod remote;
 pub mod server;

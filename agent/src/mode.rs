@@ -11,7 +11,11 @@ pub enum Mode {
     Observe,
     /// Changes are proposed, and applied when somebody says so.
     Advise,
-    /// The policy's decisions are applied every interval.
+    /// As `Advise`; besides, what the candidate would do is logged every interval.
+    Shadow,
+    /// The candidate's decisions are applied every interval.
+    Canary,
+    /// The production policy's decisions are applied every interval.
     Auto,
 }
 
@@ -21,6 +25,18 @@ impl Mode {
     pub fn allows_changes(self) -> bool {
         self >= Self::Advise
     }
+
+    /// Whether changes are made every interval without anybody asking for them.
+    #[must_use]
+    pub fn is_automatic(self) -> bool {
+        self >= Self::Canary
+    }
+
+    /// Whether it is about the candidate, so that there must be one.
+    #[must_use]
+    pub fn needs_candidate(self) -> bool {
+        matches!(self, Self::Shadow | Self::Canary)
+    }
 }
 
 impl fmt::Display for Mode {
@@ -29,6 +45,8 @@ impl fmt::Display for Mode {
             Self::Off => "off",
             Self::Observe => "observe",
             Self::Advise => "advise",
+            Self::Shadow => "shadow",
+            Self::Canary => "canary",
             Self::Auto => "auto",
         })
     }

@@ -2,11 +2,12 @@
 //!
 //! Calls come in over a bounded queue; what is seen goes out over a watch channel, what is decided
 //! over a broadcast channel. Between calls the owner looks at the host once per interval and, for
-//! guests in mode `auto`, lets the policy decide. A host that cannot be reached is tried again, less
-//! and less often.
+//! guests in mode `shadow`, `canary` or `auto`, lets the policies decide. A host that cannot be reached
+//! is tried again, less and less often.
 
 mod attached;
 mod change;
+mod deciding;
 mod device;
 mod guarding;
 mod unfreeze;
@@ -17,39 +18,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use blkpilot_env::clock::Clock;
 use blkpilot_env::guard::GuardConfig;
+use blkpilot_env::guard::exploration::ExplorationBudget;
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
 use blkpilot_log::turn::Ending;
 use blkpilot_log::{DecisionId, OutcomeRow};
-use blkpilot_models::Policy;
 use rand::SeedableRng as _;
 use tokio::sync::{broadcast, watch};
 use tonic::Code;
 use uuid::Uuid;
 
 use self::attached::Attached;
-use self::change::{Change, Undone};
 use self::guarding::Watch;
 use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
+use crate::chain::{Chain, Counts};
 use crate::config::OnExit;
-use crate::decision::{Context, Decider, Decision, Made, PolicyRef, Source, make, now_us};
+use crate::decision::{Context, Decision, Made, PolicyRef, now_us};
 use crate::handle::{
-    Answer, ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Request,
-    ShownWindow, Stop, StopSlot, unavailable,
+    ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Request,
+    ShownGuest, ShownWindow, Stop, StopSlot, unavailable,
 };
 use crate::history::Recorder;
-use crate::mode::Mode;
+use crate::last_good::Proof;
 use crate::names::decision_name;
 use crate::status::Failure;
 
 /// Decisions that a watcher may be behind.
 const MOST_UNSEEN: usize = 256;
-/// Proposals that can be applied.
-const MOST_PROPOSALS: usize = 256;
-/// How long a proposal can be applied.
-const PROPOSAL_LIFE: Duration = Duration::from_secs(60);
 /// The longest pause between two attempts to reach a host.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -65,10 +63,14 @@ pub struct OwnerConfig {
     pub interval: Duration,
     /// The modes of its guests.
     pub modes: Modes,
-    /// What decides.
-    pub policy: Box<dyn Policy>,
-    /// Its name and version.
-    pub policy_ref: PolicyRef,
+    /// What decides in production, and what stands in for it.
+    pub production: Chain,
+    /// What decides for guests in mode shadow and canary.
+    pub candidate: Option<Chain>,
+    /// Keeps the production policy as the last good one, once it has proved itself.
+    pub proof: Option<Proof>,
+    /// Measures how long a policy takes.
+    pub clock: Box<dyn Clock + Sync>,
     /// Seed of the order of decisions and of sampling.
     pub seed: u64,
     /// Reaches the host.
@@ -90,6 +92,9 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         state: HostState::Starting,
         window: None,
         policy_error: None,
+        fallbacks: Counts::default(),
+        candidate_error: None,
+        candidate_fallbacks: Counts::default(),
     });
     let info = Arc::new(HostInfo {
         name: config.name.clone(),
@@ -97,7 +102,8 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         spec: config.spec.clone(),
         interval: config.interval,
         default_mode: config.modes.default,
-        policy: config.policy_ref.clone(),
+        policy: config.production.reference().clone(),
+        candidate: config.candidate.as_ref().map(|c| c.reference().clone()),
     });
     let stop = StopSlot::default();
     let handle = HostHandle {
@@ -127,6 +133,9 @@ struct Owner {
     backend: Option<Box<dyn HostBackend>>,
     window: Option<Seen>,
     rng: Rng,
+    /// The candidate's in the shadow, so that it changes no draw of those who act.
+    shadow_rng: Rng,
+    explored: ExplorationBudget,
     /// Decisions that wait for what comes of them, by row of the disk table.
     awaited: BTreeMap<usize, DecisionId>,
     proposals: VecDeque<Proposal>,
@@ -134,6 +143,7 @@ struct Owner {
     next_look: Instant,
     backoff: Duration,
     policy_error: Option<String>,
+    candidate_error: Option<String>,
     attached: Option<Attached>,
     watch: Watch,
     /// Settings of an environment that has gone may be in force still.
@@ -176,12 +186,15 @@ impl Owner {
             backend: None,
             window: None,
             rng: Rng::seed_from_u64(config.seed),
+            shadow_rng: Rng::seed_from_u64(!config.seed),
+            explored: ExplorationBudget::default(),
             awaited: BTreeMap::new(),
             proposals: VecDeque::new(),
             requests: VecDeque::new(),
             next_look: Instant::now(),
             backoff: config.interval,
             policy_error: None,
+            candidate_error: None,
             attached: None,
             watch: Watch::new(&config.guard),
             restore_due: false,
@@ -293,21 +306,37 @@ impl Owner {
 
     fn show(&self) {
         let window = self.window.as_ref().map(|seen| {
-            let modes = &self.config.modes;
-            let with_mode = |guest: &GuestStatus| (guest.clone(), modes.of(guest));
             Arc::new(ShownWindow {
                 observation: self.restricted(seen, Purpose::Advice),
-                guests: seen.guests.iter().map(with_mode).collect(),
+                guests: seen.guests.iter().map(|g| self.shown(seen, g)).collect(),
                 at_us: seen.at_us,
             })
         });
+        let counts = |chain: &Chain| chain.counts();
         self.shown.send_modify(|view| {
             if window.is_some() {
                 view.state = HostState::Ready;
             }
             view.window = window;
             view.policy_error = self.policy_error.clone();
+            view.fallbacks = self.config.production.counts();
+            view.candidate_error = self.candidate_error.clone();
+            view.candidate_fallbacks = self
+                .config
+                .candidate
+                .as_ref()
+                .map_or_else(Counts::default, counts);
         });
+    }
+
+    fn shown(&self, seen: &Seen, guest: &GuestStatus) -> ShownGuest {
+        let modes = &self.config.modes;
+        ShownGuest {
+            status: guest.clone(),
+            mode: modes.of(guest),
+            notice: modes.notice(guest),
+            exploration: self.exploration_of(seen, guest),
+        }
     }
 
     fn restricted(&self, seen: &Seen, purpose: Purpose) -> Observation {
@@ -348,96 +377,6 @@ impl Owner {
         if let Err(error) = written {
             tracing::error!(%error, "outcomes were not recorded");
         }
-    }
-
-    // Deciding.
-
-    /// In mode auto: decides and applies. A policy that fails changes nothing.
-    fn decide_by_itself(&mut self) -> Result<(), BackendError> {
-        let Some(seen) = &self.window else {
-            return Ok(());
-        };
-        let modes = &self.config.modes;
-        if !seen
-            .guests
-            .iter()
-            .any(|guest| modes.of(guest) == Mode::Auto)
-        {
-            return Ok(());
-        }
-        let observation = self.guarded(self.restricted(seen, Purpose::Auto));
-        let policy_ref = Some(self.config.policy_ref.clone());
-        let decider = Decider {
-            policy: &mut *self.config.policy,
-            source: Source::Auto,
-            policy_ref,
-        };
-        let made = make(
-            decider,
-            &self.context,
-            &self.config.spec,
-            &observation,
-            &mut self.rng,
-        );
-        self.policy_error = match made {
-            Err(error) => Some(error.to_string()),
-            Ok(made) => match self.carry_out(&observation, made, &Change::Action) {
-                Ok(_) => None,
-                Err(Undone::Host(error)) => return Err(error),
-                Err(Undone::Failure(failure)) => Some(failure.message().to_owned()),
-            },
-        };
-        if let Some(error) = &self.policy_error {
-            tracing::error!(
-                host = self.config.name,
-                error,
-                "nothing was changed in this interval"
-            );
-        }
-        Ok(())
-    }
-
-    fn propose(&mut self) -> Answer {
-        let observation = self.restricted(self.seen()?, Purpose::Advice);
-        let policy_ref = Some(self.config.policy_ref.clone());
-        let decider = Decider {
-            policy: &mut *self.config.policy,
-            source: Source::Proposal,
-            policy_ref,
-        };
-        let mut made = make(
-            decider,
-            &self.context,
-            &self.config.spec,
-            &observation,
-            &mut self.rng,
-        )
-        .map_err(|error| policy_failed(&self.config.policy_ref, &error.to_string()))?;
-        let life_us = i64::try_from(PROPOSAL_LIFE.as_micros()).expect("a minute in µs fits");
-        made.decision.expires_us = Some(made.decision.at_us + life_us);
-        let answer = Arc::new(made.decision.clone());
-        if self.proposals.len() == MOST_PROPOSALS {
-            self.proposals.pop_front();
-        }
-        self.proposals.push_back(Proposal {
-            made,
-            disk_ids: observation.disk_ids,
-            current: observation.current,
-            expires: Instant::now() + PROPOSAL_LIFE,
-        });
-        Ok(answer)
-    }
-
-    fn find(&self, id: Uuid) -> Answer {
-        let now = Instant::now();
-        let mut live = self
-            .proposals
-            .iter()
-            .filter(|proposal| proposal.expires > now);
-        let found = live.find(|proposal| proposal.made.decision.id == id);
-        found
-            .map(|proposal| Arc::new(proposal.made.decision.clone()))
-            .ok_or_else(|| unknown_decision(id))
     }
 
     /// The last decision, if there is one.

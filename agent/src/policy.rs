@@ -1,4 +1,4 @@
-//! The policy that the configuration asks for.
+//! The policies that the configuration asks for.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use blkpilot_env::EnvSpec;
 use blkpilot_models::baseline::{KeepDefault, LeastLoaded, RandomPolicy, RoundRobin};
 use blkpilot_models::{Checkpoint, CheckpointError, NetworkPolicy, Policy, PolicyError, Selection};
 
+use crate::chain::Loaded;
 use crate::config::{self, PolicyConfig};
 use crate::decision::PolicyRef;
 
@@ -13,19 +14,19 @@ use crate::decision::PolicyRef;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The checkpoint cannot be served here.
-    #[error("policy.checkpoint = {dir}: {source}{}", cause(source))]
+    #[error("{setting}: {source}{}", cause(source))]
     Checkpoint {
-        /// Its directory.
-        dir: String,
+        /// What the configuration says, such as `policy.checkpoint = DIR`.
+        setting: String,
         /// What is wrong with it.
         #[source]
         source: CheckpointError,
     },
     /// The baseline cannot act on this host.
-    #[error("policy.baseline = \"{name}\": {source}")]
+    #[error("{setting}: {source}")]
     Baseline {
-        /// Its name.
-        name: String,
+        /// What the configuration says, such as `candidate.baseline = "random"`.
+        setting: String,
         /// What is wrong with it.
         #[source]
         source: PolicyError,
@@ -36,33 +37,41 @@ fn cause(error: &CheckpointError) -> String {
     std::error::Error::source(error).map_or_else(String::new, |cause| format!(" ({cause})"))
 }
 
-/// Loads a policy and checks that it fits.
+/// Loads the policy of a table, `policy` or `candidate`, and checks that it fits.
 ///
 /// # Errors
 /// Whatever is wrong with it; for a checkpoint made for another spec, the first difference.
-pub fn load(
-    config: &PolicyConfig,
-    spec: &EnvSpec,
-) -> Result<(Box<dyn Policy>, PolicyRef), LoadError> {
+pub fn load(config: &PolicyConfig, table: &str, spec: &EnvSpec) -> Result<Served, LoadError> {
     match config {
         PolicyConfig::Baseline(name) => {
             let policy = baseline(name, spec).map_err(|source| LoadError::Baseline {
-                name: name.clone(),
+                setting: format!("{table}.baseline = \"{name}\""),
                 source,
             })?;
-            let policy_ref = PolicyRef {
+            let reference = PolicyRef {
                 name: name.clone(),
                 version: String::new(),
             };
-            Ok((policy, policy_ref))
+            Ok(Served {
+                loaded: Loaded { policy, reference },
+                network: None,
+            })
         }
         PolicyConfig::Checkpoint { dir, selection } => {
             checkpoint(dir, *selection, spec).map_err(|source| LoadError::Checkpoint {
-                dir: dir.display().to_string(),
+                setting: format!("{table}.checkpoint = {}", dir.display()),
                 source,
             })
         }
     }
+}
+
+/// A policy that fits.
+pub struct Served {
+    /// It, with its name and version.
+    pub loaded: Loaded,
+    /// The checkpoint it is from, and how its scores become a choice; `None` for a baseline.
+    pub network: Option<(Checkpoint, Selection)>,
 }
 
 fn baseline(name: &str, spec: &EnvSpec) -> Result<Box<dyn Policy>, PolicyError> {
@@ -79,7 +88,7 @@ fn checkpoint(
     dir: &Path,
     selection: config::Selection,
     spec: &EnvSpec,
-) -> Result<(Box<dyn Policy>, PolicyRef), CheckpointError> {
+) -> Result<Served, CheckpointError> {
     let checkpoint = Checkpoint::load(dir)?;
     checkpoint.check_fits(spec)?;
     let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy();
@@ -88,9 +97,15 @@ fn checkpoint(
         config::Selection::Sample => Selection::Sample,
     };
     let policy = NetworkPolicy::new(name.clone(), &checkpoint, selection)?;
-    let policy_ref = PolicyRef {
+    let reference = PolicyRef {
         name: name.into_owned(),
-        version: checkpoint.manifest.tensors_sha256,
+        version: checkpoint.manifest.tensors_sha256.clone(),
     };
-    Ok((Box::new(policy), policy_ref))
+    Ok(Served {
+        loaded: Loaded {
+            policy: Box::new(policy),
+            reference,
+        },
+        network: Some((checkpoint, selection)),
+    })
 }

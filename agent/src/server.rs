@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
+use blkpilot_host::BootClock;
 use blkpilot_log::LogError;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentServiceServer;
@@ -22,14 +23,16 @@ use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
+use crate::chain::{Chain, Loaded};
 use crate::config::{Config, HostKind, Listen, OnExit};
 use crate::environments::Environments;
 use crate::gate::LoopbackChanges;
 use crate::handle::{HostHandle, HostState};
 use crate::history::Recorder;
+use crate::last_good::{self, Proof};
 use crate::listen::{ListenError, Listener};
 use crate::owner::{self, OwnerConfig};
-use crate::policy::{self, LoadError};
+use crate::policy::{self, LoadError, Served};
 use crate::{environment_service, tuner_service};
 
 /// How long calls under way may take to end when the service stops.
@@ -38,6 +41,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 const STOP: Duration = Duration::from_secs(30);
 /// How often environments are looked at whose lease may have run out.
 const LEASE_CHECK: Duration = Duration::from_secs(2);
+/// Share of an interval that a policy may take for a joint decision.
+const PATIENCE: f64 = 0.25;
 /// Calls of one connection that run at once.
 const MOST_CALLS: usize = 128;
 
@@ -261,7 +266,8 @@ async fn serve(
 
 fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     let spec = spec_of(&config.host.kind);
-    let (policy, policy_ref) = policy::load(&config.policy, &spec)?;
+    let production = policy::load(&config.policy, "policy", &spec)?;
+    let candidate = candidate(&config, &spec)?;
     let recorder = Recorder::open(
         &config.service.data_dir.join("decisions"),
         config.service.max_log_bytes,
@@ -269,9 +275,12 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     let modes = Modes {
         default: config.host.mode,
         guests: config.host.guests,
+        has_candidate: candidate.is_some(),
     };
     let known = modes.clone();
     let data_dir = config.service.data_dir;
+    let last_good_dir = last_good::dir_in(&data_dir);
+    let patience = patience(&config.host.kind);
     let (kind, interval, seed, connect): (_, _, _, Connect) = match config.host.kind {
         HostKind::Simulated {
             scenario,
@@ -297,14 +306,20 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
             (BackendKind::Libvirt, interval, seed, Box::new(connect))
         }
     };
+    let Served { loaded, network } = production;
+    let last_good = network.as_ref().and_then(|(_, selection)| {
+        last_good::load(&last_good_dir, &loaded.reference, *selection, &spec)
+    });
     Ok(OwnerConfig {
         name: config.host.name,
         kind,
-        spec,
         interval,
         modes,
-        policy,
-        policy_ref,
+        production: Chain::with_fallbacks(loaded, last_good, &spec, patience),
+        candidate: candidate.map(|candidate| Chain::alone(candidate, patience)),
+        proof: network.map(|(checkpoint, _)| Proof::of(checkpoint, last_good_dir)),
+        clock: Box::new(BootClock),
+        spec,
         seed,
         connect,
         recorder,
@@ -312,12 +327,31 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     })
 }
 
-/// Checks all that can be checked without binding or writing anything: the policy loads and fits.
+fn candidate(config: &Config, spec: &EnvSpec) -> Result<Option<Loaded>, LoadError> {
+    let candidate = config.candidate.as_ref();
+    let candidate = candidate.map(|candidate| policy::load(candidate, "candidate", spec));
+    Ok(candidate.transpose()?.map(|served| served.loaded))
+}
+
+/// What a policy may take for a joint decision: a quarter of the interval. A simulated host's is that of
+/// its own clock, however fast that runs: what it is to find out is whether a policy would be late on a
+/// host like it.
+fn patience(kind: &HostKind) -> Duration {
+    match kind {
+        HostKind::Simulated { scenario, .. } => Duration::from_secs_f64(scenario.interval_s),
+        HostKind::Libvirt(libvirt) => libvirt.interval,
+    }
+    .mul_f64(PATIENCE)
+}
+
+/// Checks all that can be checked without binding or writing anything: the policies load and fit.
 ///
 /// # Errors
 /// `Policy`.
 pub fn check(config: &Config) -> Result<(), ServeError> {
-    policy::load(&config.policy, &spec_of(&config.host.kind))?;
+    let spec = spec_of(&config.host.kind);
+    policy::load(&config.policy, "policy", &spec)?;
+    candidate(config, &spec)?;
     Ok(())
 }
 

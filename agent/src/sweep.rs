@@ -292,6 +292,7 @@ mod tests {
         Modes {
             default,
             guests: BTreeMap::new(),
+            has_candidate: false,
         }
     }
 

@@ -92,7 +92,10 @@ impl Service {
         let [host, guest] = names::parse("name", name, "hosts/*/guests/*")?;
         let (host, guest) = (self.host_by_id(host)?, decode(guest));
         let window = window(host).await?;
-        let found = window.guests.iter().find(|(known, _)| known.name == guest);
+        let found = window
+            .guests
+            .iter()
+            .find(|known| known.status.name == guest);
         found
             .map(|found| guest_to_wire(&host.info, &window, found))
             .ok_or_else(|| {

@@ -6,12 +6,13 @@ use blkpilot_env::observation::head_slice;
 use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
 use blkpilot_host::device::{DeviceState, SettingState};
 use blkpilot_host::journal::RecordState;
-use blkpilot_log::{DecisionRow, HeadRow, Subject};
+use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
 
-use crate::backend::{BackendKind, FrozenKnob, GuestStatus};
+use crate::backend::{BackendKind, FrozenKnob};
+use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
-use crate::handle::{HostHandle, HostInfo, HostState, ShownWindow};
+use crate::handle::{HostHandle, HostInfo, HostState, ShownExploration, ShownGuest, ShownWindow};
 use crate::mode::Mode;
 use crate::names::{Row, decision_name, guest_name, host_name};
 use crate::wire::{mask_to_wire, validity_to_wire};
@@ -35,6 +36,10 @@ pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
         observe_time: window.map(|window| timestamp(window.at_us)),
         channels: window.map_or(vec![], |window| window.observation.channel_ids.clone()),
         policy_error: view.policy_error.unwrap_or_default(),
+        candidate: info.candidate.as_ref().map(policy_to_wire),
+        fallbacks: Some(counts_to_wire(view.fallbacks)),
+        candidate_error: view.candidate_error.unwrap_or_default(),
+        candidate_fallbacks: Some(counts_to_wire(view.candidate_fallbacks)),
     }
 }
 
@@ -42,6 +47,14 @@ fn backend_to_wire(kind: BackendKind) -> v1::host::Backend {
     match kind {
         BackendKind::Simulated => v1::host::Backend::Simulated,
         BackendKind::Libvirt => v1::host::Backend::Libvirt,
+    }
+}
+
+fn counts_to_wire(counts: Counts) -> v1::FallbackCounts {
+    v1::FallbackCounts {
+        last_good: counts.last_good,
+        heuristic: counts.heuristic,
+        keep: counts.keep,
     }
 }
 
@@ -57,6 +70,8 @@ fn mode_to_wire(mode: Mode) -> v1::Mode {
         Mode::Off => v1::Mode::Off,
         Mode::Observe => v1::Mode::Observe,
         Mode::Advise => v1::Mode::Advise,
+        Mode::Shadow => v1::Mode::Shadow,
+        Mode::Canary => v1::Mode::Canary,
         Mode::Auto => v1::Mode::Auto,
     }
 }
@@ -72,8 +87,9 @@ fn timestamp(at_us: i64) -> prost_types::Timestamp {
 pub(crate) fn guest_to_wire(
     info: &HostInfo,
     window: &ShownWindow,
-    (guest, mode): &(GuestStatus, Mode),
+    shown: &ShownGuest,
 ) -> v1::Guest {
+    let (guest, mode) = (&shown.status, &shown.mode);
     let is_shown = *mode != Mode::Off;
     let disk = |target: &String| {
         let id = format!("{}/{target}", guest.name);
@@ -95,6 +111,17 @@ pub(crate) fn guest_to_wire(
             .iter()
             .map(|knob| frozen_to_wire(&info.name, &guest.name, knob))
             .collect(),
+        exploration: shown.exploration.as_ref().map(exploration_to_wire),
+        notice: shown.notice.clone().unwrap_or_default(),
+    }
+}
+
+fn exploration_to_wire(exploration: &ShownExploration) -> v1::Exploration {
+    v1::Exploration {
+        epsilon: exploration.limits.epsilon,
+        changes_per_hour: exploration.limits.changes_per_hour,
+        changes_left: exploration.changes_left,
+        pause_reason: exploration.pause.clone().unwrap_or_default(),
     }
 }
 
@@ -241,6 +268,8 @@ fn source_to_wire(source: Source) -> v1::decision::Source {
         Source::Explicit => v1::decision::Source::Explicit,
         Source::Rollback => v1::decision::Source::Rollback,
         Source::Guard => v1::decision::Source::Guard,
+        Source::Shadow => v1::decision::Source::Shadow,
+        Source::Canary => v1::decision::Source::Canary,
     }
 }
 
@@ -264,9 +293,33 @@ fn row_to_wire(spec: &EnvSpec, decision: &Decision, row: &DecisionRow) -> v1::Ro
         let known = heads.iter().find(|head| head.name == made.head);
         head_to_wire(known, decision, made)
     };
+    let policy = decision.policy.as_ref().map(|_| v1::Policy {
+        name: row.policy.clone(),
+        version: row.policy_version.clone(),
+    });
     v1::RowDecision {
         name: name.name(&decision.host),
         heads: row.heads.iter().map(head).collect(),
+        source: source_to_wire(row_source(decision, row)).into(),
+        policy,
+        stage: stage_to_wire(row.stage).into(),
+        epsilon: row.epsilon,
+    }
+}
+
+fn row_source(decision: &Decision, row: &DecisionRow) -> Source {
+    match (decision.source, row.source) {
+        (Source::Auto | Source::Canary, LogSource::Canary) => Source::Canary,
+        (source, _) => source,
+    }
+}
+
+fn stage_to_wire(stage: Stage) -> v1::Stage {
+    match stage {
+        Stage::Policy => v1::Stage::Policy,
+        Stage::LastGood => v1::Stage::LastGood,
+        Stage::Heuristic => v1::Stage::Heuristic,
+        Stage::Keep => v1::Stage::Keep,
     }
 }
 
@@ -274,15 +327,15 @@ fn row_to_wire(spec: &EnvSpec, decision: &Decision, row: &DecisionRow) -> v1::Ro
 fn head_to_wire(head: Option<&Head>, decision: &Decision, made: &HeadRow) -> v1::HeadDecision {
     let name =
         |level: Level| head.map_or_else(|| format!("level-{level}"), |head| head.level_name(level));
-    let is_proposed = decision.state == State::Proposed;
+    let is_open = decision.state == State::Proposed && decision.source != Source::Shadow;
     let levels = head
-        .filter(|_| is_proposed)
+        .filter(|_| is_open)
         .map(|head| levels_to_wire(head, &made.mask));
     v1::HeadDecision {
         head: made.head.clone(),
         previous: name(made.previous),
         requested: name(made.requested),
-        executed: if is_proposed {
+        executed: if is_open {
             String::new()
         } else {
             name(made.executed)
@@ -290,5 +343,7 @@ fn head_to_wire(head: Option<&Head>, decision: &Decision, made: &HeadRow) -> v1:
         propensity: decision.policy.is_some().then_some(made.propensity),
         forced: made.forced,
         levels: levels.unwrap_or_default(),
+        explored: made.explored,
+        altered: made.altered.clone().unwrap_or_default(),
     }
 }

@@ -13,6 +13,7 @@ use blkpilot_agent::backend::{
     BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
     Window,
 };
+use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request, UnfreezeCall};
@@ -21,6 +22,7 @@ use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::{Knob, Mode};
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::{Scenario, presets};
@@ -28,7 +30,7 @@ use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
 use blkpilot_host::device::DeviceState;
-use blkpilot_log::Subject;
+use blkpilot_log::{Stage, Subject};
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
 use tempfile::TempDir;
@@ -47,6 +49,8 @@ struct Fate {
     frozen: Mutex<Vec<FrozenKnob>>,
     /// A look does not end.
     is_stuck: AtomicBool,
+    /// Such a look has begun.
+    has_stuck: AtomicBool,
     /// No window ends.
     is_blind: AtomicBool,
 }
@@ -89,6 +93,7 @@ impl HostBackend for Fragile {
     fn observe(&mut self) -> Result<Window, BackendError> {
         self.check()?;
         while self.fate.is_stuck.load(Ordering::SeqCst) {
+            self.fate.has_stuck.store(true, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(1));
         }
         self.host.observe()
@@ -193,14 +198,25 @@ impl Case {
         let config = OwnerConfig {
             name: "local".to_owned(),
             kind: BackendKind::Simulated,
-            spec,
             interval: Duration::from_millis(5),
             modes: Modes {
                 default: mode,
                 guests: BTreeMap::new(),
+                has_candidate: false,
             },
-            policy,
-            policy_ref: PolicyRef::default(),
+            production: Chain::with_fallbacks(
+                Loaded {
+                    policy,
+                    reference: PolicyRef::default(),
+                },
+                None,
+                &spec,
+                Duration::from_secs(1),
+            ),
+            candidate: None,
+            proof: None,
+            clock: Box::new(ManualClock::default()),
+            spec,
             seed: 1,
             connect: Box::new(connect),
             recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
@@ -373,7 +389,7 @@ impl Policy for Broken {
 }
 
 #[tokio::test]
-async fn a_policy_that_fails_changes_nothing_and_is_reported() {
+async fn a_policy_that_fails_is_reported_and_the_heuristic_stands_in() {
     let case = Case::new(Mode::Auto, Box::new(Broken));
     let mut view = case.host.view.clone();
     let failed = view.wait_for(|view| view.policy_error.is_some());
@@ -382,17 +398,11 @@ async fn a_policy_that_fails_changes_nothing_and_is_reported() {
         .unwrap()
         .unwrap();
     assert!(failed.policy_error.as_ref().unwrap().contains("broken"));
-    let window = failed.window.clone().unwrap();
-    assert_eq!(window.observation.current, window.observation.default);
     drop(failed);
-    assert!(
-        case.host
-            .history
-            .page("local", None, 1)
-            .unwrap()
-            .decisions
-            .is_empty()
-    );
+    let decisions = case.host.history.page("local", None, 10).unwrap().decisions;
+    let mut rows = decisions.iter().flat_map(|decision| &decision.rows);
+    assert!(rows.all(|row| (row.policy.as_str(), row.stage) == ("least_loaded", Stage::Heuristic)));
+    assert!(case.host.view.borrow().fallbacks.heuristic >= decisions.len() as u64);
     assert_eq!(
         case.host.propose().await.unwrap_err().reason(),
         "POLICY_FAILED"
@@ -440,12 +450,13 @@ async fn a_stop_is_not_lost_when_the_queue_is_full() {
     let case = Case::new(Mode::Advise, least_loaded());
     case.wait_for(|state| *state == HostState::Ready).await;
     case.fate.is_stuck.store(true, Ordering::SeqCst);
+    eventually(|| case.fate.has_stuck.load(Ordering::SeqCst)).await;
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let host = case.host.clone();
         calls.spawn(async move { host.propose().await });
     }
-    // Calls that waited were answered until the owner was stuck; now the queue is full.
+    // The owner answers nobody now, and the queue is not as long as that.
     let refused = loop {
         if let Err(failure) = calls.join_next().await.unwrap().unwrap() {
             break failure;
@@ -550,8 +561,8 @@ async fn frozen_knobs_are_shown_and_unfrozen_as_far_as_is_asked() {
     case.wait_for(|state| *state == HostState::Ready).await;
     let shown = || {
         let window = case.host.view.borrow().window.clone().unwrap();
-        let backup = window.guests.iter().find(|(g, _)| g.name == "backup");
-        backup.unwrap().0.frozen.len()
+        let backup = window.guests.iter().find(|g| g.status.name == "backup");
+        backup.unwrap().status.frozen.len()
     };
     assert_eq!(shown(), 3);
 

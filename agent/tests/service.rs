@@ -6,8 +6,10 @@ mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use blkpilot_agent::config::{Config, ConfigError, HostKind};
+use blkpilot_agent::last_good;
 use blkpilot_agent::server::ServeError;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
@@ -123,6 +125,44 @@ knobs = []
             "host.device[3].knobs"
         ]
     );
+}
+
+#[test]
+fn a_mode_without_a_candidate_and_an_exploration_out_of_range_are_refused() {
+    let text = |candidate: &str| {
+        let settings = Settings {
+            guests: "
+[[guest]]
+name = \"a\"
+mode = \"shadow\"
+exploration = { epsilon = 1.5, changes_per_hour = 6 }
+[[guest]]
+name = \"b\"
+mode = \"canary\"
+exploration = { epsilon = 0.05, per_minute = 1 }"
+                .to_owned(),
+            ..Settings::default()
+        };
+        settings.toml(Path::new("/d")) + candidate
+    };
+    let ranges = [
+        "guest[0].exploration.epsilon",
+        "guest[1].exploration.changes_per_hour",
+        "guest[1].exploration.per_minute",
+    ];
+    let mut all = vec!["guest[0].mode", ranges[0], "guest[1].mode"];
+    all.extend(&ranges[1..]);
+    assert_eq!(problems(&text("")), all);
+    let with = text("[candidate]\nbaseline = \"round_robin\"\n");
+    assert_eq!(problems(&with), ranges);
+    let wrong = text("[candidate]\nbaseline = \"none\"\n");
+    assert_eq!(problems(&wrong).last().unwrap(), "candidate.baseline");
+    let good = with
+        .replace("1.5", "0.5")
+        .replace("per_minute = 1", "changes_per_hour = 1");
+    let config = Config::parse(Path::new("/d/x.toml"), &good).unwrap();
+    assert!(config.candidate.is_some());
+    assert_eq!(config.host.guests["b"].exploration.unwrap().epsilon, 0.05);
 }
 
 #[test]
@@ -250,6 +290,71 @@ async fn a_checkpoint_that_fits_is_served() {
         .into_inner();
     let policy = proposal.policy.unwrap();
     assert_eq!((policy.name.as_str(), policy.version.len()), ("policy", 64));
+}
+
+/// How long a service may take for what it does by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A checkpoint whose weights are so large that every score of its network is infinite.
+fn save_overflowing(spec: &EnvSpec, dir: &Path) {
+    let mut rng = Rng::seed_from_u64(5);
+    let mut checkpoint = Checkpoint::untrained(spec, Architecture::default(), &mut rng);
+    let tensors = checkpoint.tensors.values_mut();
+    for value in tensors.flat_map(|tensor| &mut tensor.data) {
+        *value = f32::MAX;
+    }
+    checkpoint.save(dir).unwrap();
+}
+
+#[tokio::test]
+async fn the_last_good_checkpoint_stands_in_for_its_successor_that_fails() {
+    let dir = TempDir::new().unwrap();
+    let (good, bad) = (dir.path().join("good"), dir.path().join("bad"));
+    save_checkpoint(&kvm_host_spec(&[]), &good);
+    save_overflowing(&kvm_host_spec(&[]), &bad);
+    let settings = |policy: &Path| Settings {
+        host: "kind = \"simulated\"\nscenario = \"mixed\"\ntime_scale = 500\nmode = \"auto\""
+            .to_owned(),
+        policy: format!("checkpoint = \"{}\"", policy.display()),
+        ..Settings::default()
+    };
+    let service = Service::start_in(dir, &settings(&good)).await.unwrap();
+    let kept = last_good::dir_in(&service.dir.path().join("data"));
+    let until_kept = async {
+        while !kept.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, until_kept).await.unwrap();
+    assert!(service.decisions().await.len() as u32 >= last_good::PROVEN_AFTER);
+    let dir = service.stop().await;
+
+    let service = Service::start_in(dir, &settings(&bad)).await.unwrap();
+    let until_failed = async {
+        loop {
+            let hosts = v1::ListHostsRequest::default();
+            let hosts = service.tuner().list_hosts(hosts).await.unwrap();
+            let host = hosts.into_inner().hosts.remove(0);
+            if !host.policy_error.is_empty() {
+                break host;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let host = tokio::time::timeout(PATIENCE, until_failed).await.unwrap();
+    assert!(host.policy_error.contains("weights are too large"));
+    let fallbacks = host.fallbacks.unwrap();
+    assert!(fallbacks.last_good >= 1 && fallbacks.heuristic == 0);
+    let mut decisions = service.decisions().await.into_iter();
+    let of_policy = |d: &v1::Decision| d.policy.as_ref().is_some_and(|p| p.name == "bad");
+    let decision = decisions.find(of_policy).unwrap();
+    assert_eq!(decision.source(), v1::decision::Source::Auto);
+    for row in decision.rows {
+        assert_eq!(row.stage(), v1::Stage::LastGood);
+        let version = row.policy.unwrap().version;
+        let checkpoint = Checkpoint::load(&kept).unwrap();
+        assert_eq!(version, checkpoint.manifest.tensors_sha256);
+    }
 }
 
 #[tokio::test]

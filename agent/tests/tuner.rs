@@ -105,6 +105,82 @@ async fn guests_are_listed_with_what_is_measured_and_what_may_be_chosen() {
 }
 
 #[tokio::test]
+async fn the_dial_is_shown_with_the_candidate_and_what_is_left_to_explore() {
+    let guests = "
+[[guest]]
+name = \"trading\"
+mode = \"canary\"
+exploration = { epsilon = 0.25, changes_per_hour = 3 }
+[[guest]]
+name = \"builds\"
+mode = \"shadow\"
+exploration = { epsilon = 0.25, changes_per_hour = 3 }
+";
+    let policies = "baseline = \"least_loaded\"\n[candidate]\nbaseline = \"round_robin\"";
+    let service = Service::start(&Settings {
+        guests: guests.to_owned(),
+        policy: policies.to_owned(),
+        ..Settings::default()
+    })
+    .await;
+    let of = |source: Source, decisions: &[v1::Decision]| {
+        let found = decisions.iter().find(|d| d.source() == source);
+        found.cloned()
+    };
+    let (canary, shadow) = loop {
+        let decisions = service.decisions().await;
+        let both = of(Source::Canary, &decisions).zip(of(Source::Shadow, &decisions));
+        match both {
+            Some(both) => break both,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_eq!(canary.policy.as_ref().unwrap().name, "round_robin");
+    let row = canary
+        .rows
+        .iter()
+        .find(|row| row.name == disk_name("trading/vda"));
+    let row = row.unwrap();
+    assert_eq!(
+        (
+            row.source(),
+            row.stage(),
+            row.policy.as_ref().unwrap().name.as_str()
+        ),
+        (Source::Canary, v1::Stage::Policy, "round_robin")
+    );
+    assert!(shadow.durable && shadow.state() == State::Proposed);
+    let names: Vec<&str> = shadow.rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, [disk_name("builds/vda")]);
+    for head in &shadow.rows[0].heads {
+        assert_eq!(head.executed, head.previous);
+        assert_eq!(head.altered.is_empty(), head.requested == head.executed);
+    }
+
+    let hosts = v1::ListHostsRequest::default();
+    let hosts = service.tuner().list_hosts(hosts).await.unwrap();
+    let host = &hosts.get_ref().hosts[0];
+    assert_eq!(host.candidate.as_ref().unwrap().name, "round_robin");
+    assert_eq!(host.fallbacks, Some(v1::FallbackCounts::default()));
+    let guests = service.guests().await;
+    let guest = |name: &str| {
+        let name = format!("{HOST}/guests/{name}");
+        guests.iter().find(|guest| guest.name == name).unwrap()
+    };
+    assert_eq!(guest("trading").mode(), v1::Mode::Canary);
+    assert_eq!(guest("builds").mode(), v1::Mode::Shadow);
+    let exploration = guest("trading").exploration.clone().unwrap();
+    assert_eq!(
+        (exploration.epsilon, exploration.changes_per_hour),
+        (0.25, 3)
+    );
+    assert!(exploration.changes_left <= 3);
+    let paused = guest("builds").exploration.clone().unwrap();
+    assert!(paused.pause_reason.contains("mode shadow"), "{paused:?}");
+    assert_eq!(guest("backup").exploration, None);
+}
+
+#[tokio::test]
 async fn pages_of_guests_together_hold_each_once() {
     let service = Service::start(&Settings::default()).await;
     let (mut names, mut page_token) = (vec![], String::new());

@@ -1,11 +1,11 @@
 //! Policies that are not trained: always reported beside those that are.
 
-use blkpilot_env::{EnvSpec, Head, Level, Observation, Rng, Turn, TurnView};
+use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Rng, Turn, TurnView};
 use ndarray::ArrayView1;
 use rand::RngExt as _;
 
 use crate::normaliser::TableName;
-use crate::policy::{Choice, Policy, PolicyError};
+use crate::policy::{Choice, Policy, PolicyError, certain};
 
 /// Leaves every disk what the guest would have without us.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,6 +48,25 @@ impl Policy for RandomPolicy {
             propensities,
         })
     }
+
+    fn distribution(
+        &mut self,
+        _: &EnvSpec,
+        view: &TurnView<'_>,
+    ) -> Result<Vec<Vec<f64>>, PolicyError> {
+        let of_head = |head| match view.forced(head) {
+            Some(level) => certain(view.head_mask(head).len(), level),
+            None => uniform_over(view.head_mask(head)),
+        };
+        Ok((0..view.heads.len()).map(of_head).collect())
+    }
+}
+
+/// The same probability for each level that is allowed; at least one is.
+pub(crate) fn uniform_over(mask: &[MaskReason]) -> Vec<f64> {
+    let count = mask.iter().filter(|reason| reason.is_allowed()).count();
+    let mass = |reason: &MaskReason| f64::from(u8::from(reason.is_allowed())) / count as f64;
+    mask.iter().map(mass).collect()
 }
 
 fn uniform(view: &TurnView<'_>, head: usize, rng: &mut Rng) -> (Level, f64) {
@@ -272,7 +291,7 @@ fn nearest(view: &TurnView<'_>, head: usize, wanted: Level) -> Level {
 mod tests {
     use blkpilot_env::cartpole::CartPole;
     use blkpilot_env::sim::{SimHost, presets};
-    use blkpilot_env::{Environment as _, MaskReason, ResetOptions};
+    use blkpilot_env::{Environment as _, ResetOptions};
     use rand::SeedableRng as _;
 
     use super::*;

@@ -12,6 +12,7 @@ pub mod bootstrap;
 pub mod categorical;
 pub mod checkpoint;
 pub mod episode;
+pub mod explore;
 #[cfg(test)]
 mod fixture;
 mod linear;

@@ -2,11 +2,11 @@
 
 use blkpilot_env::{EnvSpec, Level, Rng, TurnView};
 
-use crate::categorical::{greedy, sample, softmax_into};
+use crate::categorical::{greedy, sample, softmax, softmax_into};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::network::{ActorCritic, Scratch};
 use crate::normaliser::{Novelty, Outlier};
-use crate::policy::{Choice, Policy, PolicyError};
+use crate::policy::{Choice, Policy, PolicyError, certain};
 
 /// How a network's scores become a choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,30 @@ impl Policy for NetworkPolicy {
         Ok(choice)
     }
 
+    fn distribution(
+        &mut self,
+        _spec: &EnvSpec,
+        view: &TurnView<'_>,
+    ) -> Result<Vec<Vec<f64>>, PolicyError> {
+        let mut scores = self.network.scores(view, &mut self.scratch)?;
+        let mut heads = Vec::with_capacity(view.heads.len());
+        for head in 0..view.heads.len() {
+            let mask = view.head_mask(head);
+            let (own, rest) = scores.split_at(mask.len());
+            scores = rest;
+            heads.push(match (view.forced(head), self.selection) {
+                (Some(level), _) => certain(mask.len(), level),
+                (None, Selection::Greedy) => {
+                    let level =
+                        greedy(own, mask).expect("a head with a choice has an allowed level");
+                    certain(mask.len(), level as Level)
+                }
+                (None, Selection::Sample) => softmax(own, mask),
+            });
+        }
+        Ok(heads)
+    }
+
     fn novelty(&self, view: &TurnView<'_>) -> Vec<Outlier> {
         self.novelty.outliers(view)
     }
@@ -114,7 +138,6 @@ mod tests {
 
     use super::*;
     use crate::architecture::Architecture;
-    use crate::categorical::softmax;
     use crate::fixture::Sizes;
     use crate::policy::decide;
 

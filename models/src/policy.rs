@@ -3,6 +3,7 @@
 use blkpilot_env::{
     ActionError, EnvSpec, JointAction, JointDecision, Level, Observation, Rng, Turn, TurnView,
 };
+use rand::SeedableRng as _;
 use thiserror::Error;
 
 use crate::normaliser::{Outlier, TableName};
@@ -31,6 +32,28 @@ pub trait Policy: Send {
         rng: &mut Rng,
     ) -> Result<Choice, PolicyError>;
 
+    /// Probability of each level, per head, with which [`Policy::choose`] takes it given what it sees
+    /// and the mask: each head's sum to 1, and one that is forced is certain. For whoever mixes another
+    /// distribution in. As it stands it holds for policies that take one level for certain.
+    ///
+    /// # Errors
+    /// As `choose`; `NoDistribution` from a policy that draws its levels and does not say how.
+    fn distribution(
+        &mut self,
+        spec: &EnvSpec,
+        view: &TurnView<'_>,
+    ) -> Result<Vec<Vec<f64>>, PolicyError> {
+        let choice = self.choose(spec, view, &mut Rng::seed_from_u64(0))?;
+        if choice.propensities.iter().any(|p| *p < 1.0) {
+            let policy = self.name().to_owned();
+            return Err(PolicyError::NoDistribution { policy });
+        }
+        let heads = choice.levels.iter().enumerate();
+        Ok(heads
+            .map(|(head, level)| certain(view.head_mask(head).len(), *level))
+            .collect())
+    }
+
     /// Features of `view` far outside what the policy has been trained on. Empty for a policy that
     /// was not trained.
     fn novelty(&self, _view: &TurnView<'_>) -> Vec<Outlier> {
@@ -39,6 +62,12 @@ pub trait Policy: Send {
 
     /// Called at the start of an episode: forgets what a stateful policy carries along.
     fn reset(&mut self) {}
+}
+
+/// A distribution over `levels` levels with all its mass on one.
+pub(crate) fn certain(levels: usize, level: Level) -> Vec<f64> {
+    let mass = |known: usize| f64::from(u8::from(known == usize::from(level)));
+    (0..levels).map(mass).collect()
 }
 
 /// What one disk or device chose.
@@ -239,6 +268,36 @@ pub enum PolicyError {
         /// What stood in the way.
         reason: String,
     },
+    /// A policy that draws its levels does not say with which probabilities.
+    #[error(
+        "{policy} draws its levels but does not give their probabilities: nothing can be mixed in, set epsilon = 0"
+    )]
+    NoDistribution {
+        /// Name of the policy.
+        policy: String,
+    },
+    /// Probabilities, or a choice, that cannot be.
+    #[error("{}: {policy} gave {problem}: do not serve it", turn_text(.turn))]
+    Improper {
+        /// Whose turn it was.
+        turn: Turn,
+        /// Name of the policy.
+        policy: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The policy took too long.
+    #[error(
+        "{policy} took {took_ms:.0} ms for a joint decision, more than the {limit_ms:.0} ms it may: serve a smaller network, or lengthen the interval"
+    )]
+    Late {
+        /// Name of the policy.
+        policy: String,
+        /// What it took, milliseconds.
+        took_ms: f64,
+        /// What it may take, milliseconds.
+        limit_ms: f64,
+    },
     /// The policy chose a level that is not allowed.
     #[error(transparent)]
     Action(#[from] ActionError),
@@ -253,8 +312,6 @@ fn turn_text(turn: &Turn) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng as _;
-
     use super::*;
     use crate::baseline::RandomPolicy;
     use crate::fixture::Sizes;

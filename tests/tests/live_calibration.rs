@@ -44,6 +44,7 @@ fn record(fixture: &Fixture, dir: &Path, recording: &Path) -> Report {
     let modes = Modes {
         default: Mode::Advise,
         guests: BTreeMap::new(),
+        has_candidate: false,
     };
     let source = Source {
         name: fixture.uri(),

@@ -161,6 +161,7 @@ fn rules(default_mode: Mode, guests: &BTreeMap<String, GuestConfig>) -> GuestRul
             .knobs
             .as_ref()
             .map(|knobs| knobs.iter().map(|knob| knob_kind(*knob)).collect()),
+        exploration: guest.exploration,
     };
     GuestRules {
         default_mode: tuning_mode(default_mode),
@@ -184,6 +185,8 @@ fn tuning_mode(mode: Mode) -> TuningMode {
         Mode::Off => TuningMode::Off,
         Mode::Observe => TuningMode::Observe,
         Mode::Advise => TuningMode::Advise,
+        Mode::Shadow => TuningMode::Shadow,
+        Mode::Canary => TuningMode::Canary,
         Mode::Auto => TuningMode::Auto,
     }
 }
@@ -196,13 +199,13 @@ fn way_text(way: Way) -> &'static str {
     }
 }
 
-/// The guest's own mode. Shadow and canary need a candidate, which this daemon does not hold: they
-/// stand for advice.
 fn mode(mode: TuningMode) -> Mode {
     match mode {
         TuningMode::Off => Mode::Off,
         TuningMode::Observe => Mode::Observe,
-        TuningMode::Advise | TuningMode::Shadow | TuningMode::Canary => Mode::Advise,
+        TuningMode::Advise => Mode::Advise,
+        TuningMode::Shadow => Mode::Shadow,
+        TuningMode::Canary => Mode::Canary,
         TuningMode::Auto => Mode::Auto,
     }
 }
@@ -282,6 +285,7 @@ impl HostBackend for LibvirtHost {
                 targets: vec![],
                 problem: Some(problem.clone()),
                 frozen: vec![],
+                exploration: None,
             });
         guests.extend(unreadable);
         guests.sort_by(|a, b| a.name.cmp(&b.name));
@@ -454,5 +458,6 @@ fn status(running: &RunningGuest, records: &[Record]) -> GuestStatus {
         targets: guest.disks.iter().map(|disk| disk.target.clone()).collect(),
         problem: running.life.is_none().then(|| stranger.to_owned()),
         frozen: frozen.map(|record| frozen_knob(guest, record)).collect(),
+        exploration: guest.opt_in.as_ref().and_then(|opt_in| opt_in.exploration),
     }
 }

@@ -171,6 +171,7 @@ impl HostBackend for SimulatedHost {
             targets,
             problem: None,
             frozen: vec![],
+            exploration: None,
         };
         targets.into_iter().map(status).collect()
     }

@@ -30,6 +30,19 @@ impl Session {
     }
 }
 
+impl Session {
+    /// The host, if the service still has it.
+    async fn host(&mut self) -> Result<Option<v1::Host>, CliError> {
+        let request = v1::ListHostsRequest {
+            page_size: 1000,
+            ..v1::ListHostsRequest::default()
+        };
+        let hosts = self.client.list_hosts(request).await?.into_inner().hosts;
+        let name = host_name(&self.host);
+        Ok(hosts.into_iter().find(|host| host.name == name))
+    }
+}
+
 async fn only_host(client: &mut TunerServiceClient<Channel>) -> Result<String, CliError> {
     let answer = client
         .list_hosts(v1::ListHostsRequest::default())
@@ -65,15 +78,18 @@ pub(super) async fn guests(args: &ClientArgs) -> Result<(), CliError> {
             break;
         }
     }
+    let host = session.host().await?;
     if args.json {
         let json = Json::new();
         let guests: Vec<_> = guests
             .iter()
             .map(|guest| json.value("Guest", guest))
             .collect();
-        print(format_args!("{:#}", json!({ "guests": guests })))?;
+        let host = host.map(|host| json.value("Host", &host));
+        let value = json!({ "guests": guests, "host": host });
+        print(format_args!("{value:#}"))?;
     } else {
-        print(tables::guests(&guests))?;
+        print(tables::guests(host.as_ref(), &guests))?;
     }
     Ok(())
 }

@@ -123,6 +123,7 @@ fn watch(
     let modes = Modes {
         default: Mode::Observe,
         guests: BTreeMap::new(),
+        has_candidate: false,
     };
     let mut host = LibvirtHost::open(&config, &modes, journal.path())?;
     let seen = windows(args, &mut host, recorder, stop);

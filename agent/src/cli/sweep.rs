@@ -74,6 +74,7 @@ fn sweep_host(args: &SweepArgs, stop: &Receiver<()>) -> Result<Report, CliError>
     let modes = Modes {
         default: Mode::Advise,
         guests: BTreeMap::new(),
+        has_candidate: false,
     };
     let swept = match (&args.source.simulated, &args.source.libvirt) {
         (Some(scenario), _) => {

@@ -8,6 +8,7 @@ use blkpilot_proto::v1;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
+use super::dial;
 use crate::trial::{Comparison, Report};
 
 pub(super) const ABSENT: &str = "–";
@@ -123,8 +124,8 @@ fn measured(measurement: &Option<v1::Measurement>, show: impl Fn(f32) -> String)
     }
 }
 
-/// One row per disk, with what is in force.
-pub(super) fn guests(guests: &[v1::Guest]) -> String {
+/// One row per disk, with what is in force; below it what else is to be known of guests and policies.
+pub(super) fn guests(host: Option<&v1::Host>, guests: &[v1::Guest]) -> String {
     let mut table = table(&[
         "DISK", "MODE", "OPT-IN", "IN FORCE", "QUEUE", "CPU", "HITS", "IOPS", "MEAN µs", "P99 µs",
         "PROBLEM",
@@ -163,6 +164,9 @@ pub(super) fn guests(guests: &[v1::Guest]) -> String {
     });
     std::iter::once(table.trim_fmt())
         .chain(frozen)
+        .chain(guests.iter().filter_map(dial::notice))
+        .chain(guests.iter().filter_map(dial::exploration))
+        .chain(host.into_iter().flat_map(dial::policies))
         .collect::<Vec<_>>()
         .join("\n")
 }
@@ -278,9 +282,10 @@ pub(super) fn settlement(settlement: &Settlement) -> (&'static str, String) {
 
 /// One row per head of each disk; of a decision that was applied, only what it changed.
 pub(super) fn decision(decision: &v1::Decision) -> String {
-    let is_proposed = decision.state() == v1::decision::State::Proposed;
+    let is_proposed = decision.state() == v1::decision::State::Proposed
+        && decision.source() != v1::decision::Source::Shadow;
     let last = if is_proposed { "NOTE" } else { "IN FORCE" };
-    let mut table = table(&["DISK", "HEAD", "BEFORE", "CHOSEN", "PROPENSITY", last]);
+    let mut table = table(&["DISK", "HEAD", "BEFORE", "CHOSEN", "PROPENSITY", last, "BY"]);
     let is_shown = |head: &&v1::HeadDecision| {
         is_proposed || head.previous != head.requested || head.requested != head.executed
     };
@@ -289,17 +294,19 @@ pub(super) fn decision(decision: &v1::Decision) -> String {
             let propensity = head
                 .propensity
                 .map_or(ABSENT.to_owned(), |p| format!("{p:.3}"));
+            let explored = if head.explored { " explored" } else { "" };
             table.add_row(vec![
                 short(&row.name),
                 head.head.clone(),
                 head.previous.clone(),
                 head.requested.clone(),
-                propensity,
+                format!("{propensity}{explored}"),
                 if is_proposed {
                     note(head)
                 } else {
-                    head.executed.clone()
+                    dial::in_force(head)
                 },
+                dial::chooser(decision, row),
             ]);
         }
     }
@@ -368,7 +375,7 @@ pub(super) fn decision_line(decision: &v1::Decision) -> Vec<String> {
             .as_ref()
             .map_or(ABSENT.to_owned(), time),
         decision.name.clone(),
-        source(decision),
+        dial::sources(decision),
         state(decision),
         decision
             .policy
@@ -383,16 +390,8 @@ fn changes(decision: &v1::Decision) -> String {
         let moved = row
             .heads
             .iter()
-            .filter(|head| head.previous != head.executed);
-        moved.map(|head| {
-            format!(
-                "{} {} {}→{}",
-                short(&row.name),
-                head.head,
-                head.previous,
-                head.executed
-            )
-        })
+            .filter(|head| head.previous != head.executed || head.requested != head.executed);
+        moved.map(|head| format!("{} {}", short(&row.name), dial::change(head)))
     });
     let changed: Vec<String> = changed.collect();
     if changed.is_empty() {

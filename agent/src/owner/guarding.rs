@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use blkpilot_env::guard::exploration::Unrest;
 use blkpilot_env::guard::{Guard, GuardConfig, Intervention};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
@@ -11,7 +12,6 @@ use super::change::{Change, Undone};
 use super::{Owner, Seen};
 use crate::backend::BackendError;
 use crate::decision::Source;
-use crate::mode::Mode;
 use crate::names::guest_of;
 
 /// The guard of a host, and what it compares a window with.
@@ -36,6 +36,16 @@ impl Watch {
         self.now = sample.at;
         let before = self.before.replace(sample.clone())?;
         Some(HostWindow::between(&before, sample))
+    }
+
+    /// Time of the last sample.
+    pub(super) fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Why a disk must not be explored now.
+    pub(super) fn unrest(&self, disk: &str) -> Option<Unrest> {
+        self.guard.unrest(self.now, disk)
     }
 
     /// The host was lost: what it does when it is back is compared with nothing from before.
@@ -122,7 +132,7 @@ impl Owner {
 
     fn is_automatic(&self, seen: &Seen, disk: &str) -> bool {
         let guest = seen.guests.iter().find(|g| g.name == guest_of(disk));
-        guest.is_some_and(|guest| self.config.modes.of(guest) == Mode::Auto)
+        guest.is_some_and(|guest| self.config.modes.of(guest).is_automatic())
     }
 
     /// The disk's levels from before its change, with those on its IOThread that are tied to it. No

@@ -4,17 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use blkpilot_env::guard::exploration::Exploration;
+
 use crate::cpuset::CpuSet;
 use crate::element::Element;
 use crate::error::{HostError, HostResult};
 use crate::image_chain::{BackingChain, ImageName};
 
 /// XML namespace of the opt-in element:
-/// `<blkpilot:tuning xmlns:blkpilot="https://blkpilot.dev/xmlns/1" mode="auto" knobs="channel cache polling"/>`.
+/// `<blkpilot:tuning xmlns:blkpilot="https://blkpilot.dev/xmlns/1" mode="auto" knobs="channel cache polling"/>`,
+/// where `exploration="epsilon=0.05 changes_per_hour=6"` may stand too.
 pub const TUNING_NAMESPACE: &str = "https://blkpilot.dev/xmlns/1";
 
 /// A guest as its running domain XML describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Guest {
     /// UUID of the domain.
     pub uuid: String,
@@ -114,16 +117,18 @@ pub enum KnobKind {
 }
 
 /// The opt-in of a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OptIn {
     /// What may be done; the host's mode where it says nothing.
     pub mode: Option<TuningMode>,
     /// To which knobs.
     pub knobs: BTreeSet<KnobKind>,
+    /// How much it may be explored; not at all if it says nothing.
+    pub exploration: Option<Exploration>,
 }
 
 /// What the service's configuration says of one guest.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct GuestOverride {
     /// Consent given or withheld in place of the guest's metadata.
     pub opt_in: Option<bool>,
@@ -131,6 +136,8 @@ pub struct GuestOverride {
     pub mode: Option<TuningMode>,
     /// The knobs: with `opt_in` those allowed, else the most of the metadata's that are.
     pub knobs: Option<BTreeSet<KnobKind>>,
+    /// How much it is explored, in place of the metadata's.
+    pub exploration: Option<Exploration>,
 }
 
 impl GuestOverride {
@@ -161,7 +168,12 @@ impl GuestOverride {
             }
         };
         let mode = Some(mode.unwrap_or(default));
-        Some(OptIn { mode, knobs })
+        let own_exploration = own.and_then(|own| own.exploration);
+        Some(OptIn {
+            mode,
+            knobs,
+            exploration: self.exploration.or(own_exploration),
+        })
     }
 }
 
@@ -403,7 +415,18 @@ fn opt_in(root: &Element) -> HostResult<Option<OptIn>> {
         .split_whitespace()
         .map(str::parse)
         .collect::<HostResult<_>>()?;
-    Ok(Some(OptIn { mode, knobs }))
+    let exploration = tuning.attribute("exploration").map(exploration);
+    let exploration = exploration.transpose()?;
+    Ok(Some(OptIn {
+        mode,
+        knobs,
+        exploration,
+    }))
+}
+
+fn exploration(text: &str) -> HostResult<Exploration> {
+    let what = "exploration (epsilon=0.05 changes_per_hour=6, within their ranges)";
+    text.parse().map_err(|_| HostError::parse(what, text))
 }
 
 /// The prefix is the document's choice; the namespace it stands for is ours. libvirt keeps the
@@ -546,12 +569,41 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn exploration_is_the_metadatas_unless_the_configuration_has_its_own() {
+        let text = "epsilon=0.1 changes_per_hour=2";
+        let xml = XML.replace(
+            "mode=\"auto\"",
+            &format!("mode=\"auto\" exploration=\"{text}\""),
+        );
+        let of = |configured: &GuestOverride, xml: &str| {
+            let guest = settled(configured, xml, TuningMode::Advise);
+            guest.opt_in.and_then(|opt_in| opt_in.exploration)
+        };
+        let own: Exploration = text.parse().unwrap();
+        assert_eq!(of(&GuestOverride::default(), &xml), Some(own));
+        assert_eq!(of(&GuestOverride::default(), XML), None);
+        let none = Exploration {
+            epsilon: 0.0,
+            ..own
+        };
+        let configured = GuestOverride {
+            exploration: Some(none),
+            ..GuestOverride::default()
+        };
+        assert_eq!(of(&configured, &xml), Some(none));
+        let wrong = xml.replace("epsilon=0.1", "epsilon=2");
+        let refused = Guest::from_xml(&wrong).unwrap_err().to_string();
+        assert!(refused.contains("exploration"), "{refused}");
+    }
+
+    #[test]
     fn only_a_configured_opt_in_is_consent() {
         let other = XML.replace("https://blkpilot.dev/xmlns/1", "https://example.org/");
         let with = |opt_in| GuestOverride {
             opt_in,
             mode: Some(TuningMode::Auto),
             knobs: None,
+            exploration: None,
         };
         for (opt_in, xml, is_allowed) in [
             (None, &*other, false),

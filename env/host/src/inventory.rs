@@ -31,7 +31,7 @@ pub struct RunningGuest {
 }
 
 /// What the service's configuration says of the guests.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GuestRules {
     /// Mode of guests that opted in without one.
     pub default_mode: TuningMode,

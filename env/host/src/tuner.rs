@@ -1,6 +1,7 @@
 //! Every write to the host goes through here: journal, apply, read back, settle; and back again.
 
 use crate::cpuset::CpuSet;
+use crate::device::DeviceKnob;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
@@ -196,15 +197,18 @@ impl Tuner {
             value: &applied.value,
             undo: undo.as_deref(),
         })?;
-        let write = || match &record {
+        let made = self.check_still(whose, &applied);
+        let made = made.and_then(|()| match &record {
             Some(record) if record.original == applied.value => {
                 io.go_back(&applied.knob, &applied.value, record.undo.as_deref())
             }
             _ => write_and_check(io, &applied.knob, &applied.value),
-        };
-        if let Err(error) = self.check_still(whose, &applied).and_then(|()| write()) {
-            self.revert(whose, &applied, before.as_deref(), record.is_none())?;
-            return Err(error);
+        });
+        if let Err(error) = made {
+            return Err(self
+                .revert(whose, &applied, before.as_deref(), record.is_none())
+                .err()
+                .unwrap_or(error));
         }
         if let (Some(undo), Some(_)) = (&undo, before) {
             let undo = io.undo_once_made(undo);
@@ -408,8 +412,8 @@ impl Tuner {
         }
     }
 
-    /// A change is made on the value that was journalled: to put it on stable storage takes long enough
-    /// for somebody else to come between.
+    /// A change that was journalled is made on the value that was journalled: to put it on stable
+    /// storage takes long enough for somebody else to come between.
     fn check_still(&self, whose: &Whose<'_>, change: &Applied) -> HostResult<()> {
         let found = whose.io.read(&change.knob)?;
         let record = self.journal.record(whose.life, &change.knob)?;
@@ -491,15 +495,15 @@ fn is_ours(record: &Record, value: &str) -> bool {
     }
 }
 
-/// Whether what is found may be what the kernel has made of our own change: a cpuset leaves CPUs out, a
-/// device rounds.
+/// Whether what is found is the kernel's answer to our own change: a binding without CPUs that a cpuset
+/// leaves out, or no scheduler where a switch has failed.
 fn is_cut_short(change: &Applied, found: &str) -> bool {
     let cpus = |text: &str| text.parse::<CpuSet>().ok();
     match (&change.knob, cpus(found), cpus(&change.value)) {
         (Knob::Channel { .. }, Some(found), Some(wanted)) => {
             found.iter().all(|cpu| wanted.contains(cpu))
         }
-        (Knob::Device(_), ..) => true,
+        (Knob::Device(DeviceKnob::Scheduler), ..) => found == "none",
         _ => false,
     }
 }

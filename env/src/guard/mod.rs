@@ -8,11 +8,13 @@
 //! - [`budget`]: how soon and how often anything may be changed;
 //! - [`trial`]: a window before a change against windows after it, with untouched disks as controls;
 //! - [`stall`]: requests in flight and none completed;
-//! - [`breaker`]: no changes for a while after too many went wrong.
+//! - [`breaker`]: no changes for a while after too many went wrong;
+//! - [`exploration`]: how much a guest may be explored, and when it may not.
 
 pub mod breaker;
 pub mod budget;
 pub mod config;
+pub mod exploration;
 pub mod stall;
 pub mod trial;
 
@@ -28,6 +30,7 @@ use crate::window::HostWindow;
 use breaker::Breaker;
 use budget::ChangeBudget;
 pub use config::GuardConfig;
+use exploration::{Calm, Unrest};
 use stall::StallWatch;
 use trial::TrialWatch;
 
@@ -105,6 +108,7 @@ pub struct Guard {
     trials: TrialWatch,
     stalls: StallWatch,
     breaker: Breaker,
+    calm: Calm,
 }
 
 impl Guard {
@@ -116,6 +120,7 @@ impl Guard {
             trials: TrialWatch::new(config.trial),
             stalls: StallWatch::new(config.stall_windows),
             breaker: Breaker::new(config.breaker),
+            calm: Calm::new(config.trial.p99_objective_us),
         }
     }
 
@@ -169,6 +174,18 @@ impl Guard {
         }
     }
 
+    /// Why a disk must not be explored now; `None` if it may be.
+    #[must_use]
+    pub fn unrest(&self, now: Duration, disk: &str) -> Option<Unrest> {
+        if self.breaker.is_open(now) {
+            Some(Unrest::BreakerOpen)
+        } else if self.trials.is_on_trial(disk) {
+            Some(Unrest::OnTrial)
+        } else {
+            self.calm.unrest(disk)
+        }
+    }
+
     /// Notes that a change failed on the host.
     pub fn failed(&mut self, now: Duration) {
         self.breaker.note_failure(now);
@@ -176,6 +193,7 @@ impl Guard {
 
     /// Judges a window. What it names goes back; until it has, the guard names it again.
     pub fn observe(&mut self, window: &HostWindow) -> Vec<Intervention> {
+        self.calm.observe(window);
         let mut interventions = self.trials.observe(window);
         for (disk, windows) in self.stalls.observe(window) {
             let is_named = interventions.iter().any(|known| known.disk == disk);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::window::HostWindow;
+use crate::window::{DiskRow, HostWindow};
 
 /// Counts windows without a completion per disk.
 #[derive(Debug)]
@@ -25,9 +25,7 @@ impl StallWatch {
 
     /// The disks that are stalled after this window, and for how many windows they have been silent.
     pub fn observe(&mut self, window: &HostWindow) -> Vec<(String, u32)> {
-        let silent = window.disks.iter().filter(|disk| {
-            disk.did.iops == Ok(0.0) && disk.in_flight.is_ok_and(|requests| requests > 0)
-        });
+        let silent = window.disks.iter().filter(|disk| is_silent(disk));
         let counted = silent.map(|disk| {
             let before = self.silent.get(&disk.id).copied().unwrap_or(0);
             (disk.id.clone(), before.saturating_add(1))
@@ -41,4 +39,9 @@ impl StallWatch {
             .map(|(disk, count)| (disk.clone(), *count))
             .collect()
     }
+}
+
+/// Whether requests were in flight and none completed.
+pub(super) fn is_silent(disk: &DiskRow) -> bool {
+    disk.did.iops == Ok(0.0) && disk.in_flight.is_ok_and(|requests| requests > 0)
 }

@@ -231,3 +231,44 @@ fn a_harmful_policy_keeps_no_disk_down_for_longer_than_the_bound() {
     }
     assert!((1..=2).contains(&longest), "{longest} windows");
 }
+
+#[test]
+fn a_disk_is_explored_only_while_all_is_well_with_it() {
+    let mut config = calm();
+    config.trial.p99_objective_us = Some(600.0);
+    let (mut host, mut guard) = (Host::new(2, 3), Guard::new(&config));
+    let unrest =
+        |guard: &Guard, host: &Host, disk: usize| guard.unrest(host.now, &host.obs.disk_ids[disk]);
+    assert_eq!(unrest(&guard, &host, 0), Some(Unrest::Unseen));
+    host.pass(0.0, &[1.0, 1.0]);
+    guard.observe(&host.window);
+    assert_eq!(unrest(&guard, &host, 0), None);
+
+    // Its p99 is 300 µs usually.
+    host.pass(0.0, &[2.1, 1.0]);
+    guard.observe(&host.window);
+    assert_eq!(unrest(&guard, &host, 0), Some(Unrest::Objective));
+    assert_eq!(unrest(&guard, &host, 1), None);
+    host.pass(0.0, &[1.0, 1.0]);
+    host.window.disks[0].did.latency_us_p99 = Err(Validity::NotOptedIn);
+    guard.observe(&host.window);
+    assert_eq!(unrest(&guard, &host, 0), Some(Unrest::Objective));
+    host.window.disks[0].did.iops = Ok(0.0);
+    host.window.disks[0].in_flight = Ok(0);
+    guard.observe(&host.window);
+    assert_eq!(unrest(&guard, &host, 0), None, "idle");
+    host.window.disks[0].in_flight = Ok(1);
+    guard.observe(&host.window);
+    assert_eq!(unrest(&guard, &host, 0), Some(Unrest::Stalled));
+
+    host.pass(0.0, &[1.0, 1.0]);
+    host.window.disks[0].in_flight = Ok(1);
+    guard.observe(&host.window);
+    host.change(&mut guard, 0, 2);
+    assert_eq!(unrest(&guard, &host, 0), Some(Unrest::OnTrial));
+    assert_eq!(unrest(&guard, &host, 1), None);
+    for _ in 0..3 {
+        guard.failed(host.now);
+    }
+    assert_eq!(unrest(&guard, &host, 1), Some(Unrest::BreakerOpen));
+}

@@ -9,7 +9,7 @@ use blkpilot_models::TableName;
 use crate::reader::Reader;
 use crate::schema::{
     DecisionId, DecisionRow, EpisodeId, Event, Flaw, HeadRow, HostStepId, OutcomeRow, Seen, Source,
-    Subject,
+    Stage, Subject,
 };
 
 /// Decision number `number`, with one head and a few features.
@@ -27,6 +27,8 @@ pub(crate) fn decision(number: u128) -> Event {
         order: 3,
         source: Source::Auto,
         reason: None,
+        stage: Stage::LastGood,
+        epsilon: 0.05,
         policy: "ppo".to_owned(),
         policy_version: "4".to_owned(),
         spec_hash: "ab".to_owned(),
@@ -50,6 +52,7 @@ pub(crate) fn decision(number: u128) -> Event {
             requested: 1,
             executed: 0,
             propensity: 0.1 + 0.2,
+            explored: true,
             forced: false,
             altered: Some("dwell".to_owned()),
             mask: vec![MaskReason::Allowed, MaskReason::Allowed],

@@ -47,7 +47,7 @@ pub use queue::{CommitQueue, SubmitError};
 pub use reader::{Entry, Reader};
 pub use schema::{
     DecisionId, DecisionRow, EpisodeId, Event, Flaw, HeadRow, HostStepId, OutcomeRow, Seen, Source,
-    Subject,
+    Stage, Subject,
 };
 pub use turn::{Ending, StepContext};
 pub use writer::{Config, Recovery, Writer, lock};

@@ -42,10 +42,17 @@ pub struct DecisionRow {
     pub order: u32,
     /// Where it comes from.
     pub source: Source,
+    /// Which stage of the fallback chain chose.
+    #[serde(default, skip_serializing_if = "Stage::is_policy")]
+    pub stage: Stage,
+    /// Probability with which a head that has a choice was drawn from all that is allowed instead of
+    /// by the policy. The heads' propensities are those of the mixture.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub epsilon: f64,
     /// Why it was made, where the guard made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Name of the policy that chose.
+    /// Name of the policy that chose: of another stage, that of what stood in.
     pub policy: String,
     /// Its version.
     pub policy_version: String,
@@ -73,9 +80,12 @@ pub struct HeadRow {
     /// The level in force afterwards.
     pub executed: Level,
     /// Probability, in (0, 1], with which the policy took `requested` given what it saw and `mask`;
-    /// 1 where forced.
+    /// with exploration, that of the mixture; 1 where forced.
     #[serde(deserialize_with = "nullable_f64")]
     pub propensity: f64,
+    /// It was drawn from all that is allowed: see [`DecisionRow::epsilon`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub explored: bool,
     /// There was no choice: the mask, or a disk on the same IOThread, left one level.
     pub forced: bool,
     /// Why `executed` is not `requested`: what the guard or the host objected. `None` if it is.
@@ -159,6 +169,34 @@ pub enum Source {
     Rollback,
     /// The guard put back a change that did harm.
     Guard,
+}
+
+/// Which stage of the fallback chain chose.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The policy that should.
+    #[default]
+    Policy,
+    /// The last policy known to be good: the production policy for a candidate, the version before it
+    /// for the production policy.
+    LastGood,
+    /// The heuristic, `least_loaded`.
+    Heuristic,
+    /// None: what was in force stayed.
+    Keep,
+}
+
+impl Stage {
+    fn is_policy(&self) -> bool {
+        *self == Self::Policy
+    }
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 /// What came of a decision, an interval later.

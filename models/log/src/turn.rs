@@ -6,7 +6,7 @@ use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Table, Turn, Turn
 use blkpilot_models::{TableName, TurnChoice};
 
 use crate::schema::{
-    DecisionId, DecisionRow, EpisodeId, Flaw, HeadRow, HostStepId, OutcomeRow, Seen, Source,
+    DecisionId, DecisionRow, EpisodeId, Flaw, HeadRow, HostStepId, OutcomeRow, Seen, Source, Stage,
     Subject,
 };
 
@@ -54,6 +54,8 @@ impl DecisionRow {
             subject: Subject::of_turn(view.turn, obs),
             order,
             source: context.source,
+            stage: Stage::Policy,
+            epsilon: 0.0,
             reason: None,
             policy: context.policy.clone(),
             policy_version: context.policy_version.clone(),
@@ -94,6 +96,7 @@ impl HeadRow {
             requested,
             executed: requested,
             propensity: made.choice.propensities[head],
+            explored: false,
             forced: made.forced[head],
             altered: None,
             mask: view.head_mask(head).to_vec(),

@@ -61,11 +61,11 @@ impl FakeDevices {
         let writer = Writer::new(move |path, value| {
             let fault = std::mem::replace(&mut *fault.lock().unwrap(), Fault::None);
             match fault {
-                // Nobody takes a device in the tests of faults: what is taken is an IOThread.
-                Fault::None | Fault::AppliedThenTaken => write(path, value),
+                Fault::None => write(path, value),
                 Fault::Refused => Err(ErrorKind::InvalidInput.into()),
                 Fault::Ignored => Ok(()),
-                Fault::AppliedThenLost => {
+                // Who would take it is the test itself.
+                Fault::AppliedThenLost | Fault::AppliedThenTaken => {
                     write(path, value)?;
                     Err(ErrorKind::ResourceBusy.into())
                 }
