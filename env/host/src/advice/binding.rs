@@ -17,13 +17,8 @@ fn advise_one(
     guests: &[Subject],
     host: &HostFacts,
 ) -> Option<Advice> {
-    let cpus = guest.iothread_cpus(iothread)?;
-    let confined = vcpus_within(guest, cpus);
-    // While all these vCPUs are busy none of the CPUs is left.
-    if confined < cpus.len() {
-        return None;
-    }
-    let better = free_cpus(guests, cpus, host)?;
+    let crowd = guest.pins.crowd(iothread)?;
+    let better = free_cpus(guests, &crowd.cpus, host)?;
     let disks = guest
         .disks
         .iter()
@@ -36,8 +31,8 @@ fn advise_one(
                  requests wait for a CPU"
                 .to_owned(),
         evidence: vec![
-            Evidence::text("CPUs of the IOThread", cpus.to_string()),
-            Evidence::number("vCPUs that may run only there", confined as f64, ""),
+            Evidence::text("CPUs of the IOThread", crowd.cpus.to_string()),
+            Evidence::number("vCPUs that may run only there", crowd.vcpus as f64, ""),
             Evidence::text("disks that it serves", disks.join(", ")),
         ],
         gain: Gain::Measured {
@@ -54,22 +49,9 @@ fn advise_one(
     Some(advice)
 }
 
-fn vcpus_within(guest: &Subject, cpus: &CpuSet) -> usize {
-    let is_within = |vcpu: &u32| {
-        let own = guest.vcpu_cpus(*vcpu);
-        own.is_some_and(|own| own.intersection(cpus) == *own)
-    };
-    (0..guest.guest.vcpus).filter(is_within).count()
-}
-
 /// CPUs that no vCPU of any guest is pinned to, those of the NUMA node of `beside` where there are any.
 fn free_cpus(guests: &[Subject], beside: &CpuSet, host: &HostFacts) -> Option<CpuSet> {
-    let pinned = |cpu: &u32| {
-        let mut pins = guests
-            .iter()
-            .flat_map(|guest| guest.guest.vcpu_pins.values());
-        pins.any(|pin| pin.contains(*cpu))
-    };
+    let pinned = |cpu: &u32| guests.iter().any(|guest| guest.pins.has_vcpu_on(*cpu));
     let free: CpuSet = host
         .topology
         .online

@@ -1,6 +1,7 @@
 //! `cache=`: which disks go through the host's page cache.
 
 use super::facts::Storage;
+use super::sriov::BUSY;
 use super::{
     Advice, Budget, Edit, Evidence, Gain, HostFacts, Kind, Remedy, Subject, SubjectDisk, io,
 };
@@ -9,7 +10,8 @@ use crate::telemetry::default_reference;
 
 /// On average every byte of the disk was read this often: then what was read once is read again.
 const REREAD: u64 = 2;
-/// A disk whose reads take this many times what its kind of device needs for one waits for the device.
+/// A disk that always has a request in flight, and yet completes one only this many times as seldom as its
+/// kind of device would one after the other, waits for its device.
 const WAITS_FOR_DEVICE: f64 = 2.0;
 /// Share of the bytes moved that are reads; with more writes the page cache fills with dirty pages.
 const MOSTLY_READS: f64 = 0.5;
@@ -31,9 +33,7 @@ struct Wanted {
 pub(super) fn budget_bytes(guests: &[Subject], host: &HostFacts) -> u64 {
     let disks = guests.iter().flat_map(|guest| &guest.disks);
     let buffered = disks.filter(|disk| disk.is_image() && !disk.disk.boot_cache.is_direct());
-    let taken: u64 = buffered
-        .filter_map(|disk| Some(disk.measured?.capacity_bytes))
-        .sum();
+    let taken: u64 = buffered.filter_map(|disk| disk.capacity_bytes).sum();
     (host.mem_available_bytes / PAGE_CACHE_SHARE).saturating_sub(taken)
 }
 
@@ -158,7 +158,7 @@ fn shared(disk: &SubjectDisk, host: &HostFacts) -> Option<Wanted> {
 }
 
 fn too_large(disk: &SubjectDisk, host: &HostFacts) -> Option<Wanted> {
-    let capacity = disk.measured?.capacity_bytes;
+    let capacity = disk.capacity_bytes?;
     (capacity >= host.mem_total_bytes).then(|| Wanted {
         cache: BootCache::None,
         reason: "the disk is larger than the host's memory, so the page cache cannot hold it, while its \
@@ -187,17 +187,18 @@ fn fits(
     budget: &mut Budget,
 ) -> Option<Wanted> {
     let (measured, device) = (disk.measured?, disk.device.as_ref()?);
-    let read_latency_us = measured.read_latency_us?;
+    let capacity = disk.capacity_bytes?;
     let reads = measured.read_bytes_per_sec / measured.bytes_per_sec();
     let device_us = default_reference(device.class).read_us;
-    let is_worth_it = measured.read_bytes_total >= REREAD * measured.capacity_bytes
-        && reads >= MOSTLY_READS
-        && read_latency_us >= WAITS_FOR_DEVICE * device_us;
+    let us_per_request = 1e6 / (measured.reads_per_sec + measured.writes_per_sec);
+    let waits = measured.in_flight >= BUSY && us_per_request >= WAITS_FOR_DEVICE * device_us;
+    let is_read_again = reads >= MOSTLY_READS && measured.read_bytes_total >= REREAD * capacity;
     let may_be_cached = disk.storage == Storage::Local && disk.shared_with(host).is_none();
-    if !is_worth_it || !may_be_cached || measured.capacity_bytes > budget.page_cache_bytes {
+    let is_possible = may_be_cached && capacity <= budget.page_cache_bytes;
+    if !(waits && is_read_again && is_possible) || guest.is_crowded(disk) {
         return None;
     }
-    budget.page_cache_bytes -= measured.capacity_bytes;
+    budget.page_cache_bytes -= capacity;
     let mut cautions = vec![
         "libvirt then refuses to migrate the guest while it runs".to_owned(),
         "it takes host memory and CPU time; what the guest has not flushed is in the host's memory"
@@ -215,15 +216,17 @@ fn fits(
                  hold all of the disk"
             .to_owned(),
         evidence: vec![
-            Evidence::number("mean read latency", read_latency_us, "µs"),
+            Evidence::number("requests in flight", measured.in_flight, ""),
+            Evidence::number("mean latency", measured.latency_us?, "µs"),
+            Evidence::number("time between completions", us_per_request, "µs"),
             Evidence::number("read of its kind of device", device_us, "µs"),
             Evidence::number("share of reads", reads * 100.0, "% of bytes"),
             Evidence::number(
                 "read since the guest's start",
-                measured.read_bytes_total as f64 / measured.capacity_bytes as f64,
+                measured.read_bytes_total as f64 / capacity as f64,
                 "times the disk",
             ),
-            Evidence::number("size of the disk", measured.capacity_bytes as f64 / GIB, "GiB"),
+            Evidence::number("size of the disk", capacity as f64 / GIB, "GiB"),
             Evidence::number("available memory", host.mem_available_bytes as f64 / GIB, "GiB"),
         ],
         gain: Gain::Measured {
@@ -288,11 +291,12 @@ mod tests {
 
     #[test]
     fn nothing_is_cached_that_does_not_fit_or_is_not_read_again_or_is_shared() {
-        let spoil: [fn(&mut Subject, &mut HostFacts); 6] = [
+        let spoil: [fn(&mut Subject, &mut HostFacts); 7] = [
             |_, host| host.mem_available_bytes = 1 << 27,
             |guest, _| of(guest).read_bytes_total = 1 << 27,
             |guest, _| of(guest).write_bytes_per_sec = 1e12,
-            |guest, _| of(guest).read_latency_us = Some(100.0),
+            |guest, _| of(guest).reads_per_sec = 5_000.0,
+            |guest, _| of(guest).in_flight = 0.9,
             |guest, _| guest.disks[0].storage = Storage::Shared("NFS"),
             |_, host| host.devices.get_mut("sda").unwrap().is_remote = true,
         ];
@@ -301,6 +305,20 @@ mod tests {
             spoil(&mut guest, &mut host);
             assert_eq!(cache_of(&guest, &host), None, "case {n}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_waits_for_a_cpu_is_not_taken_for_one_that_waits_for_its_device() {
+        let pinned = |cpus: &str| format!("<vcpu cpuset='{cpus}'>4</vcpu><iothreads>1</iothreads>");
+        let driver = " cache='none' io='io_uring' iothread='1'";
+        let cached = |cpus: &str| {
+            let vcpus = "<vcpu placement='static'>4</vcpu>";
+            let mut guest = subject_of(&xml(driver, "").replace(vcpus, &pinned(cpus)));
+            busy(&mut guest, "sda");
+            cache_of(&guest, &host())
+        };
+        assert!(cached("0-7").is_some());
+        assert_eq!(cached("0-1"), None);
     }
 
     #[test]
@@ -347,7 +365,7 @@ mod tests {
     fn a_disk_larger_than_memory_is_not_cached_and_others_are_left_as_they_are() {
         let mut guest = slow_reader(" cache='writeback'");
         assert_eq!(cache_of(&guest, &host()), None);
-        of(&mut guest).capacity_bytes = 1 << 50;
+        guest.disks[0].capacity_bytes = Some(1 << 50);
         assert!(set(&cache_of(&guest, &host()).unwrap()).contains("none"));
         guest.disks[0].storage = Storage::Memory;
         assert_eq!(

@@ -11,6 +11,7 @@ pub mod facts;
 mod huge_pages;
 mod io;
 mod iothread;
+mod pins;
 mod queues;
 mod scheduler;
 mod sriov;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 
 pub use edit::{Edit, diff, patched};
 pub use facts::{HostFacts, Version};
+pub use pins::{Crowd, Pins};
 pub use subject::{Definition, Subject, SubjectDisk};
 #[cfg(feature = "libvirt")]
 pub use survey::{Survey, survey};

@@ -3,7 +3,7 @@
 use super::{Advice, Evidence, Gain, HostFacts, Kind, Remedy, Requirement, Subject, SubjectDisk};
 
 /// Requests that are always in flight: a disk below it does not keep its device busy.
-const BUSY: f64 = 1.0;
+pub(super) const BUSY: f64 = 1.0;
 
 pub(super) fn advise(guest: &Subject, disk: &SubjectDisk, host: &HostFacts) -> Option<Advice> {
     if !may_be_replaced(guest, disk, host) {

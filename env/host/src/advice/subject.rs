@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::edit::{iothreads_of, users};
 use super::facts::{HostFacts, Storage, Version};
-use crate::cpuset::CpuSet;
+use super::pins::Pins;
 use crate::element::Element;
 use crate::error::{HostError, HostResult};
 use crate::guest::{Guest, GuestDisk};
@@ -36,8 +36,10 @@ pub struct Subject {
     pub has_huge_pages: bool,
     /// Whether its memory is shared with other processes.
     pub has_shared_memory: bool,
-    /// Where each IOThread is pinned.
-    pub iothread_pins: BTreeMap<u32, CpuSet>,
+    /// Where its threads may run.
+    pub pins: Pins,
+    /// Where they may run now; `None` when it does not.
+    pub live_pins: Option<Pins>,
     /// How many devices each IOThread serves.
     pub iothread_users: BTreeMap<u32, usize>,
     /// Its disks, in the order of the XML.
@@ -67,15 +69,18 @@ pub struct SubjectDisk {
     pub has_holes: Option<bool>,
     /// What it lies on; `None` where that is no local device.
     pub device: Option<BackingDevice>,
-    /// What it did; `None` when it does not run or could not be asked.
+    /// Whether it runs now with the driver that it is defined with: otherwise what is measured now says
+    /// nothing of its next boot.
+    pub runs_as_defined: bool,
+    /// Size as the guest sees it, bytes; `None` like `measured`.
+    pub capacity_bytes: Option<u64>,
+    /// What it did; `None` when it does not run as it is defined, or could not be asked.
     pub measured: Option<Measured>,
 }
 
 /// What a disk did in a window, and since its QEMU started.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// Size as the guest sees it, bytes.
-    pub capacity_bytes: u64,
     /// Read since QEMU started, bytes.
     pub read_bytes_total: u64,
     /// Reads per second.
@@ -88,8 +93,6 @@ pub struct Measured {
     pub write_bytes_per_sec: f64,
     /// Mean number of requests in flight, by Little's law.
     pub in_flight: f64,
-    /// Mean latency of reads, microseconds; `None` without reads.
-    pub read_latency_us: Option<f64>,
     /// Mean latency of reads and writes, microseconds; `None` without any.
     pub latency_us: Option<f64>,
 }
@@ -128,6 +131,7 @@ impl Subject {
             .and_then(|os| os.attribute("machine"));
         Ok(Self {
             disks: disks(&guest, &root, live.as_ref()),
+            pins: Pins::of(&guest, &root)?,
             guest,
             xml: definition.xml.clone(),
             is_running: live.is_some(),
@@ -140,7 +144,7 @@ impl Subject {
             has_huge_pages: live.as_ref().is_some_and(has_huge_pages),
             has_shared_memory: backing("access").and_then(|a| a.attribute("mode"))
                 == Some("shared"),
-            iothread_pins: iothread_pins(&root)?,
+            live_pins: live_pins(definition, live.as_ref())?,
             iothread_users: users(&root),
         })
     }
@@ -154,7 +158,9 @@ impl Subject {
         for disk in &mut self.disks {
             let target = &disk.disk.target;
             if let (Some(first), Some(last)) = (counters(before, target), counters(after, target)) {
-                disk.measured = Measured::between(&first, &last, span_s);
+                disk.capacity_bytes = Some(last.capacity_bytes);
+                let measured = Measured::between(&first, &last, span_s);
+                disk.measured = measured.filter(|_| disk.runs_as_defined);
             }
         }
     }
@@ -168,18 +174,12 @@ impl Subject {
             .then(|| Version::from_text(version))
     }
 
-    /// Where an IOThread may run: its pin, or what holds for the whole guest. `None` is anywhere.
+    /// Whether an IOThread of the disk has to wait for a CPU now, so that its latency says nothing of its
+    /// device.
     #[must_use]
-    pub fn iothread_cpus(&self, iothread: u32) -> Option<&CpuSet> {
-        let pin = self.iothread_pins.get(&iothread);
-        pin.or(self.guest.cpuset.as_ref())
-    }
-
-    /// Where a vCPU may run. `None` is anywhere.
-    #[must_use]
-    pub fn vcpu_cpus(&self, vcpu: u32) -> Option<&CpuSet> {
-        let pin = self.guest.vcpu_pins.get(&vcpu);
-        pin.or(self.guest.cpuset.as_ref())
+    pub fn is_crowded(&self, disk: &SubjectDisk) -> bool {
+        let mut live = self.live_pins.iter();
+        live.any(|pins| disk.iothreads.iter().any(|id| pins.crowd(*id).is_some()))
     }
 }
 
@@ -221,17 +221,15 @@ impl Measured {
         let write_bytes = last.writes.bytes.checked_sub(first.writes.bytes)? as f64;
         let read_ns = last.reads.time_ns.checked_sub(first.reads.time_ns)? as f64;
         let write_ns = last.writes.time_ns.checked_sub(first.writes.time_ns)? as f64;
-        let mean_us = |ns: f64, requests: f64| (requests > 0.0).then(|| ns / requests / 1e3);
+        let (ns, requests) = (read_ns + write_ns, reads + writes);
         Some(Self {
-            capacity_bytes: last.capacity_bytes,
             read_bytes_total: last.reads.bytes,
             reads_per_sec: reads / span_s,
             writes_per_sec: writes / span_s,
             read_bytes_per_sec: read_bytes / span_s,
             write_bytes_per_sec: write_bytes / span_s,
-            in_flight: (read_ns + write_ns) / 1e9 / span_s,
-            read_latency_us: mean_us(read_ns, reads),
-            latency_us: mean_us(read_ns + write_ns, reads + writes),
+            in_flight: ns / 1e9 / span_s,
+            latency_us: (requests > 0.0).then(|| ns / requests / 1e3),
         })
     }
 
@@ -245,8 +243,10 @@ impl Measured {
 fn disks(guest: &Guest, root: &Element, live: Option<&Element>) -> Vec<SubjectDisk> {
     let disk = |disk: &GuestDisk| {
         let element = disk_element(root, &disk.target)?;
+        // QEMU's disks have one; what has none is no disk of QEMU, and there is nothing to set.
+        let driver = element.child("driver")?;
         let live = live.and_then(|live| disk_element(live, &disk.target));
-        Some(subject_disk(disk.clone(), element, live))
+        Some(subject_disk(disk.clone(), element, driver, live))
     };
     guest.disks.iter().filter_map(disk).collect()
 }
@@ -256,9 +256,12 @@ fn disk_element<'a>(root: &'a Element, target: &str) -> Option<&'a Element> {
     disks.find(|disk| disk.child("target").and_then(|t| t.attribute("dev")) == Some(target))
 }
 
-fn subject_disk(disk: GuestDisk, element: &Element, live: Option<&Element>) -> SubjectDisk {
-    let driver = element.child("driver");
-    let of_driver = |name: &str| driver.and_then(|driver| driver.attribute(name));
+fn subject_disk(
+    disk: GuestDisk,
+    element: &Element,
+    driver: &Element,
+    live: Option<&Element>,
+) -> SubjectDisk {
     let bus = element
         .child("target")
         .and_then(|target| target.attribute("bus"));
@@ -273,33 +276,34 @@ fn subject_disk(disk: GuestDisk, element: &Element, live: Option<&Element>) -> S
         is_virtio_blk: bus == Some("virtio")
             && is_block_storage
             && matches!(address, None | Some("pci" | "ccw")),
-        queues: of_driver("queues").and_then(|queues| queues.parse().ok()),
-        iothreads: driver.map(iothreads_of).unwrap_or_default(),
-        lacks_ioeventfd: of_driver("ioeventfd") == Some("off"),
+        queues: driver
+            .attribute("queues")
+            .and_then(|queues| queues.parse().ok()),
+        iothreads: iothreads_of(driver),
+        lacks_ioeventfd: driver.attribute("ioeventfd") == Some("off"),
         is_shareable: element.child("shareable").is_some(),
         has_backing_chain: has_layer(element) || live.is_some_and(has_layer),
         storage: Storage::Unknown,
         has_holes: None,
         device: None,
+        runs_as_defined: live
+            .and_then(|live| live.child("driver"))
+            .is_some_and(|running| is_same(running, driver)),
+        capacity_bytes: None,
         measured: None,
         disk,
     }
 }
 
-fn iothread_pins(root: &Element) -> HostResult<BTreeMap<u32, CpuSet>> {
-    let pins = root
-        .child("cputune")
-        .into_iter()
-        .flat_map(|c| c.children("iothreadpin"));
-    let pin = |pin: &Element| {
-        let iothread = pin.attribute("iothread")?.parse().ok()?;
-        Some(
-            pin.attribute("cpuset")?
-                .parse()
-                .map(|cpus| (iothread, cpus)),
-        )
+fn is_same(a: &Element, b: &Element) -> bool {
+    a.attributes() == b.attributes() && iothreads_of(a) == iothreads_of(b)
+}
+
+fn live_pins(definition: &Definition, live: Option<&Element>) -> HostResult<Option<Pins>> {
+    let (Some(xml), Some(root)) = (&definition.live_xml, live) else {
+        return Ok(None);
     };
-    pins.filter_map(pin).collect()
+    Pins::of(&Guest::from_xml(xml)?, root).map(Some)
 }
 
 /// libvirt always writes KiB.
@@ -368,10 +372,15 @@ pub(super) mod tests {
         let disk = &subject.disks[0];
         assert!(disk.is_virtio_blk && disk.has_own_iothread(&subject.iothread_users));
         assert_eq!((disk.queues, disk.has_backing_chain), (Some(2), false));
-        assert_eq!(subject.iothread_cpus(1).unwrap().to_string(), "0");
-        assert_eq!(subject.iothread_cpus(2), None);
         assert_eq!(subject.machine_version(), Some(Version(7, 2, 0)));
         assert!(subject.has_all_memory && !subject.wants_huge_pages);
+    }
+
+    #[test]
+    fn a_disk_without_a_driver_gets_no_advice() {
+        let driver = "<driver name='qemu' type='raw'/>";
+        let subject = subject_of(&xml("", "").replace(driver, ""));
+        assert_eq!(subject.disks, []);
     }
 
     #[test]
@@ -409,9 +418,16 @@ pub(super) mod tests {
         subject.measure(&stats(100, 0), &stats(300, 1_000_000_000), 2.0);
         let measured = subject.disks[0].measured.unwrap();
         assert_eq!((measured.reads_per_sec, measured.in_flight), (100.0, 0.5));
-        assert_eq!(measured.read_latency_us, Some(5_000.0));
+        assert_eq!(measured.latency_us, Some(5_000.0));
         assert_eq!(measured.read_bytes_total, 300 * 4096);
         subject.measure(&stats(300, 0), &stats(100, 0), 2.0);
         assert_eq!(subject.disks[0].measured, None, "QEMU was started again");
+        subject.disks[0].runs_as_defined = false;
+        subject.measure(&stats(100, 0), &stats(300, 0), 2.0);
+        assert_eq!(
+            subject.disks[0].measured, None,
+            "the next boot will be another"
+        );
+        assert_eq!(subject.disks[0].capacity_bytes, Some(1 << 20));
     }
 }

@@ -9,7 +9,7 @@ use std::{fs, thread};
 
 use super::facts::{DeviceFacts, Storage};
 use super::{HostFacts, Subject, SubjectDisk, Version};
-use crate::error::HostResult;
+use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::libvirt::Libvirt;
 use crate::stats::GuestStats;
@@ -34,8 +34,15 @@ pub struct Survey {
 /// `window`. Blocks for as long.
 ///
 /// # Errors
-/// `Disconnected`; `Late` when guests hang; `Io` for procfs and sysfs.
+/// `Unsupported` for a libvirt on another machine; `Disconnected`; `Late` when guests hang; `Io` for
+/// procfs and sysfs.
 pub fn survey(uri: &str, window: Duration) -> HostResult<Survey> {
+    if let Some(machine) = machine_of(uri) {
+        return Err(HostError::Unsupported {
+            what: format!("advice about another machine ({uri})"),
+            reason: format!("procfs, sysfs and the images are looked at here: run it on {machine}"),
+        });
+    }
     let libvirt = Libvirt::connect_read_only(uri)?;
     let version = Version::from_libvirt;
     let (qemu, own) = (
@@ -61,6 +68,12 @@ pub fn survey(uri: &str, window: Duration) -> HostResult<Survey> {
         host,
         unreadable,
     })
+}
+
+/// The machine that a URI names: what stands between `//` and the path.
+fn machine_of(uri: &str) -> Option<&str> {
+    let machine = uri.split_once("://")?.1.split('/').next()?;
+    (!machine.is_empty()).then_some(machine)
 }
 
 fn measure(uri: &str, window: Duration, guests: &mut [Subject]) -> HostResult<()> {
@@ -103,4 +116,21 @@ fn has_holes(image: &Path) -> Option<bool> {
     let metadata = fs::metadata(image).ok()?;
     let is_device = metadata.file_type().is_block_device();
     Some(!is_device && metadata.blocks() * STAT_BLOCK_BYTES < metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_that_names_a_machine_is_refused() {
+        assert_eq!(
+            machine_of("qemu+ssh://root@node7/system"),
+            Some("root@node7")
+        );
+        assert_eq!(machine_of("qemu:///system"), None);
+        assert_eq!(machine_of("qemu+unix:///system?socket=/run/x"), None);
+        let error = survey("qemu+ssh://node7/system", Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("run it on node7"), "{error}");
+    }
 }

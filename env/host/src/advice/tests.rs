@@ -45,15 +45,14 @@ pub(super) fn busy(guest: &mut Subject, device: &str) {
         numa: 0,
         queues: vec!["0-3".parse().unwrap(), "4-7".parse().unwrap()],
     });
+    disk.capacity_bytes = Some(1 << 27);
     disk.measured = Some(Measured {
-        capacity_bytes: 1 << 27,
         read_bytes_total: 1 << 30,
         reads_per_sec: 2_000.0,
         writes_per_sec: 0.0,
         read_bytes_per_sec: 2_000.0 * 4096.0,
         write_bytes_per_sec: 0.0,
         in_flight: 4.0,
-        read_latency_us: Some(2_000.0),
         latency_us: Some(2_000.0),
     });
 }
@@ -72,14 +71,20 @@ pub(super) fn opted_in(xml: &str, knobs: &str) -> String {
     xml.replace("</uuid>", &element)
 }
 
-/// The same guest, on a definition with all advice followed.
+/// The same guest with all advice followed, while it still runs as it did.
 fn followed(guest: &Subject, advice: &[Advice]) -> Subject {
-    let after = patched(&guest.xml, advice.iter().filter_map(Advice::edit)).unwrap();
-    let mut next = subject_of(&after);
+    let definition = Definition {
+        xml: patched(&guest.xml, advice.iter().filter_map(Advice::edit)).unwrap(),
+        live_xml: Some(guest.xml.clone()),
+        is_persistent: true,
+        snapshots: 0,
+    };
+    let mut next = Subject::from_definition(&definition).unwrap();
     for (new, old) in next.disks.iter_mut().zip(&guest.disks) {
-        new.storage = old.storage;
+        (new.storage, new.has_holes) = (old.storage, old.has_holes);
         new.device.clone_from(&old.device);
-        new.measured = old.measured;
+        new.capacity_bytes = old.capacity_bytes;
+        new.measured = old.measured.filter(|_| new.runs_as_defined);
     }
     next
 }
