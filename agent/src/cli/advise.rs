@@ -53,7 +53,7 @@ pub(super) struct AdviseArgs {
 pub(super) async fn run(args: AdviseArgs) -> Result<(), CliError> {
     let (uri, interval) = (args.libvirt.clone(), args.interval);
     let surveying = tokio::task::spawn_blocking(move || advice::survey(&uri, interval));
-    let survey = surveying.await.map_err(panicked)??;
+    let survey = surveying.await.map_err(|error| panicked(&error))??;
     let advice = advice::advise(&survey.guests, &survey.host);
     if let Some(guest) = args.xml.clone() {
         let guest = find(&survey, &guest, &args.libvirt)?;
@@ -61,8 +61,9 @@ pub(super) async fn run(args: AdviseArgs) -> Result<(), CliError> {
         let (uri, uuid) = (args.libvirt.clone(), guest.guest.uuid.clone());
         // With what the read-only connection keeps back, or a definition would lose it.
         let whole = move || Libvirt::connect(&uri)?.whole_definition(&uuid);
-        let whole = tokio::task::spawn_blocking(whole);
-        let xml = advice::patched(&whole.await.map_err(panicked)??, edits)?;
+        let reading = tokio::task::spawn_blocking(whole);
+        let whole = reading.await.map_err(|error| panicked(&error))??;
+        let xml = advice::patched(&whole, edits)?;
         return print(xml.trim_end());
     }
     let advice = about(&survey, advice, &args)?;
@@ -101,7 +102,7 @@ impl Report<'_> {
     }
 }
 
-fn panicked(error: tokio::task::JoinError) -> CliError {
+fn panicked(error: &tokio::task::JoinError) -> CliError {
     CliError::Failed(format!("the survey panicked: {error}"))
 }
 

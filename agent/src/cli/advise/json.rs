@@ -10,7 +10,7 @@ use crate::cli::CliError;
 pub(super) fn report(report: &Report<'_>) -> Result<Value, CliError> {
     let advice = report.advice.iter().map(|advice| {
         let diff = report.diff(advice)?;
-        Ok(one(advice, diff))
+        Ok(one(advice, diff.as_deref()))
     });
     let unreadable = report.survey.unreadable.iter();
     Ok(json!({
@@ -61,7 +61,7 @@ fn change(change: &LiveChange) -> Value {
     })
 }
 
-fn one(advice: &Advice, diff: Option<String>) -> Value {
+fn one(advice: &Advice, diff: Option<&str>) -> Value {
     let guest = advice.guest.as_ref();
     json!({
         "id": advice.id,
@@ -100,7 +100,7 @@ fn requirement(needed: &Requirement) -> Value {
     json!({ "what": needed.what, "found": needed.found, "met": needed.is_met })
 }
 
-fn change_of(remedy: &Remedy, diff: Option<String>) -> Value {
+fn change_of(remedy: &Remedy, diff: Option<&str>) -> Value {
     match remedy {
         Remedy::Xml(_) => json!({ "type": "xml", "diff": diff }),
         Remedy::File {

@@ -22,7 +22,7 @@ pub(super) fn report(report: &Report<'_>) -> Result<String, CliError> {
         ));
     }
     for advice in report.advice {
-        blocks.push(block(advice, report.diff(advice)?));
+        blocks.push(block(advice, report.diff(advice)?.as_deref()));
     }
     for (guest, problem) in &report.survey.unreadable {
         blocks.push(format!("{guest}: cannot be advised: {problem}"));
@@ -69,7 +69,7 @@ fn change(change: &LiveChange) -> String {
     format!("  {whose}: {knob} {from} → {to}{chance}  [{id}]")
 }
 
-fn block(advice: &Advice, diff: Option<String>) -> String {
+fn block(advice: &Advice, diff: Option<&str>) -> String {
     let whose = match &advice.guest {
         Some(guest) => format!("{}/{}", guest.name, advice.subject),
         None => advice.subject.clone(),

@@ -38,8 +38,9 @@ pub(super) fn advise(guest: &Subject, disk: &SubjectDisk) -> Option<Advice> {
         reason: reason.to_owned(),
         evidence,
         gain: Gain::Documented {
-            text: "lower latency, and no waiting for what the main loop or other disks do",
-            source: "QEMU: docs/devel/multiple-iothreads; IBM: Linux on KVM, `iothread` of <driver>",
+            text: "the main loop is a bottleneck on hosts with many CPUs; IBM names an IOThread per disk for best \
+                   performance",
+            source: "QEMU: docs/devel/multiple-iothreads.rst; IBM: Linux on KVM, <driver> as child element of <disk>",
         },
         remedy: Remedy::Xml(Edit::DedicatedIoThread {
             target: disk.disk.target.clone(),
