@@ -9,7 +9,7 @@ use nix::sys::statfs::statfs;
 use procfs::{FromRead as _, Meminfo};
 
 use crate::error::{HostError, HostResult};
-use crate::sysfs::Topology;
+use crate::topology::Topology;
 
 /// File systems that several hosts may have mounted: f_type in statfs(2), and a name for people.
 /// FUSE stands for whatever is behind it, GlusterFS among others.
@@ -145,7 +145,7 @@ impl HostFacts {
             libvirt,
             kernel: Version::from_text(&kernel),
             allows_io_uring: uring.is_none_or(|value| value == "0"),
-            topology: Topology::read(sys)?,
+            topology: Topology::read(sys, proc)?,
             mem_total_bytes: memory.mem_total,
             mem_available_bytes: memory.mem_available.unwrap_or(memory.mem_free),
             huge_pages: huge_pages(proc, sys),

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::edit::{iothreads_of, users};
 use super::facts::{HostFacts, Storage, Version};
 use super::pins::Pins;
+use crate::backing_device::BackingDevice;
 use crate::element::Element;
 use crate::error::{HostError, HostResult};
 use crate::guest::{Guest, GuestDisk};
 use crate::stats::{DiskCounters, GuestStats};
-use crate::sysfs::BackingDevice;
 
 /// A guest that may get advice.
 #[derive(Debug, Clone, PartialEq)]

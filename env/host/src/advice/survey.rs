@@ -9,12 +9,13 @@ use std::{fs, thread};
 
 use super::facts::{DeviceFacts, Storage};
 use super::{HostFacts, Subject, SubjectDisk, Version};
+use crate::backing_device::BackingDevice;
+use crate::block_stack::Resolver;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::libvirt::Libvirt;
 use crate::stats::GuestStats;
 use crate::stats_reader::StatsReader;
-use crate::sysfs::BackingDevice;
 
 /// Blocks of stat(2) have this size whatever the file system's own is.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -60,8 +61,9 @@ pub fn survey(uri: &str, window: Duration) -> HostResult<Survey> {
         }
     }
     measure(uri, window, &mut guests)?;
+    let resolver = Resolver::new(sys, proc);
     for disk in guests.iter_mut().flat_map(|guest| &mut guest.disks) {
-        look_at_image(sys, disk, &mut host);
+        look_at_image(&resolver, disk, &mut host);
     }
     Ok(Survey {
         guests,
@@ -99,16 +101,16 @@ fn measure(uri: &str, window: Duration, guests: &mut [Subject]) -> HostResult<()
     Ok(())
 }
 
-fn look_at_image(sys: &Path, disk: &mut SubjectDisk, host: &mut HostFacts) {
+fn look_at_image(resolver: &Resolver, disk: &mut SubjectDisk, host: &mut HostFacts) {
     let Some(image) = &disk.disk.source else {
         return;
     };
     disk.storage = Storage::of_image(image);
     disk.has_holes = has_holes(image);
-    disk.device = BackingDevice::of_image(sys, image).ok();
+    disk.device = BackingDevice::of_image(resolver, image).ok();
     for leaf in disk.device.iter().flat_map(|device| &device.leaves) {
         let known = host.devices.entry(leaf.clone());
-        known.or_insert_with(|| DeviceFacts::read(sys, leaf));
+        known.or_insert_with(|| DeviceFacts::read(resolver.sys(), leaf));
     }
 }
 

@@ -4,7 +4,8 @@ use super::facts::{DeviceFacts, Storage};
 use super::subject::Measured;
 use super::subject::tests::{subject_of, xml};
 use super::*;
-use crate::sysfs::{BackingDevice, Topology};
+use crate::backing_device::BackingDevice;
+use crate::topology::Topology;
 
 /// A host of 8 CPUs on two NUMA nodes with 16 GiB of memory, and the devices `sda` and `nvme0n1`.
 pub(super) fn host() -> HostFacts {
@@ -19,6 +20,7 @@ pub(super) fn host() -> HostFacts {
             online: cpus("0-7"),
             cores: Vec::new(),
             nodes: vec![(0, cpus("0-3")), (1, cpus("4-7"))],
+            ..Topology::default()
         },
         mem_total_bytes: 16 << 30,
         mem_available_bytes: 12 << 30,
@@ -40,6 +42,7 @@ pub(super) fn busy(guest: &mut Subject, device: &str) {
     disk.storage = Storage::Local;
     disk.device = Some(BackingDevice {
         name: device.to_owned(),
+        counted: [device.to_owned()].into(),
         leaves: [device.to_owned()].into(),
         class,
         numa: 0,
