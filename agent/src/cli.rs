@@ -5,6 +5,7 @@
     reason = "`output::print` bears a reader that ends"
 )]
 
+mod advise;
 mod commands;
 mod data_dir;
 mod device;
@@ -68,6 +69,14 @@ enum Command {
     Guests(ClientArgs),
     /// Ask the policy for a joint decision; nothing is changed
     Propose(ClientArgs),
+    /// Say what could be changed, now and at a next boot, with reason, evidence and gain; nothing is
+    ///
+    /// Now: what the policy of a running service would change. At a next boot: changes of guests'
+    /// definitions (cache, io, queues, IOThreads, their CPUs, huge pages) as diffs, and what needs more
+    /// (a udev rule, SR-IOV, vhost-user-blk). Guests need not have opted in: only their XML and bulk
+    /// statistics are read, and none is sent a command.
+    #[command(after_help = advise::EXAMPLES)]
+    Advise(advise::AdviseArgs),
     /// Apply a proposal, or levels given by name
     Apply(ApplyArgs),
     /// List recorded decisions, newest first
@@ -393,6 +402,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Topology(args) => topology::run(&args),
         Command::Guests(args) => commands::guests(&args).await,
         Command::Propose(args) => commands::propose(&args).await,
+        Command::Advise(args) => advise::run(args).await,
         Command::Apply(args) => commands::apply(&args).await,
         Command::Decisions(args) => commands::decisions(&args).await,
         Command::Watch(args) => commands::watch(&args).await,

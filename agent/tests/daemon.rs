@@ -280,20 +280,18 @@ fn exit_statuses_tell_refused_from_wrong_from_unavailable() {
     }
     let missing = blkpilot(dir.path(), &["serve", "--config", "nowhere.toml"]);
     assert_eq!(missing.status.code(), Some(2));
-    let unreachable = blkpilot(
+    for command in ["observe", "advise"] {
+        let nowhere = "qemu+unix:///system?socket=/nonexistent";
+        let unreachable = blkpilot(dir.path(), &[command, "--libvirt", nowhere]);
+        let status = unreachable.status.code();
+        assert_eq!(status, Some(3), "{command}: {}", error(&unreachable));
+    }
+    let afar = blkpilot(
         dir.path(),
-        &[
-            "observe",
-            "--libvirt",
-            "qemu+unix:///system?socket=/nonexistent",
-        ],
+        &["advise", "--libvirt", "qemu+ssh://node7/system"],
     );
-    assert_eq!(
-        unreachable.status.code(),
-        Some(3),
-        "{}",
-        error(&unreachable)
-    );
+    assert_eq!(afar.status.code(), Some(1));
+    assert!(error(&afar).contains("run it on node7"), "{}", error(&afar));
 }
 
 #[test]
@@ -305,6 +303,7 @@ fn help_lists_the_commands_and_the_exit_statuses() {
         "observe",
         "guests",
         "propose",
+        "advise",
         "apply",
         "decisions",
         "watch",

@@ -74,7 +74,8 @@ fn change(comparison: &Comparison, change: f64) -> String {
     }
 }
 
-fn figure(value: f64) -> String {
+/// A number with as many digits as are worth reading.
+pub(super) fn figure(value: f64) -> String {
     if value.abs() < 100.0 {
         format!("{value:.2}")
     } else {

@@ -1,5 +1,7 @@
 //! A small tree of XML elements: libvirt's documents are read once and then asked questions.
 
+use std::ops::Range;
+
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
@@ -16,6 +18,10 @@ pub(crate) struct Element {
     attributes: Vec<(String, String)>,
     pub(crate) children: Vec<Element>,
     pub(crate) text: String,
+    /// Where its first tag stands in the document, bytes.
+    pub(crate) tag: Range<usize>,
+    /// Where it ends in the document: after its last tag.
+    pub(crate) end: usize,
 }
 
 impl Element {
@@ -25,17 +31,21 @@ impl Element {
         let mut reader = Reader::from_str(xml);
         let mut open = vec![Self::default()];
         loop {
+            let start = reader.buffer_position() as usize;
             match reader.read_event().map_err(|_| error())? {
-                Event::Start(start) if open.len() <= MAX_DEPTH => {
-                    open.push(Self::from_start(&start)?);
+                Event::Start(tag) if open.len() <= MAX_DEPTH => {
+                    let span = start..reader.buffer_position() as usize;
+                    open.push(Self::from_start(&tag, span)?);
                 }
                 Event::Start(_) => return Err(error()),
-                Event::Empty(start) => {
-                    let element = Self::from_start(&start)?;
+                Event::Empty(tag) => {
+                    let span = start..reader.buffer_position() as usize;
+                    let element = Self::from_start(&tag, span)?;
                     open.last_mut().ok_or_else(error)?.children.push(element);
                 }
                 Event::End(_) => {
-                    let element = open.pop().ok_or_else(error)?;
+                    let mut element = open.pop().ok_or_else(error)?;
+                    element.end = reader.buffer_position() as usize;
                     open.last_mut().ok_or_else(error)?.children.push(element);
                 }
                 Event::Text(text) => {
@@ -52,10 +62,12 @@ impl Element {
         }
     }
 
-    fn from_start(start: &BytesStart<'_>) -> HostResult<Self> {
+    fn from_start(start: &BytesStart<'_>, tag: Range<usize>) -> HostResult<Self> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let mut element = Self {
             name: text(start.name().as_ref()),
+            end: tag.end,
+            tag,
             ..Self::default()
         };
         for attribute in start.attributes() {
@@ -76,6 +88,11 @@ impl Element {
             .iter()
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.as_str())
+    }
+
+    /// All attributes in the order of the document.
+    pub(crate) fn attributes(&self) -> &[(String, String)] {
+        &self.attributes
     }
 
     /// The first child of this name.
@@ -108,6 +125,17 @@ mod tests {
             root.children("b").nth(1).unwrap().child("c").unwrap().text,
             "text"
         );
+    }
+
+    #[test]
+    fn an_element_knows_where_it_stands() {
+        let xml = "<a>\n  <b x='1'/> text <c>\n</c></a>";
+        let root = Element::parse(xml).unwrap();
+        let (b, c) = (root.child("b").unwrap(), root.child("c").unwrap());
+        assert_eq!(&xml[b.tag.clone()], "<b x='1'/>");
+        assert_eq!(&xml[b.tag.start..b.end], "<b x='1'/>");
+        assert_eq!(&xml[c.tag.start..c.end], "<c>\n</c>");
+        assert_eq!(&xml[root.tag.start..root.end], xml);
     }
 
     #[test]

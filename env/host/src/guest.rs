@@ -77,6 +77,38 @@ pub enum BootCache {
     Unsafe,
 }
 
+impl BootCache {
+    /// Whether it bypasses the host's page cache.
+    #[must_use]
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::None | Self::DirectSync)
+    }
+
+    /// The value of `cache=`.
+    #[must_use]
+    pub fn attribute(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::DirectSync => "directsync",
+            Self::Writeback => "writeback",
+            Self::Writethrough => "writethrough",
+            Self::Unsafe => "unsafe",
+        }
+    }
+}
+
+impl BootIo {
+    /// The value of `io=`.
+    #[must_use]
+    pub fn attribute(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Threads => "threads",
+            Self::IoUring => "io_uring",
+        }
+    }
+}
+
 /// How QEMU submits I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootIo {

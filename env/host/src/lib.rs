@@ -1,5 +1,6 @@
 //! The live host: telemetry, knobs and journal over libvirt, QMP, procfs and sysfs.
 
+pub mod advice;
 pub mod backing_device;
 pub mod block_device;
 pub mod block_stack;

@@ -1,5 +1,6 @@
 //! A connection to libvirt: what blkpilot reads from it and the three things it writes.
 
+mod definitions;
 mod ffi;
 mod tunables;
 
@@ -52,12 +53,24 @@ impl Libvirt {
     /// # Errors
     /// `Disconnected`.
     pub fn connect(uri: &str) -> HostResult<Self> {
+        Self::open(uri, Connect::open)
+    }
+
+    /// Connects to `uri` in such a way that libvirt refuses whatever would change something.
+    ///
+    /// # Errors
+    /// `Disconnected`.
+    pub fn connect_read_only(uri: &str) -> HostResult<Self> {
+        Self::open(uri, Connect::open_read_only)
+    }
+
+    fn open(uri: &str, open: fn(Option<&str>) -> Result<Connect, Error>) -> HostResult<Self> {
         start_event_loop();
         let disconnected = |error: Error| HostError::Disconnected {
             uri: uri.to_owned(),
             message: error.message().to_owned(),
         };
-        let connect = Connect::open(Some(uri)).map_err(disconnected)?;
+        let connect = open(Some(uri)).map_err(disconnected)?;
         connect
             .set_keep_alive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
             .map_err(disconnected)?;
