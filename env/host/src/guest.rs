@@ -79,8 +79,10 @@ pub enum BootCache {
 pub enum BootIo {
     /// Linux AIO.
     Native,
-    /// Threads, also the default.
+    /// Threads.
     Threads,
+    /// Not given: QEMU's default, which is threads.
+    Default,
     /// io_uring.
     IoUring,
 }
@@ -233,6 +235,17 @@ impl Guest {
 }
 
 impl GuestDisk {
+    /// QEMU's `aio` for its images, where libvirt gives it one.
+    #[must_use]
+    pub fn aio(&self) -> Option<&'static str> {
+        match self.boot_io {
+            BootIo::Native => Some("native"),
+            BootIo::Threads => Some("threads"),
+            BootIo::IoUring => Some("io_uring"),
+            BootIo::Default => None,
+        }
+    }
+
     /// Path of the device's backend in QEMU's object tree.
     #[must_use]
     pub fn qom_path(&self) -> String {
@@ -336,7 +349,8 @@ fn disk(element: &Element) -> Option<GuestDisk> {
         boot_io: match driver_attribute("io") {
             Some("native") => BootIo::Native,
             Some("io_uring") => BootIo::IoUring,
-            _ => BootIo::Threads,
+            Some(_) => BootIo::Threads,
+            None => BootIo::Default,
         },
         iothread: driver_attribute("iothread").and_then(|id| id.parse().ok()),
         cache_obstacle: cache_obstacle(element, driver_attribute("cache")),

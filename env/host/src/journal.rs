@@ -267,6 +267,28 @@ impl Journal {
         )
     }
 
+    /// Hands a record on to the life that goes on with its guest.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn hand_on(&self, life: &GuestLife, knob: &Knob, next: &GuestLife) -> HostResult<()> {
+        let sql = format!(
+            "UPDATE OR REPLACE knob SET boot_id = ?5, uuid = ?6, qemu_started = ?7 WHERE {KEY}"
+        );
+        self.execute(
+            &sql,
+            params![
+                life.boot_id,
+                life.uuid,
+                life.qemu_started_ticks.cast_signed(),
+                knob.to_string(),
+                next.boot_id,
+                next.uuid,
+                next.qemu_started_ticks.cast_signed(),
+            ],
+        )
+    }
+
     /// Drops a record: its original value was restored and read back, or its guest's life is over.
     ///
     /// # Errors

@@ -12,7 +12,10 @@ use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
-use crate::qmp::{LatencyHistogram, NodeOptions, Qmp, stop_histogram_command};
+use crate::journal::Record;
+use crate::qmp::{
+    LatencyHistogram, NodeOptions, Qmp, Whereabouts, reopened_node, stop_histogram_command,
+};
 
 /// QEMU's own default for an IOThread: adaptive polling of up to 32 µs.
 pub const ADAPTIVE_POLL_MAX_NS: u64 = 32_768;
@@ -237,6 +240,30 @@ impl KnobIo<'_> {
         })
     }
 
+    /// What has become of the block node that a record is about; one of another knob is always in use.
+    ///
+    /// # Errors
+    /// As [`KnobIo::read`].
+    pub(crate) fn whereabouts(&self, record: &Record) -> HostResult<Whereabouts> {
+        let node = record.undo.as_deref().and_then(reopened_node);
+        match (&record.knob, node) {
+            (Knob::Cache { target }, Some(node)) => {
+                self.qmp()?
+                    .whereabouts(&node, self.disk(target)?, self.nodes)
+            }
+            _ => Ok(Whereabouts::InUse),
+        }
+    }
+
+    /// Sends the journalled command that puts the original of a disk's knob back.
+    ///
+    /// # Errors
+    /// `Unsupported` while a job runs; whatever the hypervisor says.
+    pub(crate) fn undo(&self, target: &str, command: &str) -> HostResult<()> {
+        self.check_no_job(target)?;
+        self.qmp()?.repeat(command)
+    }
+
     /// Refuses a knob that the guest has not opted in to, unless our own change of it is put back.
     pub(crate) fn check_allowed(&self, knob: &Knob) -> HostResult<()> {
         if self.purpose == Purpose::Restore {
@@ -255,19 +282,28 @@ impl KnobIo<'_> {
     }
 
     fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
-        let obstacle = cache_obstacle(disk, value == BUFFERED);
-        let reason = match obstacle {
-            Some(reason) => reason.to_owned(),
-            None if self.hypervisor.job_runs(&self.guest.uuid, &disk.target)? => {
-                "a block or libvirt job is running; try again after it".to_owned()
-            }
-            None => return Ok(()),
-        };
-        let what = format!(
-            "guest {}, disk {}: cache strategy {value}",
-            self.guest.name, disk.target
-        );
-        Err(HostError::Unsupported { what, reason })
+        match cache_obstacle(disk, value == BUFFERED) {
+            Some(reason) => Err(self.no_cache(&disk.target, reason)),
+            None => self.check_no_job(&disk.target),
+        }
+    }
+
+    fn check_no_job(&self, target: &str) -> HostResult<()> {
+        if self.hypervisor.job_runs(&self.guest.uuid, target)? {
+            let reason = "a block or libvirt job is running; try again after it";
+            return Err(self.no_cache(target, reason));
+        }
+        Ok(())
+    }
+
+    fn no_cache(&self, target: &str, reason: &str) -> HostError {
+        HostError::Unsupported {
+            what: format!(
+                "guest {}, disk {target}: changing its cache strategy",
+                self.guest.name
+            ),
+            reason: reason.to_owned(),
+        }
     }
 
     fn qmp(&self) -> HostResult<Qmp<'_>> {

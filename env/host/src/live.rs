@@ -93,6 +93,8 @@ pub struct LiveHost {
     stats_reader: StatsReader,
     inventory: Inventory,
     inventory_read_at: Duration,
+    /// Since the journal was brought after it.
+    is_inventory_new: bool,
     is_connected: bool,
     /// Since the last time that the guests were read.
     is_reconnected: bool,
@@ -169,6 +171,7 @@ impl LiveHost {
             stats_reader: StatsReader::default(),
             inventory: Inventory::default(),
             inventory_read_at: Duration::ZERO,
+            is_inventory_new: false,
             is_connected: true,
             is_reconnected: false,
             histograms_tried: BTreeSet::new(),
@@ -222,7 +225,7 @@ impl LiveHost {
     /// # Errors
     /// `Disconnected`, `Late` when too many guests hang, `Io`, `Journal`.
     pub fn sample(&mut self) -> HostResult<HostSample> {
-        let stats = self.read_guests()?;
+        let stats = self.follow_guests()?;
         let seen = |running: &RunningGuest, knob: &Knob| in_force::seen(&stats, running, knob);
         let frozen = self.tuner.watch(&*self.hypervisor, &self.inventory, seen);
         self.frozen.extend(frozen?);
@@ -258,7 +261,7 @@ impl LiveHost {
         observation: &Observation,
         action: &JointAction,
     ) -> HostResult<Execution> {
-        self.read_guests()?;
+        self.follow_guests()?;
         let mut execution = Execution {
             executed: observation.current.clone(),
             applied: vec![],
@@ -303,7 +306,7 @@ impl LiveHost {
     /// # Errors
     /// `GuestGone`, and those of [`Tuner::apply`].
     pub fn apply_change(&mut self, uuid: &str, change: &Change) -> HostResult<Applied> {
-        self.read_guests()?;
+        self.follow_guests()?;
         let running = self
             .inventory
             .guests
@@ -356,6 +359,16 @@ impl LiveHost {
         self.tuner.unfreeze(&*self.hypervisor, running, knob)
     }
 
+    /// Reads the guests, and brings the journal after what has become of them.
+    fn follow_guests(&mut self) -> HostResult<Vec<GuestStats>> {
+        let stats = self.read_guests()?;
+        if std::mem::take(&mut self.is_inventory_new) {
+            let (host, guests) = (&*self.hypervisor, &self.inventory);
+            self.tuner.follow(host, guests, &Scope::Host)?;
+        }
+        Ok(stats)
+    }
+
     /// Reads which guests run, and everything about them again when that has changed.
     fn read_guests(&mut self) -> HostResult<Vec<GuestStats>> {
         let stats = match self.read_stats() {
@@ -373,6 +386,7 @@ impl LiveHost {
                 &self.config.guests,
             )?;
             self.inventory_read_at = now;
+            self.is_inventory_new = true;
         }
         self.note_hanging();
         if std::mem::take(&mut self.is_reconnected) {
@@ -411,14 +425,12 @@ impl LiveHost {
                 let _ = self.tuner.apply(&*self.hypervisor, running, &change);
             }
         }
-        let lives: BTreeSet<_> = self
-            .inventory
-            .guests
-            .values()
-            .filter_map(|running| running.life.clone())
-            .collect();
-        self.histograms_tried
-            .retain(|(life, _)| lives.contains(life));
+        let guests = &self.inventory.guests;
+        self.histograms_tried.retain(|(life, target)| {
+            guests.get(&life.uuid).is_some_and(|running| {
+                running.life.as_ref() == Some(life) && running.guest.disk(target).is_some()
+            })
+        });
     }
 
     /// The changes that an action asks for, one per IOThread for the knobs of an IOThread.

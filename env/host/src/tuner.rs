@@ -5,7 +5,9 @@ use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{GuestLife, Intent, Journal, Record, RecordState};
-use crate::knob::{Change, FOREIGN, Knob, KnobIo, Purpose};
+use crate::knob::{BUFFERED, Change, DIRECT, FOREIGN, Knob, KnobIo, Purpose};
+
+mod follow;
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -141,9 +143,14 @@ impl Tuner {
         check_answering(running)?;
         // Before anything is read: a guest without opt-in gets no monitor command at all.
         io.check_allowed(&knob)?;
+        let mut record = self.journal.record(life, &knob)?;
+        if let Some(known) = &record
+            && !self.follow_node(&io, known)?
+        {
+            record = None;
+        }
         let current = io.read(&knob)?;
         check_ours(running, &knob, &current)?;
-        let mut record = self.journal.record(life, &knob)?;
         if let Some(known) = &record {
             self.check_untouched(known, &current)?;
             if self.is_original(known, &current)? {
@@ -193,7 +200,10 @@ impl Tuner {
         inventory: &Inventory,
         scope: &Scope,
     ) -> HostResult<Vec<Outcome>> {
-        self.for_each(scope, |record| self.restore(hypervisor, inventory, record))
+        let mut outcomes = self.follow(hypervisor, inventory, scope)?;
+        outcomes
+            .extend(self.for_each(scope, |record| self.restore(hypervisor, inventory, record))?);
+        Ok(outcomes)
     }
 
     /// Compares the journal with the host after a start: drops what is moot, settles intents that a
@@ -206,9 +216,11 @@ impl Tuner {
         hypervisor: &dyn Hypervisor,
         inventory: &Inventory,
     ) -> HostResult<Vec<Outcome>> {
-        self.for_each(&Scope::Host, |record| {
+        let mut outcomes = self.follow(hypervisor, inventory, &Scope::Host)?;
+        outcomes.extend(self.for_each(&Scope::Host, |record| {
             self.compare(hypervisor, inventory, record)
-        })
+        })?);
+        Ok(outcomes)
     }
 
     /// Lets a frozen knob be tuned again. The value in force, which is returned, becomes its
@@ -261,6 +273,10 @@ impl Tuner {
             return Ok(Settlement::Moot);
         };
         let io = running.knobs_to(Purpose::Restore, hypervisor);
+        let original = record.original.clone();
+        if !self.follow_node(&io, record)? {
+            return Ok(Settlement::Restored { original });
+        }
         let current = io.read(&record.knob)?;
         if !self.is_original(record, &current)? {
             if self.is_taken(record, &current)? {
@@ -282,7 +298,6 @@ impl Tuner {
             write_and_check(&io, &record.knob, &record.original)?;
             self.journal.drop_record(&record.life, &record.knob)?;
         }
-        let original = record.original.clone();
         Ok(Settlement::Restored { original })
     }
 
@@ -295,7 +310,12 @@ impl Tuner {
         let Some(running) = self.find(inventory, record)? else {
             return Ok(Settlement::Moot);
         };
-        let current = running.knobs(hypervisor).read(&record.knob)?;
+        let io = running.knobs(hypervisor);
+        if !self.follow_node(&io, record)? {
+            let original = record.original.clone();
+            return Ok(Settlement::Restored { original });
+        }
+        let current = io.read(&record.knob)?;
         if record.state != RecordState::Frozen && self.is_original(record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
@@ -317,7 +337,10 @@ impl Tuner {
         inventory: &'a Inventory,
         record: &Record,
     ) -> HostResult<Option<&'a RunningGuest>> {
-        if inventory.has_ended(&record.life) {
+        let next = inventory.guests.get(&record.life.uuid);
+        if inventory.has_ended(&record.life)
+            && !next.is_some_and(|next| follow::is_handed_on(next, &record.knob))
+        {
             self.journal.drop_record(&record.life, &record.knob)?;
             return Ok(None);
         }
@@ -493,6 +516,9 @@ mod watch;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod follow_tests;
 
 #[cfg(test)]
 mod properties;

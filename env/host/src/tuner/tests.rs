@@ -23,7 +23,12 @@ impl Bench {
     }
 
     pub(super) fn apply(&self, change: &Change) -> HostResult<Applied> {
-        self.tuner.apply(&self.host, &self.host.running(1), change)
+        self.apply_in(1, change)
+    }
+
+    pub(super) fn apply_in(&self, started: u64, change: &Change) -> HostResult<Applied> {
+        let running = self.host.running(started);
+        self.tuner.apply(&self.host, &running, change)
     }
 
     fn rollback(&self, started: u64) -> Vec<Settlement> {
