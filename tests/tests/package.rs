@@ -60,8 +60,9 @@ fn everything_that_is_packed_is_there() {
     for script in ["postinst", "prerm", "postrm"] {
         let text = fs::read_to_string(scripts.join(script)).unwrap();
         assert!(text.contains("\n#DEBHELPER#\n"), "{script}");
-        let check = Command::new("sh").arg("-n").arg(scripts.join(script));
-        assert!({ check }.status().unwrap().success(), "{script}");
+        let file = scripts.join(script);
+        let check = Command::new("sh").arg("-n").arg(file).status().unwrap();
+        assert!(check.success(), "{script}");
     }
 }
 
