@@ -179,6 +179,7 @@ impl HostBackend for SimulatedHost {
         Ok(Execution {
             executed: action.clone(),
             failures: vec![],
+            went_wrong: false,
         })
     }
 
@@ -201,6 +202,7 @@ impl HostBackend for SimulatedHost {
         Ok(Execution {
             executed: self.next.clone(),
             failures: vec![],
+            went_wrong: false,
         })
     }
 

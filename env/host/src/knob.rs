@@ -282,28 +282,25 @@ impl KnobIo<'_> {
     }
 
     fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
-        match cache_obstacle(disk, value == BUFFERED) {
-            Some(reason) => Err(self.no_cache(&disk.target, reason)),
-            None => self.check_no_job(&disk.target),
-        }
+        let Some(reason) = cache_obstacle(disk, value == BUFFERED) else {
+            return self.check_no_job(&disk.target);
+        };
+        let what = format!(
+            "guest {}, disk {}: cache strategy {value}",
+            self.guest.name, disk.target
+        );
+        let reason = reason.to_owned();
+        Err(HostError::Unsupported { what, reason })
     }
 
     fn check_no_job(&self, target: &str) -> HostResult<()> {
         if self.hypervisor.job_runs(&self.guest.uuid, target)? {
-            let reason = "a block or libvirt job is running; try again after it";
-            return Err(self.no_cache(target, reason));
+            return Err(HostError::JobRuns {
+                guest: self.guest.name.clone(),
+                disk: target.to_owned(),
+            });
         }
         Ok(())
-    }
-
-    fn no_cache(&self, target: &str, reason: &str) -> HostError {
-        HostError::Unsupported {
-            what: format!(
-                "guest {}, disk {target}: changing its cache strategy",
-                self.guest.name
-            ),
-            reason: reason.to_owned(),
-        }
     }
 
     fn qmp(&self) -> HostResult<Qmp<'_>> {

@@ -295,7 +295,9 @@ impl LiveHost {
                         .iter()
                         .for_each(|id| self.telemetry.note_change(id, now));
                 }
-                Err(error) => execution.failed.push((ids(), error)),
+                Err(error) => execution
+                    .failed
+                    .push((ids(), of_the_living(running, error))),
             }
         }
         Ok(execution)
@@ -558,6 +560,16 @@ struct Planned {
     level: Level,
     /// Rows of the observation that it changes.
     rows: Vec<usize>,
+}
+
+/// What failed on a guest whose QEMU has ended failed because of that, whatever libvirt says.
+fn of_the_living(running: &RunningGuest, error: HostError) -> HostError {
+    match &running.process {
+        Some(process) if !process.is_alive() => HostError::GuestGone {
+            guest: running.guest.name.clone(),
+        },
+        _ => error,
+    }
 }
 
 /// Ids of the disks that a knob is about.

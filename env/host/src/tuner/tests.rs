@@ -304,7 +304,7 @@ fn the_cache_is_not_touched_while_a_job_runs_or_under_native_aio() {
     bench.host.job.set(true);
     assert!(matches!(
         bench.apply(&buffered()),
-        Err(HostError::Unsupported { .. })
+        Err(HostError::JobRuns { .. })
     ));
     let mut host = FakeHypervisor::default();
     host.xml = host.xml.replace("io_uring", "native");
