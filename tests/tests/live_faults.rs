@@ -153,12 +153,12 @@ impl Campaign {
     /// All disks are changed by the same daemon as before, within the journal.
     fn check_recovered(&mut self) -> Duration {
         let (mended, start) = (Moment::now(), Instant::now());
-        for disk in ["beside/vda", "hurt/vda", "hurt/vdb"] {
+        // A disk without work cannot be judged, so the guard leaves its first change on trial.
+        for disk in ["beside/vda", "hurt/vda"] {
             self.auto.wait_for_change(disk, None, mended);
         }
         let took = start.elapsed();
         self.auto.wait_for_change("hurt/vda", Some("cache"), mended);
-        self.auto.wait_for_change("hurt/vdb", Some("cache"), mended);
         self.auto.check_journalled(&self.fixture);
         took
     }
@@ -185,7 +185,7 @@ fn a_daemon_in_mode_auto_goes_on_whatever_happens_to_guests_and_libvirt() {
         campaign.auto.roll_back(&campaign.fixture);
         recoveries.sort_by(f64::total_cmp);
         println!(
-            "{fault:?}: {each} times; every disk changed again after {:.1} s in the median, {:.1} s at \
+            "{fault:?}: {each} times; every busy disk changed again after {:.1} s in the median, {:.1} s at \
              most; all was journalled and went back",
             recoveries[recoveries.len() / 2],
             recoveries[recoveries.len() - 1]
