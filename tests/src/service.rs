@@ -107,7 +107,7 @@ data_dir = \"data\"
         let mut service = self
             .command(&["serve", "--config", "blkpilot.toml"])
             .stdout(Stdio::piped())
-            .stderr(self.log_file())
+            .stderr(Stdio::null())
             .spawn()
             .expect("the binary runs");
         let mut line = String::new();
@@ -115,25 +115,6 @@ data_dir = \"data\"
         let read = BufReader::new(out).read_line(&mut line);
         assert!(read.is_ok() && line.contains("listening"), "{line}");
         self.service.insert(service).id()
-    }
-
-    fn log_file(&self) -> fs::File {
-        let mut options = fs::OpenOptions::new();
-        let file = options.create(true).append(true).open(self.log_path());
-        file.expect("it can be written to")
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.dir().join("service.log")
-    }
-
-    /// What the service has logged, over all its lives.
-    ///
-    /// # Panics
-    /// When it was never started.
-    #[must_use]
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.log_path()).expect("the service was started")
     }
 
     /// Whether the service that was started last runs.

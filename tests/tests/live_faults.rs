@@ -74,8 +74,10 @@ impl Campaign {
         match fault {
             Fault::LibvirtKilled => {
                 self.fixture.kill_libvirtd();
-                let log = self.auto.blkpilot.log().len();
-                self.wait_until(|auto| auto.blkpilot.log()[log..].contains("host unavailable"));
+                self.wait_until(|auto| {
+                    let said = auto.blkpilot.run(&["guests"]).stderr;
+                    String::from_utf8_lossy(&said).contains("cannot be reached")
+                });
                 self.fixture.restart_libvirtd().unwrap();
             }
             Fault::QemuKilled => {
