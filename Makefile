@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build test demo bench verify lint fmt clean
+.PHONY: help setup build deb test demo bench verify lint fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -12,6 +12,9 @@ setup: ## Install what is missing: packages, libtorch, the test guest
 
 build: setup ## Build the release binaries
 	cargo build --release --workspace --bins
+
+deb: ## Build the Debian package of the service; no libtorch needed
+	@scripts/deb.sh
 
 test: setup ## Set up, check the style and run every test; the counts come last
 	@scripts/lint.sh

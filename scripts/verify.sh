@@ -6,8 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties oracle
-    trial-poor-cache trial-poor-binding calibration guard kills soak sampling
-    bench
+    trial-poor-cache trial-poor-binding calibration guard kills faults jobs soak
+    sampling bench
 )
 usage() {
     cat <<TEXT
@@ -34,6 +34,8 @@ readonly lab=target/release/blkpilot-lab
 readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 # Times that the daemon is killed, and joint decisions of the soak.
 readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
+# Faults of each kind, and jobs of each kind on each guest.
+readonly faults=${BLKPILOT_VERIFY_FAULTS:-10} jobs=${BLKPILOT_VERIFY_JOBS:-10}
 # Times that each setting of the guest's knobs is recorded.
 readonly rounds=${BLKPILOT_VERIFY_ROUNDS:-6}
 mkdir -p "$docs" "$out"
@@ -90,6 +92,10 @@ record guard "The guard on real guests: false alarms, and how soon harm is undon
     env BLKPILOT_AA_WINDOWS=300 BLKPILOT_HARMS=20 "${live_test[@]}" --test live_guard -- --nocapture
 record kills "The daemon killed while it changes a guest that checks what it reads" \
     env BLKPILOT_KILLS="$kills" "${live_test[@]}" --test live_kills -- --nocapture
+record faults "What the daemon in mode auto goes on after: libvirtd, QEMU, guests and disks that go and come" \
+    env BLKPILOT_FAULTS="$faults" "${live_test[@]}" --test live_faults -- --nocapture
+record jobs "Jobs of libvirt on guests whose cache strategy changes all the time" \
+    env BLKPILOT_JOBS="$jobs" "${live_test[@]}" --test live_jobs -- --nocapture
 record soak "The daemon in mode auto for long" \
     env BLKPILOT_SOAK="$soak" "${live_test[@]}" --test live_soak -- --nocapture
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \

@@ -161,6 +161,9 @@ pub struct Execution {
     pub executed: JointAction,
     /// What did not take effect: whose, and why.
     pub failures: Vec<String>,
+    /// Whether one of them is more than an ordinary event, such as a guest that has gone or a job that
+    /// runs.
+    pub went_wrong: bool,
 }
 
 /// Why a host did nothing.

@@ -2,7 +2,7 @@
 //! kernel's `/proc` and QEMU's own answer.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -28,13 +28,31 @@ impl Reading {
     /// # Panics
     /// When the guest has no IOThread or no disk.
     pub fn of(fixture: &Fixture, guest: &str) -> Result<Self, FixtureError> {
-        let is_direct = is_direct(fixture, guest)?;
+        let (cpus, poll_max_ns) = Self::threads(fixture, guest)?;
         Ok(Self {
-            cpus: affinity(fixture.guest(guest).pid, "IO iothread1"),
-            poll_max_ns: poll_max_ns(fixture, guest)?,
-            cache: if is_direct { "direct" } else { "buffered" },
+            cpus,
+            poll_max_ns,
+            cache: cache_text(is_direct(fixture, guest)?),
         })
     }
+
+    /// Reads the first two, in this order.
+    ///
+    /// # Errors
+    /// A command that failed.
+    ///
+    /// # Panics
+    /// When the guest has no IOThread.
+    pub fn threads(fixture: &Fixture, guest: &str) -> Result<(String, String), FixtureError> {
+        let cpus = affinity(fixture.guest(guest).pid, "IO iothread1");
+        Ok((cpus, poll_max_ns(fixture, guest)?))
+    }
+}
+
+/// `direct` or `buffered`.
+#[must_use]
+pub fn cache_text(is_direct: bool) -> &'static str {
+    if is_direct { "direct" } else { "buffered" }
 }
 
 /// Host CPUs of the thread of this name.
@@ -66,16 +84,34 @@ pub fn affinity(pid: u32, thread: &str) -> String {
 /// # Panics
 /// When the guest has no disk, or QEMU's answer is not understood.
 pub fn is_direct(fixture: &Fixture, guest: &str) -> Result<bool, FixtureError> {
+    let image = &fixture.guest(guest).images[0];
+    let nodes = open_images(fixture, guest)?;
+    let node = nodes.into_iter().find(|(file, _)| file == image);
+    Ok(node.expect("a node of the first image").1)
+}
+
+/// The images that QEMU itself says it has open, also below a snapshot, and whether each bypasses the
+/// page cache.
+///
+/// # Errors
+/// A command that failed.
+///
+/// # Panics
+/// When QEMU's answer is not understood.
+pub fn open_images(fixture: &Fixture, guest: &str) -> Result<Vec<(PathBuf, bool)>, FixtureError> {
     let query = r#"{"execute":"query-named-block-nodes"}"#;
     let reply = fixture.virsh(&["qemu-monitor-command", guest, query])?;
     let reply: Value = serde_json::from_str(&reply).expect("QMP answers in JSON");
-    let image = fixture.guest(guest).images[0].to_str().expect("a path");
-    let is_protocol = |node: &&Value| {
-        (node["drv"] == "host_device" || node["drv"] == "file") && node["file"] == image
+    let nodes = reply["return"].as_array().expect("a list of nodes");
+    let is_protocol = |node: &&Value| node["drv"] == "host_device" || node["drv"] == "file";
+    let image = |node: &Value| {
+        let file = node["file"].as_str().expect("a path").into();
+        (
+            file,
+            node["cache"]["direct"].as_bool().expect("a truth value"),
+        )
     };
-    let mut nodes = reply["return"].as_array().expect("a list of nodes").iter();
-    let node = nodes.find(is_protocol).expect("a node of the first image");
-    Ok(node["cache"]["direct"].as_bool().expect("a truth value"))
+    Ok(nodes.iter().filter(is_protocol).map(image).collect())
 }
 
 /// Longest poll of the first IOThread, nanoseconds.

@@ -117,6 +117,12 @@ data_dir = \"data\"
         self.service.insert(service).id()
     }
 
+    /// Whether the service that was started last runs.
+    pub fn is_running(&mut self) -> bool {
+        let ended = self.service.as_mut().map(Child::try_wait);
+        matches!(ended, Some(Ok(None)))
+    }
+
     /// Kills the service as a crash would.
     ///
     /// # Panics

@@ -190,10 +190,8 @@ fn measure(fixture: &Fixture, device: &Loop, scheduler: &str) {
     let dir = tempfile::tempdir().unwrap();
     let tuner = Tuner::new(Journal::open(&dir.path().join("journal.db")).unwrap());
     let rules = DeviceRules::from([(device.name.clone(), DeviceKnob::ALL.into())]);
-    let inventory = Inventory {
-        devices: Devices::new("/sys".as_ref(), rules),
-        ..Inventory::default()
-    };
+    let mut inventory = Inventory::default();
+    inventory.devices = Devices::new("/sys".as_ref(), rules);
     let first = device.setting(DeviceKnob::Scheduler);
     let cases = [
         (DeviceKnob::Scheduler, [scheduler, &first]),

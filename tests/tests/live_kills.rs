@@ -12,10 +12,10 @@ use std::time::Duration;
 use blkpilot_env::Rng;
 use blkpilot_host::Knob;
 use blkpilot_host::journal::{Journal, Record, RecordState};
-use blkpilot_tests::fixture::{DiskSpec, Fixture, GuestSpec, IoMode, OptIn};
-use blkpilot_tests::live;
+use blkpilot_tests::fixture::{Fixture, GuestSpec};
 use blkpilot_tests::reading::Reading;
 use blkpilot_tests::service::Blkpilot;
+use blkpilot_tests::{checked, live};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::{RngExt as _, SeedableRng as _};
@@ -31,19 +31,8 @@ const SETTINGS: [(&str, &[&str]); 3] = [
     ("polling", &["off", "adaptive"]),
 ];
 
-/// Writes random blocks and reads each back after 256 more, until a checksum does not fit.
-fn checked() -> GuestSpec {
-    let workload = "rw=randwrite,bs=4k,iodepth=4,size=32m,norandommap=0,verify=crc32c,\
-                    verify_backlog=256,verify_fatal=1,rate_iops=2000";
-    let disk = DiskSpec {
-        io: IoMode::IoUring,
-        size_mib: 64,
-        ..DiskSpec::direct(workload)
-    };
-    GuestSpec {
-        opt_in: Some(OptIn::auto()),
-        ..GuestSpec::new(GUEST).with_disk(disk)
-    }
+fn guest() -> GuestSpec {
+    GuestSpec::new(GUEST).with_disk(checked::disk())
 }
 
 struct Campaign<'a> {
@@ -137,27 +126,11 @@ impl<'a> Campaign<'a> {
         assert_eq!(Reading::of(self.fixture, GUEST).unwrap(), self.original);
         self.blkpilot.kill();
     }
-
-    /// Neither QEMU, the guest's kernel nor its workload has seen an error.
-    fn check_guest(&self) {
-        let console = self.fixture.console(GUEST).unwrap();
-        let is_bad = |line: &&str| line.contains("fio failed") || line.contains("I/O error");
-        let bad: Vec<&str> = console.lines().filter(is_bad).collect();
-        assert!(bad.is_empty(), "{bad:?}");
-        let errors = self.fixture.virsh(&["domblkerror", GUEST]).unwrap();
-        assert!(errors.contains("No errors found"), "{errors}");
-        let stats = self.fixture.virsh(&["domblkstat", GUEST, "vda"]).unwrap();
-        let count = |name: &str| -> u64 {
-            let line = stats.lines().find(|line| line.contains(name)).unwrap();
-            line.split_whitespace().last().unwrap().parse().unwrap()
-        };
-        assert!(count("rd_req") > 0, "what was written has been read back");
-    }
 }
 
 #[test]
 fn a_daemon_killed_at_any_moment_leaves_nothing_that_cannot_be_put_back() {
-    let Some(fixture) = live::fixture("live_kills", vec![checked()]) else {
+    let Some(fixture) = live::fixture("live_kills", vec![guest()]) else {
         return;
     };
     let mut campaign = Campaign::new(&fixture);
@@ -179,7 +152,7 @@ fn a_daemon_killed_at_any_moment_leaves_nothing_that_cannot_be_put_back() {
             campaign.roll_back();
         }
     }
-    campaign.check_guest();
+    checked::check(&fixture, GUEST);
     println!(
         "{kill} kills: {changes} changes acknowledged, {intents} intents left open, {moved} times \
          something was changed at the kill; all was journalled and went back"

@@ -302,7 +302,9 @@ impl HostBackend for LibvirtHost {
             .apply(observation, action)
             .map_err(|e| unavailable(&e))?;
         let failures = execution.failed.iter();
+        let went_wrong = failures.clone().any(|(_, error)| !error.is_ordinary());
         Ok(Execution {
+            went_wrong,
             executed: execution.executed,
             failures: failures
                 .map(|(ids, error)| format!("{}: {error}", ids.join(", ")))
@@ -329,6 +331,7 @@ impl HostBackend for LibvirtHost {
             self.note_restored(observation, outcome, &mut execution.executed);
         }
         execution.failures = self.failures(&outcomes);
+        execution.went_wrong = !execution.failures.is_empty();
         Ok(execution)
     }
 
@@ -414,6 +417,7 @@ fn unchanged(observation: &Observation) -> Execution {
     Execution {
         executed: observation.current.clone(),
         failures: vec![],
+        went_wrong: false,
     }
 }
 

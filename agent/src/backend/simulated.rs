@@ -181,6 +181,7 @@ impl HostBackend for SimulatedHost {
         Ok(Execution {
             executed: action.clone(),
             failures: vec![],
+            went_wrong: false,
         })
     }
 
@@ -203,6 +204,7 @@ impl HostBackend for SimulatedHost {
         Ok(Execution {
             executed: self.next.clone(),
             failures: vec![],
+            went_wrong: false,
         })
     }
 

@@ -197,13 +197,19 @@ impl Owner {
                 "the connection was lost".to_owned(),
             ))
         })?;
-        let Execution { executed, failures } = match change {
+        let Execution {
+            executed,
+            failures,
+            went_wrong,
+        } = match change {
             Change::Action => backend.apply(observation, &made.action),
             Change::Rollback(guest) => backend.rollback(observation, guest.as_deref()),
         }
         .map_err(Undone::Host)?;
         made.execute(&executed, &failures);
-        self.tell_guard(observation, &made, &executed, change);
+        if matches!(change, Change::Action) && made.decision.source != Source::Guard {
+            self.tell_guard(observation, &executed, went_wrong);
+        }
         if let Some(seen) = &mut self.window {
             seen.observation.current = executed;
         }
@@ -219,18 +225,10 @@ impl Owner {
     }
 
     /// Whatever changes a guest is watched, whoever wanted it; the way back is not a change.
-    fn tell_guard(
-        &mut self,
-        before: &Observation,
-        made: &Made,
-        executed: &JointAction,
-        change: &Change,
-    ) {
-        if matches!(change, Change::Action) && made.decision.source != Source::Guard {
-            self.watch.note_change(before, executed);
-            if made.decision.state == State::Failed {
-                self.watch.note_failure();
-            }
+    fn tell_guard(&mut self, before: &Observation, executed: &JointAction, went_wrong: bool) {
+        self.watch.note_change(before, executed);
+        if went_wrong {
+            self.watch.note_failure();
         }
     }
 

@@ -90,6 +90,16 @@ pub enum HostError {
         /// What the kernel says.
         source: io::Error,
     },
+    /// A block or libvirt job runs, and meanwhile the disk's cache strategy is left alone.
+    #[error(
+        "guest {guest}, disk {disk}: changing its cache strategy is not supported while a block or libvirt job is running; try again after it"
+    )]
+    JobRuns {
+        /// Name of the guest.
+        guest: String,
+        /// Target of the disk.
+        disk: String,
+    },
     /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
     #[error(
         "{owner}: {knob} is frozen: we set {ours}, somebody else set {theirs}, which stays until `blkpilot unfreeze` (of a device `blkpilot device unfreeze`) lets it be tuned again"
@@ -178,6 +188,16 @@ impl HostError {
             what: what.to_owned(),
             text: text.chars().take(80).collect(),
         }
+    }
+
+    /// Whether it is an ordinary event on a host that has nothing to do with what was tried: a guest or
+    /// libvirt has gone, or a job runs.
+    #[must_use]
+    pub fn is_ordinary(&self) -> bool {
+        matches!(
+            self,
+            Self::GuestGone { .. } | Self::JobRuns { .. } | Self::Disconnected { .. }
+        )
     }
 
     /// Whether the guest has gone, which ends what was tried without being a fault.

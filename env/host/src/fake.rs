@@ -78,6 +78,10 @@ pub(crate) struct FakeHypervisor {
     pub(crate) histogram: Slot<Option<Vec<u64>>>,
     pub(crate) fault: Slot<Fault>,
     pub(crate) job: Slot<bool>,
+    pub(crate) is_resumed: Slot<bool>,
+    /// Whether a snapshot has put an overlay above the image, opened with O_DIRECT.
+    pub(crate) overlay: Slot<bool>,
+    pub(crate) overlay_direct: Slot<bool>,
     pub(crate) lost: Slot<bool>,
     pub(crate) monitor_commands: Slot<Vec<String>>,
     pub(crate) tuned_by_others: Slot<Vec<TunedByOthers>>,
@@ -99,6 +103,9 @@ impl Default for FakeHypervisor {
             histogram: Slot::new(None),
             fault: Slot::new(Fault::None),
             job: Slot::new(false),
+            is_resumed: Slot::new(false),
+            overlay: Slot::new(false),
+            overlay_direct: Slot::new(true),
             lost: Slot::new(false),
             monitor_commands: Slot::default(),
             tuned_by_others: Slot::default(),
@@ -127,6 +134,7 @@ impl FakeHypervisor {
         RunningGuest {
             guest: Guest::from_xml(&self.xml).expect("the XML above is valid"),
             process: None,
+            is_resumed: self.is_resumed.get(),
             hangs: false,
             life: Some(life),
             nodes: node_options(
@@ -189,23 +197,41 @@ impl FakeHypervisor {
         Ok(())
     }
 
+    fn nodes(&self) -> Value {
+        let node = |name: &str, drv: &str, file: &str, direct: bool| {
+            let cache = json!({ "direct": direct, "no-flush": false });
+            json!({ "node-name": name, "drv": drv, "file": file, "cache": cache })
+        };
+        let mut nodes = vec![
+            node("f", "qcow2", "/i.img", true),
+            node("p", "file", "/i.img", self.direct.get()),
+        ];
+        if self.overlay.get() {
+            nodes.push(node("f2", "qcow2", "/overlay", true));
+            nodes.push(node("p2", "file", "/overlay", self.overlay_direct.get()));
+        }
+        nodes.into()
+    }
+
     fn reply(&self, command: &str, arguments: &Value) -> HostResult<Value> {
         Ok(match command {
             "query-block" => json!([{
-                "qdev": "/machine/peripheral/virtio-disk0/virtio-backend", "inserted": { "node-name": "f" }
+                "qdev": "/machine/peripheral/virtio-disk0/virtio-backend",
+                "inserted": { "node-name": if self.overlay.get() { "f2" } else { "f" } },
             }]),
-            "query-named-block-nodes" => json!([
-                { "node-name": "f", "drv": "qcow2", "cache": { "direct": true, "no-flush": false } },
-                { "node-name": "p", "drv": "file", "cache": { "direct": self.direct.get(), "no-flush": false } },
-            ]),
+            "query-named-block-nodes" => self.nodes(),
             "blockdev-reopen" => {
                 let options = &arguments["options"][0];
                 assert_eq!(options["aio"], "io_uring", "a reopen repeats all options");
-                assert_eq!(options["filename"], "/i.img");
+                let (node, file) = match options["node-name"].as_str() {
+                    Some("p2") => (&self.overlay_direct, "/overlay"),
+                    _ => (&self.direct, "/i.img"),
+                };
+                assert_eq!(options["filename"], file);
                 let direct = options["cache"]["direct"]
                     .as_bool()
                     .expect("direct is given");
-                self.write(|| self.direct.set(direct))?;
+                self.write(|| node.set(direct))?;
                 json!({})
             }
             "query-blockstats" => {
@@ -240,6 +266,7 @@ impl Hypervisor for FakeHypervisor {
             state: 1,
             disks: vec![DiskStats {
                 target: "vda".into(),
+                source: Some("/i.img".into()),
                 counters: Some(DiskCounters::default()),
             }],
             poll_max_ns: BTreeMap::from([(1, self.poll_max_ns.get())]),

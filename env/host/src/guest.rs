@@ -98,12 +98,12 @@ impl BootCache {
 }
 
 impl BootIo {
-    /// The value of `io=`.
+    /// The value of `io=`; where none is given, that of the default.
     #[must_use]
     pub fn attribute(self) -> &'static str {
         match self {
             Self::Native => "native",
-            Self::Threads => "threads",
+            Self::Threads | Self::Default => "threads",
             Self::IoUring => "io_uring",
         }
     }
@@ -114,8 +114,10 @@ impl BootIo {
 pub enum BootIo {
     /// Linux AIO.
     Native,
-    /// Threads, also the default.
+    /// Threads.
     Threads,
+    /// Not given: QEMU's default, which is threads.
+    Default,
     /// io_uring.
     IoUring,
 }
@@ -277,6 +279,12 @@ impl Guest {
 }
 
 impl GuestDisk {
+    /// QEMU's `aio` for its images, where libvirt gives it one.
+    #[must_use]
+    pub fn aio(&self) -> Option<&'static str> {
+        (self.boot_io != BootIo::Default).then(|| self.boot_io.attribute())
+    }
+
     /// Path of the device's backend in QEMU's object tree.
     #[must_use]
     pub fn qom_path(&self) -> String {
@@ -380,7 +388,8 @@ fn disk(element: &Element) -> Option<GuestDisk> {
         boot_io: match driver_attribute("io") {
             Some("native") => BootIo::Native,
             Some("io_uring") => BootIo::IoUring,
-            _ => BootIo::Threads,
+            Some(_) => BootIo::Threads,
+            None => BootIo::Default,
         },
         iothread: driver_attribute("iothread").and_then(|id| id.parse().ok()),
         cache_obstacle: cache_obstacle(element, driver_attribute("cache")),

@@ -25,6 +25,8 @@ pub struct RunningGuest {
     pub life: Option<GuestLife>,
     /// Its block nodes as QEMU was started with.
     pub nodes: NodeOptions,
+    /// Whether this life goes on with what was saved of another: see [`QemuProcess::is_resumed`].
+    pub is_resumed: bool,
     /// Whether its monitor does not answer now: then nothing of it is changed, since the call might
     /// never return.
     pub hangs: bool,
@@ -62,6 +64,8 @@ pub struct Inventory {
     pub qemus: BTreeSet<(String, u64)>,
     /// The block devices of the host.
     pub devices: Devices,
+    /// Target and image of each guest's disks, as the statistics had them.
+    pub(crate) disks: BTreeMap<String, Vec<(String, Option<String>)>>,
 }
 
 impl Inventory {
@@ -90,6 +94,7 @@ impl Inventory {
             boot_id,
             qemus: started.collect(),
             devices: devices.clone(),
+            disks: stats.iter().map(disks_of).collect(),
             ..Self::default()
         };
         for GuestStats { uuid, .. } in stats {
@@ -129,6 +134,7 @@ impl Inventory {
         let nodes = process
             .and_then(|process| process.node_options().ok())
             .unwrap_or_default();
+        let is_resumed = process.is_some_and(|process| process.is_resumed().unwrap_or(false));
         self.guests.insert(
             guest.uuid.clone(),
             RunningGuest {
@@ -136,6 +142,7 @@ impl Inventory {
                 process: process.cloned(),
                 life,
                 nodes,
+                is_resumed,
                 hangs: false,
             },
         );
@@ -164,7 +171,8 @@ impl Inventory {
         !is_hidden && starts.all(|(_, start)| *start != life.qemu_started_ticks)
     }
 
-    /// Whether the inventory is still that of these guests: same UUIDs, same QEMUs.
+    /// Whether the inventory is still that of these guests: same UUIDs, same QEMUs, same disks with the
+    /// same images, which a snapshot or a finished job changes.
     #[must_use]
     pub fn is_current(&self, stats: &[GuestStats]) -> bool {
         let now: BTreeSet<&str> = stats.iter().map(|stats| stats.uuid.as_str()).collect();
@@ -176,7 +184,13 @@ impl Inventory {
             .collect();
         let alive =
             |guest: &RunningGuest| guest.process.as_ref().is_some_and(QemuProcess::is_alive);
-        now == known && self.guests.values().all(alive)
+        let same_disks = |stats: &GuestStats| {
+            let (uuid, disks) = disks_of(stats);
+            let known = self.disks.get(&uuid).filter(|known| !known.is_empty());
+            // None are told of a guest that is busy.
+            disks.is_empty() || known.is_none_or(|known| *known == disks)
+        };
+        now == known && self.guests.values().all(alive) && stats.iter().all(same_disks)
     }
 
     /// The guest of this name.
@@ -186,6 +200,12 @@ impl Inventory {
             .values()
             .find(|running| running.guest.name == name)
     }
+}
+
+fn disks_of(stats: &GuestStats) -> (String, Vec<(String, Option<String>)>) {
+    let disks = stats.disks.iter();
+    let disks = disks.map(|disk| (disk.target.clone(), disk.source.clone()));
+    (stats.uuid.clone(), disks.collect())
 }
 
 impl RunningGuest {

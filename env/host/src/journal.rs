@@ -303,6 +303,31 @@ impl Journal {
         self.execute(sql, params![boot_id, id, started, knob, value, now_us()])
     }
 
+    /// Hands a record on to the life that goes on with its guest.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn hand_on(&self, life: &Life, knob: &Knob, next: &Life) -> HostResult<()> {
+        let sql = format!(
+            "UPDATE OR REPLACE knob SET boot_id = ?5, uuid = ?6, qemu_started = ?7 WHERE {KEY}"
+        );
+        let (boot_id, id, started) = life.key();
+        let (next_boot_id, next_id, next_started) = next.key();
+        let knob = knob.to_string();
+        self.execute(
+            &sql,
+            params![
+                boot_id,
+                id,
+                started,
+                knob,
+                next_boot_id,
+                next_id,
+                next_started
+            ],
+        )
+    }
+
     /// Drops a record: its original value was restored and read back, or its owner's life is over.
     ///
     /// # Errors

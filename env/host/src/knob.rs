@@ -14,8 +14,10 @@ use crate::device::DeviceKnob;
 use crate::error::{HostError, HostResult};
 use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
-use crate::journal::Record;
-use crate::qmp::{LatencyHistogram, NodeOptions, Qmp, stop_histogram_command};
+use crate::journal::{Record, RecordState};
+use crate::qmp::{
+    LatencyHistogram, NodeOptions, Qmp, Whereabouts, reopened_node, stop_histogram_command,
+};
 use crate::settable::{Settable, write_and_check};
 
 /// QEMU's own default for an IOThread: adaptive polling of up to 32 µs.
@@ -259,6 +261,18 @@ impl Settable for KnobIo<'_> {
         Ok(())
     }
 
+    fn is_in_use(&self, record: &Record) -> HostResult<bool> {
+        match self.whereabouts(record)? {
+            Whereabouts::InUse => return Ok(true),
+            // libvirt may make it the disk's own again.
+            Whereabouts::Below { is_direct } if record.state != RecordState::Frozen => {
+                self.put_back_below(record, is_direct)?;
+            }
+            Whereabouts::Below { .. } | Whereabouts::Closed => {}
+        }
+        Ok(false)
+    }
+
     /// A histogram of somebody else's is left alone.
     fn check_change(&self, knob: &Knob, current: &str, _value: &str) -> HostResult<()> {
         if !matches!(knob, Knob::Histogram { .. }) || current != FOREIGN {
@@ -296,20 +310,62 @@ impl KnobIo<'_> {
         }
     }
 
-    fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
-        let obstacle = cache_obstacle(disk, value == BUFFERED);
-        let reason = match obstacle {
-            Some(reason) => reason.to_owned(),
-            None if self.hypervisor.job_runs(&self.guest.uuid, &disk.target)? => {
-                "a block or libvirt job is running; try again after it".to_owned()
+    /// What has become of the block node that a record is about; one of another knob is always in use.
+    fn whereabouts(&self, record: &Record) -> HostResult<Whereabouts> {
+        let node = record.undo.as_deref().and_then(reopened_node);
+        match (&record.knob, node) {
+            (Knob::Cache { target }, Some(node)) => {
+                self.qmp()?
+                    .whereabouts(&node, self.disk(target)?, self.nodes)
             }
-            None => return Ok(()),
+            _ => Ok(Whereabouts::InUse),
+        }
+    }
+
+    /// Sends the journalled command to a node that a snapshot has put below another image.
+    fn put_back_below(&self, record: &Record, is_direct: bool) -> HostResult<()> {
+        let (Knob::Cache { target }, Some(command)) = (&record.knob, &record.undo) else {
+            return Ok(());
+        };
+        let text = |is_direct| if is_direct { DIRECT } else { BUFFERED };
+        if text(is_direct) == record.original {
+            return Ok(());
+        }
+        self.check_no_job(target)?;
+        self.qmp()?.repeat(command)?;
+        match self.whereabouts(record)? {
+            Whereabouts::Below { is_direct } if text(is_direct) != record.original => {
+                Err(HostError::ReadBack {
+                    owner: self.owner(),
+                    knob: record.knob.to_string(),
+                    wanted: record.original.clone(),
+                    found: text(is_direct).to_owned(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_cache(&self, disk: &GuestDisk, value: &str) -> HostResult<()> {
+        let Some(reason) = cache_obstacle(disk, value == BUFFERED) else {
+            return self.check_no_job(&disk.target);
         };
         let what = format!(
             "guest {}, disk {}: cache strategy {value}",
             self.guest.name, disk.target
         );
+        let reason = reason.to_owned();
         Err(HostError::Unsupported { what, reason })
+    }
+
+    fn check_no_job(&self, target: &str) -> HostResult<()> {
+        if self.hypervisor.job_runs(&self.guest.uuid, target)? {
+            return Err(HostError::JobRuns {
+                guest: self.guest.name.clone(),
+                disk: target.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     fn qmp(&self) -> HostResult<Qmp<'_>> {

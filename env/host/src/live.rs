@@ -111,6 +111,8 @@ pub struct LiveHost {
     devices: Devices,
     inventory: Inventory,
     inventory_read_at: Duration,
+    /// Since the journal was brought after it.
+    is_inventory_new: bool,
     is_connected: bool,
     /// Since the last time that the guests were read.
     is_reconnected: bool,
@@ -187,6 +189,7 @@ impl LiveHost {
             stats_reader: StatsReader::default(),
             inventory: Inventory::default(),
             inventory_read_at: Duration::ZERO,
+            is_inventory_new: false,
             is_connected: true,
             is_reconnected: false,
             histograms_tried: BTreeSet::new(),
@@ -241,7 +244,7 @@ impl LiveHost {
     /// # Errors
     /// `Disconnected`, `Late` when too many guests hang, `Io`, `Journal`.
     pub fn sample(&mut self) -> HostResult<HostSample> {
-        let stats = self.read_guests()?;
+        let stats = self.follow_guests()?;
         let seen = |running: &RunningGuest, knob: &Knob| in_force::seen(&stats, running, knob);
         let frozen = self.tuner.watch(&*self.hypervisor, &self.inventory, seen);
         self.frozen.extend(frozen?);
@@ -277,7 +280,7 @@ impl LiveHost {
         observation: &Observation,
         action: &JointAction,
     ) -> HostResult<Execution> {
-        self.read_guests()?;
+        self.follow_guests()?;
         let mut execution = Execution {
             executed: observation.current.clone(),
             applied: vec![],
@@ -311,7 +314,9 @@ impl LiveHost {
                         .iter()
                         .for_each(|id| self.telemetry.note_change(id, now));
                 }
-                Err(error) => execution.failed.push((ids(), error)),
+                Err(error) => execution
+                    .failed
+                    .push((ids(), of_the_living(running, error))),
             }
         }
         self.apply_to_devices(observation, action, &mut execution);
@@ -395,7 +400,7 @@ impl LiveHost {
     /// # Errors
     /// `GuestGone`, and those of [`Tuner::apply`].
     pub fn apply_change(&mut self, uuid: &str, change: &Change) -> HostResult<Applied> {
-        self.read_guests()?;
+        self.follow_guests()?;
         let running = self
             .inventory
             .guests
@@ -448,6 +453,16 @@ impl LiveHost {
         self.tuner.unfreeze(&*self.hypervisor, running, knob)
     }
 
+    /// Reads the guests, and brings the journal after what has become of them.
+    fn follow_guests(&mut self) -> HostResult<Vec<GuestStats>> {
+        let stats = self.read_guests()?;
+        if std::mem::take(&mut self.is_inventory_new) {
+            let (host, guests) = (&*self.hypervisor, &self.inventory);
+            self.tuner.follow(host, guests, &Scope::Host)?;
+        }
+        Ok(stats)
+    }
+
     /// Reads which guests run, and everything about them again when that has changed.
     fn read_guests(&mut self) -> HostResult<Vec<GuestStats>> {
         let stats = match self.read_stats() {
@@ -466,6 +481,7 @@ impl LiveHost {
                 &self.devices,
             )?;
             self.inventory_read_at = now;
+            self.is_inventory_new = true;
         }
         self.note_hanging();
         if std::mem::take(&mut self.is_reconnected) {
@@ -504,14 +520,12 @@ impl LiveHost {
                 let _ = self.tuner.apply(&*self.hypervisor, running, &change);
             }
         }
-        let lives: BTreeSet<_> = self
-            .inventory
-            .guests
-            .values()
-            .filter_map(|running| running.life.clone())
-            .collect();
-        self.histograms_tried
-            .retain(|(life, _)| lives.contains(life));
+        let guests = &self.inventory.guests;
+        self.histograms_tried.retain(|(life, target)| {
+            guests.get(&life.uuid).is_some_and(|running| {
+                running.life.as_ref() == Some(life) && running.guest.disk(target).is_some()
+            })
+        });
     }
 
     /// The changes that an action asks for, one per IOThread for the knobs of an IOThread.
@@ -639,6 +653,16 @@ struct Planned {
     level: Level,
     /// Rows of the observation that it changes.
     rows: Vec<usize>,
+}
+
+/// What failed on a guest whose QEMU has ended failed because of that, whatever libvirt says.
+fn of_the_living(running: &RunningGuest, error: HostError) -> HostError {
+    match &running.process {
+        Some(process) if !process.is_alive() => HostError::GuestGone {
+            guest: running.guest.name.clone(),
+        },
+        _ => error,
+    }
 }
 
 /// Ids of the disks that a knob is about.

@@ -23,10 +23,18 @@ pub(crate) struct MonitorReading {
     pub(crate) jobs: BTreeMap<String, bool>,
 }
 
+/// What is asked of a guest.
+#[derive(Debug)]
+struct Question {
+    /// As it is now: disks come and go.
+    guest: Guest,
+    idle_targets: Vec<String>,
+}
+
 /// The thread that reads one guest's monitor. It ends when this is dropped and its last call returns.
 #[derive(Debug)]
 pub(crate) struct MonitorReader {
-    requests: SyncSender<Vec<String>>,
+    requests: SyncSender<Question>,
     replies: Receiver<HostResult<MonitorReading>>,
     is_outstanding: bool,
     /// Asked since the last look for an answer: only then is one waited for.
@@ -34,16 +42,13 @@ pub(crate) struct MonitorReader {
 }
 
 impl MonitorReader {
-    /// A reader of a guest that has opted in.
-    pub(crate) fn start(hypervisor: Arc<dyn Hypervisor>, guest: Guest) -> Self {
-        let (requests, incoming) = sync_channel::<Vec<String>>(1);
+    /// A reader.
+    pub(crate) fn start(hypervisor: Arc<dyn Hypervisor>) -> Self {
+        let (requests, incoming) = sync_channel::<Question>(1);
         let (outgoing, replies) = sync_channel(1);
         let serve = move || {
-            for idle_targets in incoming {
-                if outgoing
-                    .send(read(&*hypervisor, &guest, &idle_targets))
-                    .is_err()
-                {
+            for question in incoming {
+                if outgoing.send(read(&*hypervisor, &question)).is_err() {
                     return;
                 }
             }
@@ -60,11 +65,16 @@ impl MonitorReader {
         }
     }
 
-    /// Asks for a reading, unless the last one has not been answered yet.
+    /// Asks a guest that has opted in for a reading, unless the last one has not been answered yet.
     /// `idle_targets`: disks whose requests in flight are wanted, since it costs a command each.
-    pub(crate) fn ask(&mut self, idle_targets: Vec<String>) {
+    pub(crate) fn ask(&mut self, guest: &Guest, idle_targets: Vec<String>) {
         if !self.is_outstanding {
-            self.is_outstanding = self.requests.try_send(idle_targets).is_ok();
+            let guest = guest.clone();
+            let question = Question {
+                guest,
+                idle_targets,
+            };
+            self.is_outstanding = self.requests.try_send(question).is_ok();
             self.is_fresh = self.is_outstanding;
         }
     }
@@ -88,11 +98,11 @@ impl MonitorReader {
     }
 }
 
-fn read(
-    hypervisor: &dyn Hypervisor,
-    guest: &Guest,
-    idle_targets: &[String],
-) -> HostResult<MonitorReading> {
+fn read(hypervisor: &dyn Hypervisor, question: &Question) -> HostResult<MonitorReading> {
+    let Question {
+        guest,
+        idle_targets,
+    } = question;
     let qmp = Qmp::of(hypervisor, guest)?;
     let mut reading = MonitorReading {
         histograms: qmp.latency_histograms()?,
@@ -124,14 +134,14 @@ mod tests {
         let host = Arc::new(FakeHypervisor::default());
         let guest = host.running(1).guest;
         let stuck = host.hang();
-        let mut reader = MonitorReader::start(host.clone(), guest);
-        reader.ask(vec![]);
+        let mut reader = MonitorReader::start(host.clone());
+        reader.ask(&guest, vec![]);
         assert!(
             reader
                 .answer(Instant::now() + Duration::from_millis(5))
                 .is_none()
         );
-        reader.ask(vec![]); // Not a second question: the first is outstanding.
+        reader.ask(&guest, vec![]); // Not a second question: the first is outstanding.
         assert!(reader.is_outstanding());
         drop(stuck);
         let mut reading = None;

@@ -102,6 +102,19 @@ impl QemuProcess {
             .map_err(HostError::io(&path))
     }
 
+    /// Whether it went on with a saved or migrated guest, and with the settings that libvirt had saved
+    /// with it, instead of booting one.
+    ///
+    /// # Errors
+    /// `Io` when it has ended or may not be read.
+    pub fn is_resumed(&self) -> HostResult<bool> {
+        let path = self.dir().join("cmdline");
+        let text = fs::read(&path).map_err(HostError::io(&path))?;
+        Ok(text
+            .split(|byte| *byte == 0)
+            .any(|word| word == b"-incoming"))
+    }
+
     /// Its threads by role, as QEMU names them under libvirt (`debug-threads=on`).
     ///
     /// # Errors

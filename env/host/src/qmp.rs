@@ -46,6 +46,7 @@ pub struct ProtocolNode {
 struct NamedNode {
     node_name: Option<String>,
     drv: String,
+    file: String,
     cache: NodeCache,
 }
 
@@ -86,6 +87,20 @@ struct Histogram {
     bins: Vec<u64>,
 }
 
+/// Where a protocol node that was once a disk's own is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whereabouts {
+    /// It is the disk's protocol node.
+    InUse,
+    /// A snapshot has put another image above it.
+    Below {
+        /// Whether it bypasses the host page cache now.
+        is_direct: bool,
+    },
+    /// It has been closed.
+    Closed,
+}
+
 /// What the latency histogram of a disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LatencyHistogram {
@@ -122,8 +137,8 @@ impl<'a> Qmp<'a> {
     /// Finds the protocol node of a disk, anew each time: a snapshot or mirror replaces it.
     ///
     /// # Errors
-    /// `Unsupported` when the disk's nodes are not those QEMU was started with, or it is neither a
-    /// file nor a host device; `Qmp`, `Disconnected`, `GuestGone`.
+    /// `Unsupported` when it is neither a file nor a host device, or its options cannot be told; `Qmp`,
+    /// `Disconnected`, `GuestGone`.
     pub fn protocol_node(&self, disk: &GuestDisk, known: &NodeOptions) -> HostResult<ProtocolNode> {
         let unsupported = |reason: String| HostError::Unsupported {
             what: format!(
@@ -135,15 +150,20 @@ impl<'a> Qmp<'a> {
         let top = self
             .top_node(disk)?
             .ok_or_else(|| unsupported("QEMU has no such device".into()))?;
-        let options = follow_to_protocol(&top, known).map_err(&unsupported)?;
-        let name = text(options, "node-name").unwrap_or_default();
         let nodes: Vec<NamedNode> = self.query("query-named-block-nodes")?;
+        let options = if known.contains_key(&top) {
+            follow_to_protocol(&top, known).cloned()
+        } else {
+            added_node(&top, &nodes, disk)
+        };
+        let options = options.map_err(&unsupported)?;
+        let name = text(&options, "node-name").unwrap_or_default();
         let node = nodes
             .into_iter()
             .find(|node| node.node_name.as_deref() == Some(name));
         let node =
             node.ok_or_else(|| unsupported(format!("its node {name} is not there any more")))?;
-        if text(options, "driver") != Some(node.drv.as_str()) {
+        if text(&options, "driver") != Some(node.drv.as_str()) {
             return Err(unsupported(format!(
                 "its node {name} is a {} now",
                 node.drv
@@ -155,8 +175,46 @@ impl<'a> Qmp<'a> {
         Ok(ProtocolNode {
             node_name: name.to_owned(),
             is_direct: node.cache.direct,
-            options: options.clone(),
+            options,
         })
+    }
+
+    /// What has become of a node that was this disk's protocol node.
+    ///
+    /// # Errors
+    /// `Qmp`, `Disconnected`, `GuestGone`.
+    pub(crate) fn whereabouts(
+        &self,
+        node: &str,
+        disk: &GuestDisk,
+        known: &NodeOptions,
+    ) -> HostResult<Whereabouts> {
+        match self.protocol_node(disk, known) {
+            Ok(used) if used.node_name == node => return Ok(Whereabouts::InUse),
+            // The one in use need not be one that can be changed.
+            Ok(_) | Err(HostError::Unsupported { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let nodes: Vec<NamedNode> = self.query("query-named-block-nodes")?;
+        let found = nodes
+            .into_iter()
+            .find(|other| other.node_name.as_deref() == Some(node));
+        Ok(match found {
+            Some(NamedNode { cache, .. }) => Whereabouts::Below {
+                is_direct: cache.direct,
+            },
+            None => Whereabouts::Closed,
+        })
+    }
+
+    /// Sends a command that [`ProtocolNode::reopen_command`] has made.
+    ///
+    /// # Errors
+    /// `Qmp`, `Disconnected`, `GuestGone`; `Parse` when it is none.
+    pub(crate) fn repeat(&self, command: &str) -> HostResult<()> {
+        let request = serde_json::from_str(command)
+            .map_err(|_| HostError::parse("journalled monitor command", command))?;
+        self.send(&request).map(drop)
     }
 
     /// Reopens a protocol node with or without O_DIRECT; everything else stays as it is, flushes of
@@ -286,6 +344,12 @@ impl ProtocolNode {
     }
 }
 
+/// The name of the node that a command of [`ProtocolNode::reopen_command`] is about.
+pub(crate) fn reopened_node(command: &str) -> Option<String> {
+    let command: Value = serde_json::from_str(command).ok()?;
+    text(&command["arguments"]["options"][0], "node-name").map(str::to_owned)
+}
+
 /// The command that removes a disk's latency histogram.
 pub(crate) fn stop_histogram_command(disk: &GuestDisk) -> Value {
     json!({ "execute": "block-latency-histogram-set", "arguments": { "id": disk.qom_path() } })
@@ -338,7 +402,7 @@ fn follow_to_protocol<'a>(top: &str, known: &'a NodeOptions) -> Result<&'a Value
     let mut name = top;
     for _ in 0..MAX_LAYERS {
         let node = known.get(name).ok_or_else(|| {
-            format!("its node {name} was added after QEMU started, so its options are not known; restart the guest")
+            format!("its node {name} is not one that QEMU was started with; restart the guest")
         })?;
         match text(node, "driver") {
             Some("file" | "host_device") => return Ok(node),
@@ -355,6 +419,43 @@ fn follow_to_protocol<'a>(top: &str, known: &'a NodeOptions) -> Result<&'a Value
     Err(format!(
         "more than {MAX_LAYERS} block nodes lie on top of each other"
     ))
+}
+
+/// The options of the protocol node below a top node that libvirt has added to a running QEMU: of a
+/// snapshot's overlay, of a copy, of a disk that was plugged in.
+///
+/// QEMU does not tell the options of a node; libvirt makes them from the disk's `<driver>`
+/// (`qemuBlockStorageSourceGetBackendProps`). QEMU refuses a reopen with another `aio` or file than the
+/// node has; what it would take (`auto-read-only`, `discard`) libvirt gives every such node alike.
+fn added_node(top: &str, nodes: &[NamedNode], disk: &GuestDisk) -> Result<Value, String> {
+    let is_top = |node: &&NamedNode| node.node_name.as_deref() == Some(top);
+    let is_protocol = |node: &&NamedNode| matches!(&*node.drv, "file" | "host_device");
+    let top_node = nodes.iter().find(is_top);
+    let top_node = top_node.ok_or_else(|| format!("its node {top} is not there any more"))?;
+    if is_protocol(&top_node) {
+        return Err(format!(
+            "its node {top} was added after QEMU started and has no format above it, so its options are not known; restart the guest"
+        ));
+    }
+    let mut below = nodes.iter().filter(is_protocol);
+    let node = below.find(|node| node.file == top_node.file);
+    let node = node.ok_or_else(|| {
+        format!(
+            "its node {top} ({}) is neither a file nor a host device",
+            top_node.drv
+        )
+    })?;
+    let mut options = json!({
+        "driver": node.drv,
+        "filename": node.file,
+        "node-name": node.node_name,
+        "auto-read-only": true,
+        "discard": "unmap",
+    });
+    if let Some(aio) = disk.aio() {
+        options["aio"] = aio.into();
+    }
+    Ok(options)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
@@ -379,18 +480,59 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_network_nodes_are_refused_with_the_reason() {
+    fn network_nodes_are_refused_with_the_reason() {
         let nodes = node_options(COMMAND_LINE);
         assert!(
             follow_to_protocol("nbd0", &nodes)
                 .unwrap_err()
                 .contains("nbd")
         );
-        assert!(
-            follow_to_protocol("libvirt-9-format", &nodes)
-                .unwrap_err()
-                .contains("restart the guest")
-        );
+    }
+
+    fn named(name: &str, drv: &str, file: &str) -> NamedNode {
+        NamedNode {
+            node_name: Some(name.into()),
+            drv: drv.into(),
+            file: file.into(),
+            cache: NodeCache {
+                direct: true,
+                no_flush: false,
+            },
+        }
+    }
+
+    #[test]
+    fn a_node_that_was_added_later_has_the_options_that_libvirt_gives() {
+        let guest = Guest::from_xml(crate::guest::tests::XML).unwrap();
+        let disk = guest.disk("vda").unwrap();
+        let nodes = [
+            named("libvirt-2-format", "qcow2", "/overlay"),
+            named("libvirt-2-storage", "file", "/overlay"),
+            named("libvirt-1-format", "qcow2", "/i.img"),
+            named("libvirt-1-storage", "file", "/i.img"),
+        ];
+        let options = added_node("libvirt-2-format", &nodes, disk).unwrap();
+        let expected = json!({
+            "driver": "file", "filename": "/overlay", "node-name": "libvirt-2-storage",
+            "aio": "io_uring", "auto-read-only": true, "discard": "unmap",
+        });
+        assert_eq!(options, expected);
+        // A disk without `io=` has no `aio`, and QEMU would refuse one.
+        let options = added_node("libvirt-2-format", &nodes, &guest.disks[1]).unwrap();
+        assert_eq!(options.get("aio"), None);
+    }
+
+    #[test]
+    fn a_node_that_was_added_later_without_a_format_is_refused() {
+        let guest = Guest::from_xml(crate::guest::tests::XML).unwrap();
+        let disk = guest.disk("vda").unwrap();
+        for nodes in [
+            vec![named("top", "file", "/i.img")],
+            vec![named("top", "raw", "nbd://x"), named("n", "nbd", "nbd://x")],
+            vec![],
+        ] {
+            assert!(added_node("top", &nodes, disk).is_err());
+        }
     }
 
     #[test]

@@ -21,6 +21,13 @@ pub(crate) trait Settable {
     /// `Unsupported` where there is no such knob; whatever the host says.
     fn read(&self, knob: &Knob) -> HostResult<String>;
 
+    /// Whether a record is still about what is in use. What a snapshot has put aside, under an image that
+    /// libvirt has opened as the guest's XML says, is put back before this says that it is not.
+    ///
+    /// # Errors
+    /// `ReadBack`; `JobRuns`; as [`Settable::read`].
+    fn is_in_use(&self, record: &Record) -> HostResult<bool>;
+
     /// Refuses a change, before anything is journalled.
     ///
     /// # Errors

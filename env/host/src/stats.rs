@@ -43,6 +43,8 @@ pub struct GuestStats {
 pub struct DiskStats {
     /// Target name, such as `vda`.
     pub target: String,
+    /// Its image: that of the top layer.
+    pub source: Option<String>,
     /// What it did; `None` when the guest was busy or hung, and so could not be asked.
     pub counters: Option<DiskCounters>,
 }
@@ -112,7 +114,11 @@ impl StatsRecord {
             flushes: number("fl.reqs"),
             capacity_bytes: number("capacity"),
         });
-        Some(DiskStats { target, counters })
+        Some(DiskStats {
+            target,
+            source: self.text(&format!("block.{index}.path")).map(str::to_owned),
+            counters,
+        })
     }
 
     /// `PREFIX.N.SUFFIX` for all N.
@@ -177,6 +183,9 @@ mod tests {
         record
             .values
             .insert("block.0.name".into(), StatValue::Text("vda".into()));
+        record
+            .values
+            .insert("block.0.path".into(), StatValue::Text("/i.img".into()));
         let stats = GuestStats::from(&record);
         let expected = DiskCounters {
             reads: IoCounters {
@@ -192,6 +201,7 @@ mod tests {
             stats.disks[0],
             DiskStats {
                 target: "vda".into(),
+                source: Some("/i.img".into()),
                 counters: Some(expected)
             }
         );
@@ -213,6 +223,7 @@ mod tests {
             stats.disks,
             [DiskStats {
                 target: "vda".into(),
+                source: None,
                 counters: None
             }]
         );

@@ -175,12 +175,11 @@ impl Telemetry {
         for (running, stats) in guests {
             let Some(life) = &running.life else { continue };
             let idle = self.idle_targets(running, stats);
-            let start =
-                || MonitorReader::start(Arc::clone(sources.hypervisor), running.guest.clone());
+            let start = || MonitorReader::start(Arc::clone(sources.hypervisor));
             self.readers
                 .entry(life.clone())
                 .or_insert_with(start)
-                .ask(idle);
+                .ask(&running.guest, idle);
         }
         let deadline = Instant::now() + MONITOR_BUDGET;
         let answers = self.readers.iter_mut().filter_map(|(life, reader)| {
@@ -471,7 +470,7 @@ fn iothread_times(from: &DiskSources<'_>) -> Reading<ThreadTimes> {
 fn device_read_bytes(from: &DiskSources<'_>) -> Reading<u64> {
     let (process, tid) = serving_thread(from).ok_or(Validity::Unsupported)?;
     let guest = &from.running.guest;
-    let submits_itself = from.disk.boot_io != BootIo::Threads;
+    let submits_itself = matches!(from.disk.boot_io, BootIo::Native | BootIo::IoUring);
     let read = match from.disk.iothread {
         _ if guest.disks.len() == 1 => process.read_bytes(),
         Some(iothread) if submits_itself && guest.disks_on(iothread) == 1 => {

@@ -10,6 +10,7 @@ use crate::knob::{Change, Knob, Purpose};
 use crate::settable::{Settable, write_and_check};
 
 mod device;
+mod follow;
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -169,9 +170,14 @@ impl Tuner {
         let Whose { io, life, name } = *whose;
         // Before anything is read: a guest without opt-in gets no monitor command at all.
         io.check_allowed(&knob)?;
+        let mut record = self.journal.record(life, &knob)?;
+        if let Some(known) = &record
+            && !self.follow_node(io, known)?
+        {
+            record = None;
+        }
         let current = io.read(&knob)?;
         io.check_change(&knob, &current, &value)?;
-        let mut record = self.journal.record(life, &knob)?;
         if let Some(known) = &record {
             self.check_untouched(known, &current)?;
             if self.is_original(io, known, &current)? {
@@ -229,7 +235,10 @@ impl Tuner {
         inventory: &Inventory,
         scope: &Scope,
     ) -> HostResult<Vec<Outcome>> {
-        self.for_each(scope, |record| self.restore(hypervisor, inventory, record))
+        let mut outcomes = self.follow(hypervisor, inventory, scope)?;
+        outcomes
+            .extend(self.for_each(scope, |record| self.restore(hypervisor, inventory, record))?);
+        Ok(outcomes)
     }
 
     /// Compares the journal with the host after a start: drops what is moot, settles intents that a
@@ -242,9 +251,11 @@ impl Tuner {
         hypervisor: &dyn Hypervisor,
         inventory: &Inventory,
     ) -> HostResult<Vec<Outcome>> {
-        self.for_each(&Scope::Host, |record| {
+        let mut outcomes = self.follow(hypervisor, inventory, &Scope::Host)?;
+        outcomes.extend(self.for_each(&Scope::Host, |record| {
             self.compare(hypervisor, inventory, record)
-        })
+        })?);
+        Ok(outcomes)
     }
 
     /// Lets a frozen knob of a guest be tuned again. The value in force, which is returned, becomes
@@ -306,6 +317,10 @@ impl Tuner {
         let Some(io) = self.access(hypervisor, inventory, record, Purpose::Restore)? else {
             return Ok(Settlement::Moot);
         };
+        let original = record.original.clone();
+        if !self.follow_node(&*io, record)? {
+            return Ok(Settlement::Restored { original });
+        }
         let current = io.read(&record.knob)?;
         if self.is_original(&*io, record, &current)? {
             return Ok(Settlement::Restored { original: current });
@@ -329,7 +344,6 @@ impl Tuner {
         });
         io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
         self.journal.drop_record(&record.life, &record.knob)?;
-        let original = record.original.clone();
         Ok(Settlement::Restored { original })
     }
 
@@ -342,6 +356,10 @@ impl Tuner {
         let Some(io) = self.access(hypervisor, inventory, record, Purpose::Tune)? else {
             return Ok(Settlement::Moot);
         };
+        if !self.follow_node(&*io, record)? {
+            let original = record.original.clone();
+            return Ok(Settlement::Restored { original });
+        }
         let current = io.read(&record.knob)?;
         if record.state != RecordState::Frozen && self.is_original(&*io, record, &current)? {
             return Ok(Settlement::Restored { original: current });
@@ -514,7 +532,9 @@ fn find<'a>(
     record: &Record,
     life: &GuestLife,
 ) -> HostResult<Option<&'a RunningGuest>> {
-    if inventory.has_ended(life) {
+    let next = inventory.guests.get(&life.uuid);
+    let is_handed_on = next.is_some_and(|next| follow::is_handed_on(next, &record.knob));
+    if inventory.has_ended(life) && !is_handed_on {
         return Ok(None);
     }
     let running = inventory.guests.get(&life.uuid);
@@ -555,6 +575,9 @@ mod watch;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod follow_tests;
 
 #[cfg(test)]
 mod properties;

@@ -91,7 +91,7 @@ pub(super) fn advise(
 fn partner(disk: &SubjectDisk, host: &HostFacts, cache: BootCache) -> BootIo {
     let best = io::best_direct(disk, host);
     match (cache.is_direct(), disk.disk.boot_io) {
-        (true, BootIo::Threads) => best.unwrap_or(BootIo::Threads),
+        (true, BootIo::Threads | BootIo::Default) => best.unwrap_or(BootIo::Threads),
         (false, BootIo::Native) if best == Some(BootIo::IoUring) => BootIo::IoUring,
         (false, BootIo::Native) => BootIo::Threads,
         (_, kept) => kept,

@@ -20,7 +20,7 @@ pub(super) fn advise(guest: &Subject, disk: &SubjectDisk, host: &HostFacts) -> O
     }
     let best = best_direct(disk, host)?;
     let (reason, gain) = match disk.disk.boot_io {
-        BootIo::Threads => (
+        BootIo::Threads | BootIo::Default => (
             "each direct request is handed to a thread of a pool and back, though the kernel takes such \
              requests without one",
             Gain::NotMeasured {
@@ -72,7 +72,7 @@ pub(super) fn best_direct(disk: &SubjectDisk, host: &HostFacts) -> Option<BootIo
 /// What a way to submit requests needs.
 pub(super) fn requirements(io: BootIo, host: &HostFacts) -> Vec<Requirement> {
     match io {
-        BootIo::Threads | BootIo::Native => Vec::new(),
+        BootIo::Threads | BootIo::Default | BootIo::Native => Vec::new(),
         BootIo::IoUring => vec![
             Requirement::version("QEMU", QEMU_IO_URING, host.qemu),
             Requirement::version("libvirt", LIBVIRT_IO_URING, host.libvirt),

@@ -402,6 +402,7 @@ pub(super) mod tests {
         let stats = |requests: u64, time_ns: u64| GuestStats {
             disks: vec![DiskStats {
                 target: "vda".into(),
+                source: None,
                 counters: Some(DiskCounters {
                     reads: IoCounters {
                         requests,

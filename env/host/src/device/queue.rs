@@ -169,6 +169,10 @@ impl Settable for Queue<'_> {
         self.value(self.mine(knob)?)
     }
 
+    fn is_in_use(&self, _record: &Record) -> HostResult<bool> {
+        Ok(true)
+    }
+
     fn check_change(&self, knob: &Knob, _current: &str, value: &str) -> HostResult<()> {
         self.check(self.mine(knob)?, value)
     }

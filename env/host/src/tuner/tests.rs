@@ -23,7 +23,12 @@ impl Bench {
     }
 
     pub(super) fn apply(&self, change: &Change) -> HostResult<Applied> {
-        self.tuner.apply(&self.host, &self.host.running(1), change)
+        self.apply_in(1, change)
+    }
+
+    pub(super) fn apply_in(&self, started: u64, change: &Change) -> HostResult<Applied> {
+        let running = self.host.running(started);
+        self.tuner.apply(&self.host, &running, change)
     }
 
     fn rollback(&self, started: u64) -> Vec<Settlement> {
@@ -299,7 +304,7 @@ fn the_cache_is_not_touched_while_a_job_runs_or_under_native_aio() {
     bench.host.job.set(true);
     assert!(matches!(
         bench.apply(&buffered()),
-        Err(HostError::Unsupported { .. })
+        Err(HostError::JobRuns { .. })
     ));
     let mut host = FakeHypervisor::default();
     host.xml = host.xml.replace("io_uring", "native");

@@ -1,7 +1,7 @@
 //! What somebody else changes is noticed at each sample.
 
 use super::{Outcome, Settlement, Tuner, Way, is_ours, outcome};
-use crate::error::HostResult;
+use crate::error::{HostError, HostResult};
 use crate::hypervisor::{Hypervisor, TunedByOthers};
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{DeviceLife, Life, Record, RecordState};
@@ -84,6 +84,12 @@ impl Tuner {
         told: Option<&str>,
     ) -> HostResult<Option<Settlement>> {
         let io = running.knobs(hypervisor);
+        // A new image is no change by somebody else.
+        match self.follow_node(&io, record) {
+            Ok(true) => {}
+            Err(error @ HostError::Journal { .. }) => return Err(error),
+            Ok(false) | Err(_) => return Ok(None),
+        }
         let Ok(found) = io.read(&record.knob) else {
             return Ok(None);
         };

@@ -1,0 +1,162 @@
+//! Records follow what they are about.
+
+use super::tests::{Bench, bind, buffered};
+use super::*;
+use crate::fake::{FakeHypervisor, UUID};
+
+const LATER: u64 = 2;
+
+/// Bound to CPU 1, buffered, and its latencies counted.
+fn changed() -> Bench {
+    let bench = Bench::new(FakeHypervisor::default());
+    bench.apply(&bind("1")).unwrap();
+    bench.apply(&buffered()).unwrap();
+    let target = "vda".to_owned();
+    bench.apply(&Change::Histogram { target }).unwrap();
+    bench
+}
+
+fn knobs(bench: &Bench) -> Vec<String> {
+    let records = bench.tuner.records().unwrap();
+    records.iter().map(|r| r.knob.to_string()).collect()
+}
+
+fn follow(bench: &Bench, started: u64) {
+    let inventory = bench.host.inventory(started);
+    follow_in(bench, &inventory);
+}
+
+fn follow_in(bench: &Bench, inventory: &Inventory) {
+    let moot = bench.tuner.follow(&bench.host, inventory, &Scope::Host);
+    moot.unwrap();
+}
+
+fn rollback(bench: &Bench, started: u64) -> Vec<Outcome> {
+    let inventory = bench.host.inventory(started);
+    let outcomes = bench.tuner.rollback(&bench.host, &inventory, &Scope::Host);
+    outcomes.unwrap()
+}
+
+#[test]
+fn what_libvirt_saves_with_a_guest_is_put_back_in_its_next_life() {
+    let bench = changed();
+    bench.host.is_resumed.set(true);
+    follow(&bench, LATER);
+    // QEMU has opened the image as the XML says, and counts nothing.
+    assert_eq!(knobs(&bench), ["iothread/1/cpus"]);
+    bench.apply_in(LATER, &bind("2")).unwrap();
+    let original = "0-3".to_owned();
+    let outcomes = rollback(&bench, LATER);
+    assert_eq!(outcomes.len(), 1);
+    assert_eq!(outcomes[0].result, Settlement::Restored { original });
+    assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+}
+
+#[test]
+fn a_rollback_alone_finds_a_restored_guest() {
+    let bench = changed();
+    bench.host.is_resumed.set(true);
+    rollback(&bench, LATER);
+    assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+    assert_eq!(knobs(&bench), [""; 0]);
+}
+
+#[test]
+fn a_restored_guest_that_cannot_be_read_keeps_its_records() {
+    let bench = changed();
+    bench.host.is_resumed.set(true);
+    bench.host.lost.set(true);
+    let outcomes = rollback(&bench, LATER);
+    let is_failed = |outcome: &Outcome| matches!(outcome.result, Settlement::Failed { .. });
+    assert!(outcomes.iter().any(is_failed), "{outcomes:?}");
+    assert_eq!(knobs(&bench), ["iothread/1/cpus"]);
+    bench.host.lost.set(false);
+    rollback(&bench, LATER);
+    assert_eq!(bench.host.cpus.borrow().to_string(), "0-3");
+}
+
+#[test]
+fn what_was_not_saved_is_not_put_back() {
+    let bench = changed();
+    bench.host.is_resumed.set(true);
+    *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
+    follow(&bench, LATER);
+    assert_eq!(knobs(&bench), [""; 0]);
+}
+
+#[test]
+fn a_frozen_knob_stays_frozen_in_a_restored_guest() {
+    let bench = changed();
+    *bench.host.cpus.borrow_mut() = "3".parse().unwrap();
+    assert!(bench.apply(&bind("2")).is_err());
+    bench.host.is_resumed.set(true);
+    follow(&bench, LATER);
+    assert!(matches!(
+        bench.apply_in(LATER, &bind("2")),
+        Err(HostError::Frozen { .. })
+    ));
+}
+
+#[test]
+fn a_guest_that_was_started_anew_ends_its_records_and_one_that_is_off_does_not() {
+    let bench = changed();
+    let mut off = bench.host.inventory(1);
+    off.guests.clear();
+    off.qemus.clear();
+    follow_in(&bench, &off);
+    assert_eq!(knobs(&bench).len(), 3);
+    follow(&bench, LATER);
+    assert_eq!(knobs(&bench), [""; 0]);
+}
+
+#[test]
+fn a_disk_that_was_unplugged_ends_its_records() {
+    let bench = changed();
+    let mut inventory = bench.host.inventory(1);
+    let guest = &mut inventory.guests.get_mut(UUID).unwrap().guest;
+    guest.disks.clear();
+    follow_in(&bench, &inventory);
+    assert_eq!(knobs(&bench), ["iothread/1/cpus"]);
+}
+
+#[test]
+fn an_image_below_a_snapshot_is_put_back_and_the_new_one_can_be_changed() {
+    let bench = changed();
+    bench.host.overlay.set(true);
+    bench.apply(&buffered()).unwrap();
+    assert!(bench.host.direct.get(), "the image below is as it was");
+    assert!(!bench.host.overlay_direct.get());
+    rollback(&bench, 1);
+    assert!(bench.host.direct.get() && bench.host.overlay_direct.get());
+}
+
+#[test]
+fn a_snapshot_is_no_change_by_somebody_else() {
+    let bench = changed();
+    bench.host.overlay.set(true);
+    let inventory = bench.host.inventory(1);
+    let seen = |_: &RunningGuest, knob: &Knob| match knob {
+        Knob::Cache { .. } => Some("direct".to_owned()),
+        _ => None,
+    };
+    let watch = || bench.tuner.watch(&bench.host, &inventory, seen).unwrap();
+    // Not while a job may be about to make the image below the disk's own again.
+    bench.host.job.set(true);
+    assert_eq!(watch(), []);
+    assert!(!bench.host.direct.get());
+    bench.host.job.set(false);
+    assert_eq!(watch(), []);
+    assert!(bench.host.direct.get());
+    assert_eq!(knobs(&bench), ["disk/vda/histogram", "iothread/1/cpus"]);
+}
+
+#[test]
+fn an_overlay_that_a_commit_has_closed_ends_its_record() {
+    let bench = Bench::new(FakeHypervisor::default());
+    bench.host.overlay.set(true);
+    bench.apply(&buffered()).unwrap();
+    bench.host.overlay.set(false);
+    assert_eq!(rollback(&bench, 1).len(), 1);
+    assert_eq!(knobs(&bench), [""; 0]);
+    assert!(bench.host.direct.get());
+}

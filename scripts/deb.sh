@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds the Debian package of the service into target/debian.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly CARGO_DEB=3.8.0
+
+usage() {
+    cat <<TEXT
+Usage: scripts/deb.sh [--help]
+
+Builds the release binary of the service, which needs no libtorch, and packs it with its systemd
+unit and configuration: target/debian/blkpilot_VERSION_ARCH.deb. Installs cargo-deb $CARGO_DEB into
+.deps/tools (or \$BLKPILOT_TOOLS) where it is missing. Needs a C compiler, pkg-config, libvirt-dev and
+dpkg-dev.
+TEXT
+}
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then usage; exit 0; fi
+die() { echo "deb: $*" >&2; exit 1; }
+if [[ $# != 0 ]]; then usage >&2; exit 2; fi
+command -v dpkg-shlibdeps >/dev/null || die "dpkg-shlibdeps is missing: install dpkg-dev"
+
+tools=${BLKPILOT_TOOLS:-$PWD/.deps/tools}
+if [[ $("$tools/bin/cargo-deb" --version 2>/dev/null) != *"$CARGO_DEB"* ]]; then
+    echo "deb: installing cargo-deb $CARGO_DEB into $tools"
+    cargo install --quiet --locked --root "$tools" --version "$CARGO_DEB" cargo-deb
+fi
+PATH="$tools/bin:$PATH" cargo deb --quiet --locked -p blkpilot-agent
+binary=${CARGO_TARGET_DIR:-target}/release/blkpilot
+if objdump -p "$binary" | grep -E 'NEEDED.*torch'; then die "$binary links libtorch"; fi
+ls "${CARGO_TARGET_DIR:-target}"/debian/blkpilot_*.deb

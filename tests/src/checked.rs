@@ -1,0 +1,38 @@
+//! A workload that notices when a block is not what was written, and whether anything went wrong with it.
+
+use crate::fixture::{DiskSpec, Fixture, IoMode};
+
+/// A disk on which random blocks are written and each read back after 256 more, until a checksum does
+/// not fit.
+#[must_use]
+pub fn disk() -> DiskSpec {
+    let workload = "rw=randwrite,bs=4k,iodepth=4,size=32m,norandommap=0,verify=crc32c,\
+                    verify_backlog=256,verify_fatal=1,rate_iops=2000";
+    DiskSpec {
+        io: IoMode::IoUring,
+        size_mib: 64,
+        ..DiskSpec::direct(workload)
+    }
+}
+
+/// Checks that neither QEMU, the guest's kernel nor its workload has seen an error, and that blocks have
+/// been read back.
+///
+/// # Panics
+/// When one has.
+pub fn check(fixture: &Fixture, guest: &str) {
+    let console = fixture.console(guest).expect("a guest has a console");
+    let is_bad = |line: &&str| line.contains("fio failed") || line.contains("I/O error");
+    let bad: Vec<&str> = console.lines().filter(is_bad).collect();
+    assert!(bad.is_empty(), "{guest}: {bad:?}");
+    let virsh = |args: &[&str]| fixture.virsh(args).expect("the guest runs");
+    let errors = virsh(&["domblkerror", guest]);
+    assert!(errors.contains("No errors found"), "{guest}: {errors}");
+    let stats = virsh(&["domblkstat", guest, "vda"]);
+    let read = stats.lines().find(|line| line.contains("rd_req"));
+    let read = read.and_then(|line| line.split_whitespace().last());
+    let read: u64 = read
+        .and_then(|count| count.parse().ok())
+        .expect("a disk has counters");
+    assert!(read > 0, "{guest}: what was written has been read back");
+}
