@@ -75,12 +75,13 @@ fn advise_device(name: &str, device: &DeviceFacts, guests: &[Subject]) -> Option
     })
 }
 
+/// The disks whose requests wait at the device, if they wait.
 fn tenants<'a>(device: &str, guests: &'a [Subject]) -> Vec<Tenant<'a>> {
     let disks = guests
         .iter()
         .flat_map(|guest| guest.disks.iter().map(move |disk| (guest, disk)));
     disks
-        .filter(|(_, disk)| lies_on(disk, device))
+        .filter(|(_, disk)| is_counted_at(disk, device))
         .filter_map(|(guest, disk)| {
             let measured = disk.measured?;
             Some(Tenant {
@@ -96,6 +97,14 @@ fn lies_on(disk: &SubjectDisk, device: &str) -> bool {
     disk.device
         .as_ref()
         .is_some_and(|backing| backing.leaves.contains(device))
+}
+
+/// Whether a disk's requests are counted at the device: those of one that lies on a loop device, say, may
+/// wait there, or be answered from the page cache.
+fn is_counted_at(disk: &SubjectDisk, device: &str) -> bool {
+    disk.device
+        .as_ref()
+        .is_some_and(|backing| backing.counted.contains(device))
 }
 
 fn class(device: &str, guests: &[Subject]) -> Option<DeviceClass> {
@@ -279,6 +288,10 @@ mod tests {
             "set the I/O scheduler of sda to bfq"
         );
         assert_eq!(scheduler(std::slice::from_ref(&heavy)), None, "alone");
+        let mut above = light.clone();
+        above.disks[0].device.as_mut().unwrap().counted = ["loop3".to_owned()].into();
+        let waits = "it waits at a loop device of its own";
+        assert_eq!(scheduler(&[heavy.clone(), above]), None, "{waits}");
         light.disks[0].measured.as_mut().unwrap().latency_us = Some(500.0);
         assert_eq!(scheduler(&[heavy, light]), None, "it does not wait long");
     }
