@@ -31,6 +31,12 @@ use crate::telemetry::{Sources, Telemetry, disk_id};
 use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
 
+mod devices;
+mod environment;
+mod plan;
+
+use plan::disks_of;
+
 /// The XML of running guests is read again after this time: an opt-in may have come or gone.
 const INVENTORY_MAX_AGE: Duration = Duration::from_secs(10);
 
@@ -323,78 +329,6 @@ impl LiveHost {
         Ok(execution)
     }
 
-    fn apply_to_devices(
-        &self,
-        observation: &Observation,
-        action: &JointAction,
-        execution: &mut Execution,
-    ) {
-        for (row, name) in observation.device_ids.iter().enumerate() {
-            let (old, new) = (
-                observation.current.devices.row(row),
-                action.devices.row(row),
-            );
-            let Some(level) = new.first().filter(|_| old != new) else {
-                continue;
-            };
-            let value = SCHEDULERS.get(usize::from(*level));
-            let change = DeviceChange {
-                knob: DeviceKnob::Scheduler,
-                value: value.copied().unwrap_or_default().to_owned(),
-            };
-            match self.tuner.apply_to_device(&self.inventory, name, &change) {
-                Ok(applied) => {
-                    execution.executed.devices[[row, 0]] = *level;
-                    execution.applied.push((name.clone(), applied));
-                }
-                Err(error) => execution.failed.push((vec![name.clone()], error)),
-            }
-        }
-    }
-
-    /// Makes one change to one block device, by kernel name.
-    ///
-    /// # Errors
-    /// `Disconnected`, and those of [`Tuner::apply_to_device`].
-    pub fn apply_to_device(&mut self, name: &str, change: &DeviceChange) -> HostResult<Applied> {
-        self.read_guests()?;
-        self.tuner.apply_to_device(&self.inventory, name, change)
-    }
-
-    /// As [`LiveHost::apply_to_device`], but changes nothing: the value that it would change.
-    ///
-    /// # Errors
-    /// As [`LiveHost::apply_to_device`].
-    pub fn check_device(&self, name: &str, change: &DeviceChange) -> HostResult<String> {
-        self.tuner.check_device(&self.inventory, name, change)
-    }
-
-    /// Restores the settings of a block device, by kernel name.
-    ///
-    /// # Errors
-    /// `Unsupported` when there is no such device; as [`LiveHost::rollback`].
-    pub fn rollback_device(&mut self, name: &str) -> HostResult<Vec<Outcome>> {
-        let device = self.devices.device(name)?;
-        self.rollback(&Scope::Device(device.id))
-    }
-
-    /// The block devices on which something may be changed, or is.
-    ///
-    /// # Errors
-    /// `Io`, `Journal`.
-    pub fn devices(&self) -> HostResult<Vec<DeviceState>> {
-        state::read(&self.inventory, &self.tuner)
-    }
-
-    /// Lets a frozen setting of a block device, by kernel name, be changed again, and returns the value
-    /// in force, which is its original now.
-    ///
-    /// # Errors
-    /// Those of [`Tuner::unfreeze_device`].
-    pub fn unfreeze_device(&mut self, name: &str, knob: DeviceKnob) -> HostResult<String> {
-        self.tuner.unfreeze_device(&self.inventory, name, knob)
-    }
-
     /// Makes one change to one guest, by UUID.
     ///
     /// # Errors
@@ -528,131 +462,10 @@ impl LiveHost {
         });
     }
 
-    /// The changes that an action asks for, one per IOThread for the knobs of an IOThread.
-    fn plan(&self, observation: &Observation, action: &JointAction) -> Vec<Planned> {
-        let mut plan = Vec::new();
-        let mut seen = BTreeSet::new();
-        for (row, id) in observation.disk_ids.iter().enumerate() {
-            let Some((running, target)) = self.find(id).filter(|(running, _)| !running.hangs)
-            else {
-                continue;
-            };
-            for head in 0..action.disks.ncols() {
-                let level = action.disks[[row, head]];
-                if level == observation.current.disks[[row, head]] {
-                    continue;
-                }
-                let Some(change) = self.change(running, target, head, level) else {
-                    continue;
-                };
-                let (knob, _) = change.knob_and_value();
-                let ids = disks_of(running, &knob);
-                if seen.insert((running.guest.uuid.clone(), knob)) {
-                    let shares = |other: &usize| ids.contains(&observation.disk_ids[*other]);
-                    let rows = (0..observation.disk_ids.len()).filter(shares).collect();
-                    plan.push(Planned {
-                        uuid: running.guest.uuid.clone(),
-                        change,
-                        head,
-                        level,
-                        rows,
-                    });
-                }
-            }
-        }
-        plan
-    }
-
-    /// Disks that an action would change but whose guest hangs: it is not even asked.
-    fn hanging(
-        &self,
-        observation: &Observation,
-        action: &JointAction,
-    ) -> Vec<(Vec<String>, HostError)> {
-        let is_changed = |row: usize| action.disks.row(row) != observation.current.disks.row(row);
-        let rows = observation.disk_ids.iter().enumerate();
-        let changed = rows.filter(|(row, _)| is_changed(*row));
-        let late = changed.filter_map(|(_, id)| {
-            let (running, _) = self.find(id).filter(|(running, _)| running.hangs)?;
-            let what = format!("guest {}: its monitor", running.guest.name);
-            Some((vec![id.clone()], HostError::Late { what }))
-        });
-        late.collect()
-    }
-
-    fn find<'a>(&self, id: &'a str) -> Option<(&RunningGuest, &'a str)> {
-        // A guest's name may contain a slash, a target never does.
-        let (guest, target) = id.rsplit_once('/')?;
-        Some((self.inventory.by_name(guest)?, target))
-    }
-
-    /// The change that a level of a head stands for; `None` where there is no such knob.
-    fn change(
-        &self,
-        running: &RunningGuest,
-        target: &str,
-        head: usize,
-        level: Level,
-    ) -> Option<Change> {
-        let disk = running.guest.disk(target)?;
-        let mut levels = [0; 3];
-        *levels.get_mut(head)? = level;
-        let wanted = DiskSettings::from_levels(levels)?;
-        let original = |knob: &Knob| {
-            let recorded = self
-                .tuner
-                .original(running.life.as_ref()?, knob)
-                .ok()
-                .flatten();
-            recorded.or_else(|| running.knobs(&*self.hypervisor).read(knob).ok())
-        };
-        match head {
-            0 => {
-                let iothread = disk.iothread?;
-                let original = original(&Knob::Channel { iothread })?.parse().ok()?;
-                Some(Change::Channel {
-                    iothread,
-                    cpus: self.channels.cpus_of(level, &original)?,
-                })
-            }
-            1 => Some(Change::Cache {
-                target: target.to_owned(),
-                cache: wanted.cache,
-            }),
-            _ => {
-                let iothread = disk.iothread?;
-                let original = original(&Knob::Polling { iothread })?.parse().unwrap_or(0);
-                let adaptive = if original == 0 {
-                    ADAPTIVE_POLL_MAX_NS
-                } else {
-                    original
-                };
-                let poll_max_ns = if wanted.polling == Polling::Off {
-                    0
-                } else {
-                    adaptive
-                };
-                Some(Change::Polling {
-                    iothread,
-                    poll_max_ns,
-                })
-            }
-        }
-    }
-
     fn wait_interval(&self) {
         self.clock
             .wait_until(self.clock.now() + self.config.interval);
     }
-}
-
-struct Planned {
-    uuid: String,
-    change: Change,
-    head: usize,
-    level: Level,
-    /// Rows of the observation that it changes.
-    rows: Vec<usize>,
 }
 
 /// What failed on a guest whose QEMU has ended failed because of that, whatever libvirt says.
@@ -662,119 +475,6 @@ fn of_the_living(running: &RunningGuest, error: HostError) -> HostError {
             guest: running.guest.name.clone(),
         },
         _ => error,
-    }
-}
-
-/// Ids of the disks that a knob is about.
-fn disks_of(running: &RunningGuest, knob: &Knob) -> Vec<String> {
-    let concerns = |disk: &&crate::guest::GuestDisk| match knob {
-        Knob::Channel { iothread } | Knob::Polling { iothread } => disk.iothread == Some(*iothread),
-        Knob::Cache { target } => disk.target == *target,
-        Knob::Histogram { .. } | Knob::Device(_) => false,
-    };
-    running
-        .guest
-        .disks
-        .iter()
-        .filter(concerns)
-        .map(|disk| disk_id(running, &disk.target))
-        .collect()
-}
-
-impl Environment for LiveHost {
-    fn spec(&self) -> &EnvSpec {
-        &self.spec
-    }
-
-    /// Restores the baseline of all managed guests and lets one window pass. There is no randomness
-    /// of ours, so a seed changes nothing.
-    fn reset(
-        &mut self,
-        _seed: Option<u64>,
-        options: &ResetOptions,
-    ) -> Result<Observation, EnvError> {
-        if let Some((name, value)) = options.iter().next() {
-            let problem = "the live host has no options".to_owned();
-            return Err(EnvError::Option {
-                name: name.clone(),
-                value: value.clone(),
-                problem,
-            });
-        }
-        self.rollback(&Scope::Settings)?;
-        self.wait_interval();
-        let before = self.sample()?;
-        self.wait_interval();
-        let sample = self.sample()?;
-        let window = HostWindow::between(&before, &sample);
-        let observation = observe(&self.spec, &window, self.config.interval);
-        self.episode = Some(Episode {
-            step: 0,
-            sample,
-            observation: observation.clone(),
-        });
-        Ok(observation)
-    }
-
-    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
-        let episode = self.episode.take().ok_or(EnvError::StepBeforeReset)?;
-        let result = self.step_from(&episode, action);
-        // A refused action leaves the episode as it was.
-        self.episode = Some(match &result {
-            Ok((_, next)) => Episode {
-                step: episode.step + 1,
-                sample: next.clone(),
-                observation: Observation::default(),
-            },
-            Err(_) => episode,
-        });
-        let (step, _) = result?;
-        if let Some(episode) = &mut self.episode {
-            episode.observation = step.observation.clone();
-        }
-        Ok(step)
-    }
-}
-
-impl LiveHost {
-    fn step_from(
-        &mut self,
-        episode: &Episode,
-        action: &JointAction,
-    ) -> Result<(Step, HostSample), EnvError> {
-        if self
-            .config
-            .episode_steps
-            .is_some_and(|steps| episode.step >= steps)
-        {
-            return Err(EnvError::EpisodeOver);
-        }
-        check_action(&self.spec, &episode.observation, action)?;
-        let execution = self.apply(&episode.observation, action)?;
-        self.wait_interval();
-        let sample = self.sample()?;
-        let window = HostWindow::between(&episode.sample, &sample);
-        let step = Step {
-            observation: observe(&self.spec, &window, self.config.interval),
-            rewards: score(&window, &self.config.reward),
-            executed: execution.executed,
-            terminated: false,
-            truncated: self
-                .config
-                .episode_steps
-                .is_some_and(|steps| episode.step + 1 >= steps),
-            final_observation: None,
-        };
-        Ok((step, sample))
-    }
-}
-
-impl From<HostError> for EnvError {
-    fn from(error: HostError) -> Self {
-        Self::Host {
-            message: error.to_string(),
-            source: Some(Box::new(error)),
-        }
     }
 }
 
