@@ -180,7 +180,9 @@ impl Tuner {
         io.check_change(&knob, &current, &value)?;
         if let Some(known) = &record {
             self.check_untouched(known, &current)?;
-            if self.is_original(io, known, &current)? {
+            // What the kernel had changed beside a device's setting goes back with it. The record of a
+            // guest that we have put back to its original stays: what somebody else sets then is noticed.
+            if known.life.device().is_some() && self.is_original(io, known, &current)? {
                 record = None;
             }
         }

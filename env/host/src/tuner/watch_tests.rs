@@ -173,3 +173,17 @@ fn what_comes_between_the_journal_and_the_write_is_not_overwritten() {
         assert_eq!(bench.host.cpus.borrow().to_string(), "3");
     }
 }
+
+#[test]
+fn a_knob_that_we_have_set_to_its_original_is_still_watched() {
+    let bench = Bench::new(FakeHypervisor::default());
+    bench.apply(&bind("1")).unwrap();
+    bench.apply(&bind("0-3")).unwrap();
+    // Nor does asking for what is in force end that.
+    bench.apply(&bind("0-3")).unwrap();
+    assert_eq!(bench.watch(), []);
+    *bench.host.cpus.borrow_mut() = "2".parse().unwrap();
+    let (found, way) = ("2".to_owned(), Way::Unknown);
+    assert_eq!(bench.watch()[0].result, Settlement::Frozen { found, way });
+    assert!(bench.apply(&bind("1")).is_err());
+}
