@@ -6,12 +6,20 @@ use crate::fixture::{DiskSpec, Fixture, IoMode};
 /// not fit.
 #[must_use]
 pub fn disk() -> DiskSpec {
-    let workload = "rw=randwrite,bs=4k,iodepth=4,size=32m,norandommap=0,verify=crc32c,\
-                    verify_backlog=256,verify_fatal=1,rate_iops=2000";
+    disk_at(2_000)
+}
+
+/// The same with at most so many writes per second.
+#[must_use]
+pub fn disk_at(writes_per_second: u32) -> DiskSpec {
+    let workload = format!(
+        "rw=randwrite,bs=4k,iodepth=4,size=32m,norandommap=0,verify=crc32c,verify_backlog=256,\
+         verify_fatal=1,rate_iops={writes_per_second}"
+    );
     DiskSpec {
         io: IoMode::IoUring,
         size_mib: 64,
-        ..DiskSpec::direct(workload)
+        ..DiskSpec::direct(&workload)
     }
 }
 

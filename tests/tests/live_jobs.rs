@@ -17,6 +17,8 @@ use blkpilot_tests::{checked, live};
 const GUESTS: [&str; 2] = ["raw", "qcow2"];
 /// So slow that the daemon sees the job: MiB/s, of images of 64 MiB.
 const BANDWIDTH: &str = "32";
+/// So few that such a job gets to its end: each write anywhere makes it copy 64 KiB again.
+const WRITES_PER_SECOND: u32 = 100;
 const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +39,7 @@ const JOBS: [Job; 4] = [
 fn guest(name: &str, format: ImageFormat) -> GuestSpec {
     let disk = DiskSpec {
         format,
-        ..checked::disk()
+        ..checked::disk_at(WRITES_PER_SECOND)
     };
     let opt_in = OptIn {
         knobs: "cache".into(),
