@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
-    cartpole quickstart four-identical discrete-event simulator-properties oracle
+    cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard kills faults jobs soak
     sampling bench
 )
@@ -76,6 +76,8 @@ record discrete-event "The simulated host against discrete events" \
     env BLKPILOT_FULL=1 "${env_test[@]}" --test discrete_event -- --nocapture
 record simulator-properties "What holds on every simulated host" \
     env BLKPILOT_FULL=1 "${env_test[@]}" --test properties -- --nocapture
+record journal "Journal and tuner against a model, under crashes and faults" \
+    env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-host --lib tuner:: -- --nocapture
 record oracle "Policies against the oracle of each scenario" \
     "$lab" oracle env/scenarios/mixed_*.toml --episodes 32 --policy "$out/quickstart/policy"
 for guest in poor-cache poor-binding; do

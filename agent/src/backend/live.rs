@@ -99,6 +99,10 @@ impl LibvirtHost {
                     )
                 }
                 Settlement::Failed { reason } => reason.clone(),
+                Settlement::Unrecorded { reason, .. } => {
+                    tracing::warn!(of = outcome.owner(), knob = %outcome.knob, reason, "put back, but its record stays");
+                    return None;
+                }
                 Settlement::Restored { .. } | Settlement::Moot | Settlement::Kept { .. } => {
                     return None;
                 }
@@ -115,7 +119,11 @@ impl LibvirtHost {
         outcome: &Outcome,
         executed: &mut JointAction,
     ) {
-        if !matches!(outcome.result, Settlement::Restored { .. }) {
+        let is_back = matches!(
+            outcome.result,
+            Settlement::Restored { .. } | Settlement::Unrecorded { .. }
+        );
+        if !is_back {
             return;
         }
         if let HostKnob::Device(DeviceKnob::Scheduler) = outcome.knob {
@@ -250,9 +258,15 @@ impl HostBackend for LibvirtHost {
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
         for frozen in self.host.take_frozen() {
-            if let Settlement::Frozen { found, way } = &frozen.result {
-                let way = way_text(*way);
-                tracing::warn!(of = frozen.owner(), knob = %frozen.knob, found, "frozen: somebody else changed it{way}");
+            match &frozen.result {
+                Settlement::Frozen { found, way } => {
+                    let way = way_text(*way);
+                    tracing::warn!(of = frozen.owner(), knob = %frozen.knob, found, "frozen: somebody else changed it{way}");
+                }
+                Settlement::Failed { reason } => {
+                    tracing::warn!(of = frozen.owner(), knob = %frozen.knob, reason, "not frozen");
+                }
+                _ => {}
             }
         }
         let window = HostWindow::between(&self.before, &after);

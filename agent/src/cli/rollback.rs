@@ -162,6 +162,7 @@ fn to_json(outcome: &Outcome) -> Value {
         Settlement::Restored { original: value }
         | Settlement::Kept { value }
         | Settlement::Frozen { found: value, .. } => (Some(value), None),
+        Settlement::Unrecorded { original, reason } => (Some(original), Some(reason)),
         Settlement::Moot => (None, None),
         Settlement::Failed { reason } => (None, Some(reason)),
     };

@@ -268,6 +268,10 @@ pub(super) fn outcomes(outcomes: &[Outcome]) -> String {
 pub(super) fn settlement(settlement: &Settlement) -> (&'static str, String) {
     match settlement {
         Settlement::Restored { original } => ("restored", format!("is {original} again")),
+        Settlement::Unrecorded { original, reason } => (
+            "unrecorded",
+            format!("is {original} again, but its record stays: {reason}"),
+        ),
         Settlement::Moot => (
             "moot",
             "the setting ended with the guest's QEMU, or with the device".to_owned(),

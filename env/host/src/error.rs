@@ -142,6 +142,17 @@ pub enum HostError {
         /// The cause.
         source: rusqlite::Error,
     },
+    /// There is no room for the journal; what is changed already goes back all the same.
+    #[error(
+        "journal {}: {source}; nothing is changed until there is room on its file system: make room, or put everything back (`blkpilot rollback --all`), which needs none",
+        path.display()
+    )]
+    JournalFull {
+        /// Its file.
+        path: PathBuf,
+        /// The cause.
+        source: rusqlite::Error,
+    },
     /// There is no journal to read.
     #[error(
         "there is no journal {}: name the data directory of the service that tunes this host (service.data_dir in its configuration)",

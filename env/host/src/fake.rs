@@ -118,21 +118,38 @@ impl Default for FakeHypervisor {
 
 impl FakeHypervisor {
     pub(crate) fn without_opt_in() -> Self {
+        let mut host = Self::default();
+        host.opt_out();
+        host
+    }
+
+    /// The guest called so, with this UUID.
+    pub(crate) fn named(name: &str, uuid: &str) -> Self {
+        let named = format!(">{name}<");
         Self {
-            xml: XML.replace("mode=\"auto\"", "mode=\"off\""),
+            xml: XML.replace(UUID, uuid).replace(">web<", &named),
             ..Self::default()
         }
     }
 
+    pub(crate) fn opt_out(&mut self) {
+        self.xml = self.xml.replace("mode=\"auto\"", "mode=\"off\"");
+    }
+
+    pub(crate) fn opt_in(&mut self) {
+        self.xml = self.xml.replace("mode=\"off\"", "mode=\"auto\"");
+    }
+
     /// The guest in the life that began at `started`.
     pub(crate) fn running(&self, started: u64) -> RunningGuest {
+        let guest = Guest::from_xml(&self.xml).expect("the XML above is valid");
         let life = GuestLife {
             boot_id: "boot".into(),
-            uuid: UUID.into(),
+            uuid: guest.uuid.clone(),
             qemu_started_ticks: started,
         };
         RunningGuest {
-            guest: Guest::from_xml(&self.xml).expect("the XML above is valid"),
+            guest,
             process: None,
             is_resumed: self.is_resumed.get(),
             hangs: false,

@@ -365,6 +365,35 @@ impl Journal {
         rows.into_iter().collect()
     }
 
+    /// Asks `may` before each commit, which fails when it says no.
+    #[cfg(test)]
+    pub(crate) fn ask_before_commits(&self, mut may: impl FnMut() -> bool + Send + 'static) {
+        let hooked = self.database.commit_hook(Some(move || !may()));
+        hooked.expect("the connection is this journal's own");
+    }
+
+    /// Leaves out what only a power cut would need: the death of a process does not.
+    #[cfg(test)]
+    pub(crate) fn skip_syncs(&self) {
+        let set = self.database.pragma_update(None, "synchronous", "OFF");
+        set.expect("SQLite takes the pragma");
+    }
+
+    /// Lets the file grow no more, as on a file system that is full.
+    #[cfg(test)]
+    pub(crate) fn fill_up(&self) {
+        let pages = "PRAGMA page_count";
+        let pages = self
+            .database
+            .query_row(pages, [], |row| row.get::<_, i64>(0));
+        let most = pages.and_then(|pages| {
+            let limit = format!("PRAGMA max_page_count = {pages}");
+            self.database
+                .query_row(&limit, [], |row| row.get::<_, i64>(0))
+        });
+        most.expect("SQLite says how many pages there are");
+    }
+
     fn execute(&self, sql: &str, values: impl rusqlite::Params) -> HostResult<()> {
         self.database
             .execute(sql, values)
@@ -382,6 +411,10 @@ fn failed(path: &Path) -> impl FnOnce(rusqlite::Error) -> HostError + '_ {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => HostError::JournalDamaged {
             path: path.to_owned(),
             problem: source.to_string(),
+        },
+        Some(ErrorCode::DiskFull) => HostError::JournalFull {
+            path: path.to_owned(),
+            source,
         },
         _ => HostError::Journal {
             path: path.to_owned(),

@@ -107,7 +107,7 @@ pub(crate) const DIRECT: &str = "direct";
 pub(crate) const BUFFERED: &str = "buffered";
 const COUNTING: &str = "counting";
 const ABSENT: &str = "absent";
-const FOREIGN: &str = "foreign";
+pub(crate) const FOREIGN: &str = "foreign";
 
 impl Knob {
     /// The opt-in of a guest that it needs; `None` when any opt-in will do.

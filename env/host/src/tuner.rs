@@ -1,5 +1,8 @@
 //! Every write to the host goes through here: journal, apply, read back, settle; and back again.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use crate::cpuset::CpuSet;
 use crate::device::DeviceKnob;
 use crate::error::{HostError, HostResult};
@@ -16,6 +19,9 @@ mod follow;
 #[derive(Debug)]
 pub struct Tuner {
     journal: Journal,
+    /// Knobs that are on their way back while the journal cannot be written, so that it knows nothing
+    /// of that.
+    put_back: RefCell<BTreeSet<(Life, Knob)>>,
 }
 
 /// What a change did.
@@ -55,6 +61,14 @@ pub enum Settlement {
     Restored {
         /// The original value.
         original: String,
+    },
+    /// The original value is in force again, read back, but the journal cannot be written: the record
+    /// stays, and goes when it can.
+    Unrecorded {
+        /// The original value.
+        original: String,
+        /// Why it cannot.
+        reason: String,
     },
     /// The guest's or device's life is over, and the value with it; the record is dropped.
     Moot,
@@ -107,7 +121,10 @@ impl Tuner {
     /// A tuner with this journal.
     #[must_use]
     pub fn new(journal: Journal) -> Self {
-        Self { journal }
+        Self {
+            journal,
+            put_back: RefCell::default(),
+        }
     }
 
     /// All journalled knobs, those first changed last first.
@@ -144,7 +161,8 @@ impl Tuner {
         Ok(record.is_some_and(|record| record.state == RecordState::Frozen))
     }
 
-    /// Applies a change to a guest. When it fails, the value before is restored.
+    /// Applies a change to a guest. When it fails, or cannot be settled in the journal, the value before
+    /// is restored.
     ///
     /// # Errors
     /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
@@ -158,6 +176,7 @@ impl Tuner {
         let (knob, value) = change.knob_and_value();
         let life = life_of(running)?;
         check_answering(running)?;
+        self.catch_up(hypervisor, running, &knob)?;
         let whose = Whose {
             io: &running.knobs(hypervisor),
             life: &life,
@@ -179,11 +198,17 @@ impl Tuner {
         let current = io.read(&knob)?;
         io.check_change(&knob, &current, &value)?;
         if let Some(known) = &record {
-            self.check_untouched(known, &current)?;
-            // What the kernel had changed beside a device's setting goes back with it. The record of a
-            // guest that we have put back to its original stays: what somebody else sets then is noticed.
-            if known.life.device().is_some() && self.is_original(io, known, &current)? {
+            if self.was_put_back(io, known, &current) {
+                self.drop_record(life, &knob)?;
                 record = None;
+            } else {
+                self.check_untouched(known, &current)?;
+                // What the kernel had changed beside a device's setting goes back with it. The record of
+                // a guest that we have put back to its original stays: what somebody else sets then is
+                // noticed.
+                if known.life.device().is_some() && self.is_original(io, known, &current)? {
+                    record = None;
+                }
             }
         }
         let applied = Applied {
@@ -212,17 +237,19 @@ impl Tuner {
             }
             _ => write_and_check(io, &applied.knob, &applied.value),
         });
+        let made = made.and_then(|()| {
+            if let (Some(undo), Some(_)) = (&undo, &before) {
+                let undo = io.undo_once_made(undo);
+                self.journal.note_undo(life, &applied.knob, &undo)?;
+            }
+            self.journal.settle(life, &applied.knob, &applied.value)
+        });
         if let Err(error) = made {
             return Err(self
                 .revert(whose, &applied, before.as_deref(), record.is_none())
                 .err()
                 .unwrap_or(error));
         }
-        if let (Some(undo), Some(_)) = (&undo, before) {
-            let undo = io.undo_once_made(undo);
-            self.journal.note_undo(life, &applied.knob, &undo)?;
-        }
-        self.journal.settle(life, &applied.knob, &applied.value)?;
         Ok(applied)
     }
 
@@ -289,7 +316,7 @@ impl Tuner {
             reason: "it is not frozen".into(),
         })?;
         let now = read();
-        self.journal.drop_record(life, knob)?;
+        self.drop_record(life, knob)?;
         // A guest that does not answer now does not need to: nothing is written to it.
         Ok(now.unwrap_or_else(|_| record.found.unwrap_or(record.value)))
     }
@@ -324,8 +351,8 @@ impl Tuner {
             return Ok(Settlement::Restored { original });
         }
         let current = io.read(&record.knob)?;
-        if self.is_original(&*io, record, &current)? {
-            return Ok(Settlement::Restored { original: current });
+        if self.is_back(&*io, record, &current)? {
+            return Ok(self.put_back(record, current));
         }
         if self.is_taken(record, &current)? {
             return Ok(Settlement::Frozen {
@@ -333,20 +360,38 @@ impl Tuner {
                 way: Way::Unknown,
             });
         }
-        self.check_order(record)?;
-        // So that our own way back is not taken for somebody else's change if it ends half-way. A
-        // journal that cannot be written now does not bar it: the original stands there.
-        let _ = self.journal.intend(&Intent {
+        self.check_order(&*io, record)?;
+        self.intend_way_back(record, &current);
+        io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
+        Ok(self.put_back(record, original))
+    }
+
+    /// So that our own way back is not taken for somebody else's change if it ends half-way. A journal
+    /// that cannot be written now does not bar it: the original stands there.
+    fn intend_way_back(&self, record: &Record, current: &str) {
+        let intent = Intent {
             life: &record.life,
             name: &record.name,
             knob: &record.knob,
-            current: &current,
+            current,
             value: &record.original,
             undo: record.undo.as_deref(),
-        });
-        io.go_back(&record.knob, &record.original, record.undo.as_deref())?;
-        self.journal.drop_record(&record.life, &record.knob)?;
-        Ok(Settlement::Restored { original })
+        };
+        if self.journal.intend(&intent).is_err() {
+            let key = (record.life.clone(), record.knob.clone());
+            self.put_back.borrow_mut().insert(key);
+        }
+    }
+
+    /// What became of a record whose original, or what stands for it now, is in force again.
+    fn put_back(&self, record: &Record, original: String) -> Settlement {
+        match self.drop_record(&record.life, &record.knob) {
+            Ok(()) => Settlement::Restored { original },
+            Err(error) => Settlement::Unrecorded {
+                original,
+                reason: error.to_string(),
+            },
+        }
     }
 
     fn compare(
@@ -396,20 +441,36 @@ impl Tuner {
                 .map(|device| Box::new(inventory.devices.queue(&device, Purpose::Restore)) as _),
         };
         if found.is_none() {
-            self.journal.drop_record(&record.life, &record.knob)?;
+            self.drop_record(&record.life, &record.knob)?;
         }
         Ok(found)
     }
 
-    /// Whether a knob has its original value, whoever set it: then its record is dropped.
-    fn is_original(&self, io: &dyn Settable, record: &Record, current: &str) -> HostResult<bool> {
-        let is_original =
+    /// Whether a knob has its original value, whoever set it, with what turning it had changed.
+    fn is_back(&self, io: &dyn Settable, record: &Record, current: &str) -> HostResult<bool> {
+        let is_back =
             current == record.original || self.went_with_scheduler(io, record, current)?;
-        if is_original {
+        if is_back {
             io.complete(record)?;
-            self.journal.drop_record(&record.life, &record.knob)?;
+        }
+        Ok(is_back)
+    }
+
+    /// As [`Self::is_back`]; then its record is dropped.
+    fn is_original(&self, io: &dyn Settable, record: &Record, current: &str) -> HostResult<bool> {
+        let is_original = self.is_back(io, record, current)?;
+        if is_original {
+            self.drop_record(&record.life, &record.knob)?;
         }
         Ok(is_original)
+    }
+
+    fn drop_record(&self, life: &Life, knob: &Knob) -> HostResult<()> {
+        self.journal.drop_record(life, knob)?;
+        self.put_back
+            .borrow_mut()
+            .remove(&(life.clone(), knob.clone()));
+        Ok(())
     }
 
     /// Freezes a knob whose value is not ours.
@@ -421,6 +482,14 @@ impl Tuner {
             self.journal.freeze(&record.life, &record.knob, current)?;
         }
         Err(taken(record, current))
+    }
+
+    /// Whether a value is the original that we have put back without the journal's knowledge.
+    fn was_put_back(&self, io: &dyn Settable, record: &Record, current: &str) -> bool {
+        let key = (record.life.clone(), record.knob.clone());
+        record.state != RecordState::Frozen
+            && self.put_back.borrow().contains(&key)
+            && self.is_back(io, record, current).unwrap_or(false)
     }
 
     /// Whether somebody else has the knob; it is frozen then.
@@ -467,7 +536,7 @@ impl Tuner {
         }
         // The journal has its own error path: an intent that stays open is compared later.
         let _ = if is_first {
-            self.journal.drop_record(life, &change.knob)
+            self.drop_record(life, &change.knob)
         } else {
             self.journal.settle(life, &change.knob, &change.previous)
         };
@@ -528,19 +597,20 @@ fn is_cut_short(change: &Applied, found: &str) -> bool {
     }
 }
 
-/// The guest of a record in the same life; `None` when that is over.
+/// The guest of a record in the same life, or in the one that it was restored in; `None` when that is
+/// over.
 fn find<'a>(
     inventory: &'a Inventory,
     record: &Record,
     life: &GuestLife,
 ) -> HostResult<Option<&'a RunningGuest>> {
     let next = inventory.guests.get(&life.uuid);
-    let is_handed_on = next.is_some_and(|next| follow::is_handed_on(next, &record.knob));
-    if inventory.has_ended(life) && !is_handed_on {
+    let has_ended = inventory.has_ended(life);
+    if has_ended && !follow::may_be_handed_on(inventory, life, &record.knob) {
         return Ok(None);
     }
-    let running = inventory.guests.get(&life.uuid);
-    match running.filter(|guest| guest.life.as_ref() == Some(life)) {
+    let is_it = |guest: &&RunningGuest| has_ended || guest.life.as_ref() == Some(life);
+    match next.filter(is_it) {
         Some(running) => check_answering(running).map(|()| Some(running)),
         None => Err(HostError::Unsupported {
             what: record.owner(),
@@ -582,7 +652,10 @@ mod tests;
 mod follow_tests;
 
 #[cfg(test)]
-mod properties;
+mod full_disk;
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod device_tests;

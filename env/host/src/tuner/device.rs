@@ -81,7 +81,7 @@ impl Tuner {
         if change.knob != DeviceKnob::Scheduler {
             return Ok(());
         }
-        match self.changed_dependent(life, |_| true)? {
+        match self.changed_dependent(life)? {
             None => Ok(()),
             Some(dependent) => Err(HostError::Unsupported {
                 what: format!("device {device}: a change of the scheduler"),
@@ -92,14 +92,9 @@ impl Tuner {
         }
     }
 
-    fn changed_dependent(
-        &self,
-        life: &Life,
-        counts: impl Fn(&Record) -> bool,
-    ) -> HostResult<Option<DeviceKnob>> {
+    fn changed_dependent(&self, life: &Life) -> HostResult<Option<DeviceKnob>> {
         for dependent in DeviceKnob::OF_SCHEDULER {
-            let record = self.record(life, &Knob::Device(dependent))?;
-            if record.is_some_and(|record| counts(&record)) {
+            if self.record(life, &Knob::Device(dependent))?.is_some() {
                 return Ok(Some(dependent));
             }
         }
@@ -107,18 +102,27 @@ impl Tuner {
     }
 
     /// What was set under a scheduler goes back before it; it would have, had it not failed just now.
-    pub(super) fn check_order(&self, record: &Record) -> HostResult<()> {
+    pub(super) fn check_order(&self, io: &dyn Settable, record: &Record) -> HostResult<()> {
         if record.knob != Knob::Device(DeviceKnob::Scheduler) {
             return Ok(());
         }
-        let is_ours = |record: &Record| record.state != RecordState::Frozen;
-        match self.changed_dependent(&record.life, is_ours)? {
-            None => Ok(()),
-            Some(dependent) => Err(HostError::Unsupported {
-                what: format!("{}: putting back the scheduler", record.owner()),
-                reason: format!("{dependent} has to go back first, and has not: try again"),
-            }),
+        for dependent in DeviceKnob::OF_SCHEDULER {
+            let knob = Knob::Device(dependent);
+            let known = self.record(&record.life, &knob)?;
+            let Some(known) = known.filter(|known| known.state != RecordState::Frozen) else {
+                continue;
+            };
+            if io.read(&knob)? != known.original {
+                return Err(HostError::Unsupported {
+                    what: format!("{}: putting back the scheduler", record.owner()),
+                    reason: format!("{dependent} has to go back first, and has not: try again"),
+                });
+            }
+            // It is back, but its way back was cut short, or the journal cannot be written, which bars
+            // nothing.
+            let _ = self.drop_record(&record.life, &knob);
         }
+        Ok(())
     }
 
     /// Whether a setting stands as it did before its device's scheduler was first changed, and that is

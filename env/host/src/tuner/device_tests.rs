@@ -1,5 +1,8 @@
 //! Settings of block devices: changed, journalled, put back, with what the kernel changes beside them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -113,6 +116,29 @@ fn every_setting_goes_back_and_what_was_set_under_a_scheduler_bars_another() {
     assert!(refused.contains("would reset nr_requests"), "{refused}");
     assert_eq!(bench.rollback().len(), 5);
     assert_eq!(bench.values(), ORIGINAL);
+}
+
+#[test]
+fn all_of_a_device_goes_back_while_the_journal_cannot_be_written() {
+    let bench = Bench::new();
+    bench.apply(D::Scheduler, "mq-deadline").unwrap();
+    bench.apply(D::NrRequests, "512").unwrap();
+    let has_room = Arc::new(AtomicBool::new(false));
+    let ask = Arc::clone(&has_room);
+    let journal = &bench.tuner.journal;
+    journal.ask_before_commits(move || ask.load(Ordering::Relaxed));
+    let results = bench.rollback();
+    let is_unrecorded = |result: &Settlement| matches!(result, Settlement::Unrecorded { .. });
+    assert!(
+        results.len() == 2 && results.iter().all(is_unrecorded),
+        "{results:?}"
+    );
+    assert_eq!(bench.values(), ORIGINAL);
+    has_room.store(true, Ordering::Relaxed);
+    assert_eq!(bench.watch(), []);
+    bench.rollback();
+    assert_eq!(bench.values(), ORIGINAL);
+    assert_eq!(bench.tuner.records().unwrap(), []);
 }
 
 #[test]

@@ -8,10 +8,10 @@ impl Tuner {
     /// was saved and restored, libvirt has set what it had saved of our settings again: those records go
     /// on with it. Records of a guest that was started anew, or of a disk that was unplugged, are
     /// dropped, and returned as moot. A guest that does not run may still be restored, so its records
-    /// stay.
+    /// stay; what cannot be read or written now follows the next time, and bars no other.
     ///
     /// # Errors
-    /// `Journal`.
+    /// `Journal`, when the records cannot be read at all.
     pub fn follow(
         &self,
         hypervisor: &dyn Hypervisor,
@@ -28,13 +28,12 @@ impl Tuner {
             };
             let goes_on = match &running.life {
                 Some(life) if life == last => !is_unplugged(running, &record.knob),
-                Some(life) if inventory.has_ended(last) => {
-                    self.follow_life(hypervisor, running, life, &record)?
-                }
+                Some(life) if inventory.has_ended(last) => self
+                    .follow_life(hypervisor, running, life, &record)
+                    .unwrap_or(true),
                 _ => true,
             };
-            if !goes_on {
-                self.journal.drop_record(&record.life, &record.knob)?;
+            if !goes_on && self.drop_record(&record.life, &record.knob).is_ok() {
                 moot.push(outcome(&record, Settlement::Moot));
             }
         }
@@ -53,10 +52,7 @@ impl Tuner {
             return Ok(false);
         }
         let io = running.knobs_to(Purpose::Restore, hypervisor);
-        // What cannot be read now is followed the next time.
-        let Ok(current) = io.read(&record.knob) else {
-            return Ok(true);
-        };
+        let current = io.read(&record.knob)?;
         let is_frozen = record.state == RecordState::Frozen;
         let goes_on =
             is_ours(record, &current) || is_frozen && record.found.as_deref() == Some(&*current);
@@ -67,19 +63,60 @@ impl Tuner {
         Ok(goes_on)
     }
 
+    /// Hands a knob's record on to this life of its guest where that could not be done before: a change
+    /// without it would take what we have set for the original.
+    ///
+    /// # Errors
+    /// `Journal`; as [`Settable::read`].
+    pub(super) fn catch_up(
+        &self,
+        hypervisor: &dyn Hypervisor,
+        running: &RunningGuest,
+        knob: &Knob,
+    ) -> HostResult<()> {
+        let Some(life) = running
+            .life
+            .as_ref()
+            .filter(|_| is_handed_on(running, knob))
+        else {
+            return Ok(());
+        };
+        for record in self.records()?.iter().filter(|record| record.knob == *knob) {
+            let last = record.life.guest();
+            let lags = last.is_some_and(|last| last.uuid == life.uuid && last != life);
+            if lags && !self.follow_life(hypervisor, running, life, record)? {
+                self.drop_record(&record.life, knob)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a record is still about what is in use; it is dropped where it is not.
     pub(super) fn follow_node(&self, io: &dyn Settable, record: &Record) -> HostResult<bool> {
         let is_in_use = io.is_in_use(record)?;
         if !is_in_use {
-            self.journal.drop_record(&record.life, &record.knob)?;
+            self.drop_record(&record.life, &record.knob)?;
         }
         Ok(is_in_use)
     }
 }
 
+/// Whether a setting of a life that is over may be in force in the next: libvirt saves it with a guest,
+/// and the next life began with what was saved, or cannot be seen now.
+pub(super) fn may_be_handed_on(inventory: &Inventory, last: &GuestLife, knob: &Knob) -> bool {
+    match inventory.guests.get(&last.uuid) {
+        Some(next) => is_handed_on(next, knob),
+        None => is_saved(knob) && inventory.qemus.iter().any(|(uuid, _)| *uuid == last.uuid),
+    }
+}
+
 /// Whether libvirt saves the setting with a guest, and this life began with what was saved.
-pub(super) fn is_handed_on(running: &RunningGuest, knob: &Knob) -> bool {
-    running.is_resumed && matches!(knob, Knob::Channel { .. } | Knob::Polling { .. })
+fn is_handed_on(running: &RunningGuest, knob: &Knob) -> bool {
+    running.is_resumed && is_saved(knob)
+}
+
+fn is_saved(knob: &Knob) -> bool {
+    matches!(knob, Knob::Channel { .. } | Knob::Polling { .. })
 }
 
 fn is_unplugged(running: &RunningGuest, knob: &Knob) -> bool {

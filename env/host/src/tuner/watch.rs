@@ -6,17 +6,17 @@ use crate::hypervisor::{Hypervisor, TunedByOthers};
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{DeviceLife, Life, Record, RecordState};
 use crate::knob::{Knob, Purpose};
-use crate::settable::Settable as _;
+use crate::settable::{Settable, write_and_check};
 
 impl Tuner {
     /// Compares the journal with what is in force, and freezes what somebody else has changed since
     /// the last time. `seen` tells what is in force as far as it is known without asking anybody;
     /// only where that differs, or libvirt has told of somebody else's change, is the guest itself
     /// asked. A change that ours has overwritten in the same moment is put back. Returns what has
-    /// been frozen.
+    /// been frozen, and what could not be, with the reason.
     ///
     /// # Errors
-    /// `Journal`.
+    /// `Journal`, when the records cannot be read at all.
     pub fn watch(
         &self,
         hypervisor: &dyn Hypervisor,
@@ -32,7 +32,7 @@ impl Tuner {
             let life = match &record.life {
                 Life::Guest(life) => life,
                 Life::Device(life) => {
-                    let settlement = self.look(inventory, life, &record)?;
+                    let settlement = self.look(inventory, life, &record);
                     frozen.extend(settlement.map(|found| outcome(&record, found)));
                     continue;
                 }
@@ -47,9 +47,8 @@ impl Tuner {
             if told.is_none() && !seen(running, &record.knob).is_some_and(differs) {
                 continue;
             }
-            if let Some(settlement) = self.ask(hypervisor, running, &record, told)? {
-                frozen.push(outcome(&record, settlement));
-            }
+            let settlement = self.ask(hypervisor, running, &record, told);
+            frozen.extend(settlement.map(|found| outcome(&record, found)));
         }
         Ok(frozen)
     }
@@ -61,17 +60,32 @@ impl Tuner {
         inventory: &Inventory,
         life: &DeviceLife,
         record: &Record,
-    ) -> HostResult<Option<Settlement>> {
+    ) -> Option<Settlement> {
         let devices = &inventory.devices;
-        let Ok(Some(device)) = devices.find(life, &record.name, &inventory.boot_id) else {
-            return Ok(None);
-        };
-        let queue = devices.queue(&device, Purpose::Restore);
-        let Ok(found) = queue.read(&record.knob) else {
-            return Ok(None);
-        };
-        let (is_taken, way) = (self.is_taken(record, &found)?, Way::Unknown);
-        Ok(is_taken.then_some(Settlement::Frozen { found, way }))
+        let device = devices.find(life, &record.name, &inventory.boot_id);
+        let queue = devices.queue(&device.ok()??, Purpose::Restore);
+        let found = queue.read(&record.knob).ok()?;
+        self.taking(&queue, record, found, Way::Unknown)
+    }
+
+    /// That somebody else has a knob, which is frozen then; `None` if nobody has.
+    fn taking(
+        &self,
+        io: &dyn Settable,
+        record: &Record,
+        found: String,
+        way: Way,
+    ) -> Option<Settlement> {
+        if self.was_put_back(io, record, &found) {
+            // Where the journal still cannot be written, the next time.
+            let _ = self.drop_record(&record.life, &record.knob);
+            return None;
+        }
+        match self.is_taken(record, &found) {
+            Ok(false) => None,
+            Ok(true) => Some(Settlement::Frozen { found, way }),
+            Err(error) => Some(unfrozen(&found, &error)),
+        }
     }
 
     /// What was seen may be older than our last change, so that only a read now counts; what cannot
@@ -82,29 +96,38 @@ impl Tuner {
         running: &RunningGuest,
         record: &Record,
         told: Option<&str>,
-    ) -> HostResult<Option<Settlement>> {
+    ) -> Option<Settlement> {
         let io = running.knobs(hypervisor);
-        // A new image is no change by somebody else.
-        match self.follow_node(&io, record) {
-            Ok(true) => {}
-            Err(error @ HostError::Journal { .. }) => return Err(error),
-            Ok(false) | Err(_) => return Ok(None),
+        // A new image is no change by somebody else; a record of the old one that cannot be dropped now
+        // is dropped the next time.
+        if !self.follow_node(&io, record).ok()? {
+            return None;
         }
-        let Ok(found) = io.read(&record.knob) else {
-            return Ok(None);
-        };
+        let found = io.read(&record.knob).ok()?;
         let way = told.map_or(Way::Unknown, |_| Way::Libvirt);
-        if self.is_taken(record, &found)? {
-            return Ok(Some(Settlement::Frozen { found, way }));
-        }
-        let Some(theirs) = told else {
-            return Ok(None);
+        let taking = self.taking(&io, record, found, way);
+        let Some(theirs) = told.filter(|_| taking.is_none()) else {
+            return taking;
         };
-        self.journal.freeze(&record.life, &record.knob, theirs)?;
-        // It is frozen whether or not this takes: from now on it is theirs.
-        let _ = io.write(&record.knob, theirs);
-        let found = theirs.to_owned();
-        Ok(Some(Settlement::Frozen { found, way }))
+        // First in force, or what we have set would be taken for theirs where that fails, and would never
+        // go back. Where it cannot be noted, it is found in force the next time.
+        let put_back = write_and_check(&io, &record.knob, theirs);
+        let noted = put_back.and_then(|()| self.journal.freeze(&record.life, &record.knob, theirs));
+        Some(match noted {
+            Ok(()) => Settlement::Frozen {
+                found: theirs.to_owned(),
+                way,
+            },
+            Err(error) => unfrozen(theirs, &error),
+        })
+    }
+}
+
+/// It cannot be frozen now: the journal cannot be written, so that nothing can be changed either, or what
+/// somebody else has set could not be put back in force.
+fn unfrozen(found: &str, error: &HostError) -> Settlement {
+    Settlement::Failed {
+        reason: format!("somebody else set it to {found}, and {error}"),
     }
 }
 
