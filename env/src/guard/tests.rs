@@ -8,6 +8,8 @@ use crate::observation::Validity;
 use crate::sim::{SimHost, presets};
 use crate::{Environment as _, Rng};
 
+mod model;
+
 const WINDOW: Duration = Duration::from_secs(2);
 
 /// A host whose disks show what they are told to.
