@@ -42,6 +42,8 @@ struct Fate {
     connections: AtomicU32,
     /// Guests whose settings cannot be changed.
     stubborn: Mutex<Vec<String>>,
+    /// How often an IOThread that is bound cannot be let float.
+    binds: AtomicU32,
     rollbacks: AtomicU32,
     /// What a rollback cannot put back.
     left_behind: Mutex<Vec<String>>,
@@ -129,6 +131,22 @@ impl HostBackend for Fragile {
                 .row_mut(row)
                 .assign(&obs.current.disks.row(row));
             failures.push(format!("{guest}: QEMU refused"));
+        }
+        for row in 0..obs.disk_ids.len() {
+            let (before, after) = (obs.current.disks[[row, 0]], action.disks[[row, 0]]);
+            let once_less = |left: u32| left.checked_sub(1);
+            let order = Ordering::SeqCst;
+            if before != 0
+                && after == 0
+                && self
+                    .fate
+                    .binds
+                    .fetch_update(order, order, once_less)
+                    .is_ok()
+            {
+                action.disks[[row, 0]] = before;
+                failures.push(format!("{}: libvirt refused", obs.disk_ids[row]));
+            }
         }
         let mut execution = self.host.apply(obs, &action)?;
         execution.failures = failures;
@@ -526,6 +544,35 @@ async fn the_guard_puts_back_what_a_harmful_policy_did_and_says_why() {
     let kept = case.host.history.page("local", None, 1_000).unwrap();
     let kept = kept.decisions.iter().find(|d| d.id == guarded.id).unwrap();
     assert_eq!(kept.reason, guarded.reason);
+}
+
+#[tokio::test]
+async fn a_way_back_of_the_guard_that_fails_is_tried_again() {
+    let fate = Fate {
+        binds: AtomicU32::new(2),
+        ..Fate::default()
+    };
+    let policy = Box::new(Harmful { turns: 0 });
+    let case = Case::on(presets::identical_disks(4, 4), fate, Mode::Auto, policy);
+    let mut watcher = case.host.watch().unwrap();
+    let mut tried = 0;
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(20), watcher.recv());
+        let decision = next.await.unwrap().unwrap();
+        if decision.source != Source::Guard {
+            continue;
+        }
+        tried += 1;
+        let went_back = |row: &blkpilot_log::DecisionRow| {
+            let head = &row.heads[0];
+            head.previous == 1 && head.executed == 0
+        };
+        if decision.rows.iter().any(went_back) {
+            break;
+        }
+    }
+    assert!(tried > 1, "the first way back was refused");
+    assert_eq!(case.fate.binds.load(Ordering::SeqCst), 0);
 }
 
 fn frozen(knob: &str, head: Option<Knob>) -> FrozenKnob {

@@ -183,8 +183,10 @@ impl Owner {
         change: &Change,
     ) -> Result<Arc<Decision>, Undone> {
         let ready = self.config.recorder.make_ready();
-        // What cannot be recorded is not done; but the way back is never barred.
-        if let (Err(error), Change::Action) = (&ready, change) {
+        // What cannot be recorded is not done; but the way back is never barred, nor the guard's.
+        let is_way_back =
+            matches!(change, Change::Rollback(_)) || made.decision.source == Source::Guard;
+        if let (Err(error), false) = (&ready, is_way_back) {
             let message = format!("{error}; nothing was changed: make room for the decision log");
             return Err(Undone::Failure(Failure::new(
                 Code::Unavailable,

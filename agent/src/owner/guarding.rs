@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Unrest;
 use blkpilot_env::guard::{Guard, GuardConfig, Intervention};
+use blkpilot_env::observation::head_slice;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
-use blkpilot_env::{HeadScope, JointAction, Observation};
+use blkpilot_env::{HeadScope, JointAction, MaskReason, Observation};
 
 use super::change::{Change, Undone};
 use super::{Owner, Seen};
@@ -102,7 +103,8 @@ impl Owner {
         let Some((observation, action)) = self.way_back(seen, intervention) else {
             return Ok(());
         };
-        tracing::warn!(host = self.config.name, disk, %harm, "put back");
+        tracing::warn!(host = self.config.name, disk, %harm, "to be put back");
+        let wanted = action.clone();
         let made = match self.script(&observation, action, Source::Guard) {
             Ok(mut made) => {
                 made.explain(&format!("{disk}: {harm}"));
@@ -114,7 +116,12 @@ impl Owner {
             }
         };
         let done = self.carry_out(&observation, made, &Change::Action);
-        self.watch.guard.went_back(self.watch.now, disk, heads);
+        if self.is_in_force(disk, &wanted) {
+            self.watch.guard.went_back(self.watch.now, disk, heads);
+        } else {
+            // Its trial goes on, so that it is tried again after the next window.
+            self.watch.note_failure();
+        }
         match done {
             Ok(_) => Ok(()),
             Err(Undone::Host(error)) => Err(error),
@@ -123,7 +130,7 @@ impl Owner {
                     host = self.config.name,
                     disk,
                     error = failure.message(),
-                    "not put back"
+                    "putting it back"
                 );
                 Ok(())
             }
@@ -135,8 +142,27 @@ impl Owner {
         guest.is_some_and(|guest| self.config.modes.of(guest).is_automatic())
     }
 
-    /// The disk's levels from before its change, with those on its IOThread that are tied to it. No
-    /// mask bars the way back; what the host cannot do it refuses by itself.
+    /// Whether a disk has the levels of an action, as far as the last change has told.
+    fn is_in_force(&self, disk: &str, action: &JointAction) -> bool {
+        self.window.as_ref().is_some_and(|seen| {
+            let observation = &seen.observation;
+            let row = observation.disk_ids.iter().position(|id| id == disk);
+            row.is_some_and(|row| observation.current.disks.row(row) == action.disks.row(row))
+        })
+    }
+
+    /// Whether somebody else has taken a head of a disk: then it is not the last change that counts.
+    fn is_frozen(&self, observation: &Observation, row: usize, head: usize) -> bool {
+        let spec = &self.config.spec;
+        let masks = observation.masks.disks.row(row);
+        let masks = masks.to_slice().unwrap_or_default();
+        head_slice(&spec.disk_heads, observation.channel_count(), masks, head)
+            .contains(&MaskReason::Frozen)
+    }
+
+    /// The disk's levels from before its change, with those on its IOThread that are tied to it, but for
+    /// what somebody else has set since. No mask bars the way back; what the host cannot do it refuses by
+    /// itself.
     fn way_back(
         &self,
         seen: &Seen,
@@ -149,6 +175,9 @@ impl Owner {
             .position(|id| *id == intervention.disk)?;
         let mut action = observation.current.clone();
         for (head, level) in intervention.levels.iter().enumerate() {
+            if self.is_frozen(&seen.observation, row, head) {
+                continue;
+            }
             let is_tied = self.config.spec.disk_heads[head].scope == HeadScope::IoThread;
             for other in 0..observation.disk_count() {
                 let shares_thread = observation.disk_group[row].is_some()
