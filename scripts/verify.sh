@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard kills faults jobs soak
-    sampling bench
+    shift sampling bench
 )
 usage() {
     cat <<TEXT
@@ -15,7 +15,7 @@ Usage: scripts/verify.sh [PROOF...]
 
 Runs the long proofs, all of them or those named, and writes their figures to docs/verification:
   ${PROOFS[*]}
-The oracle and the trials want the policy that quickstart trains.
+The oracle, the trials and shift want the policy that quickstart trains.
 TEXT
 }
 for proof in "$@"; do
@@ -36,6 +36,8 @@ readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 # Faults of each kind, and jobs of each kind on each guest.
 readonly faults=${BLKPILOT_VERIFY_FAULTS:-10} jobs=${BLKPILOT_VERIFY_JOBS:-10}
+# Cycles of the guest whose best setting changes, for each way to set it.
+readonly shifts=${BLKPILOT_VERIFY_SHIFTS:-6}
 # Times that each setting of the guest's knobs is recorded.
 readonly rounds=${BLKPILOT_VERIFY_ROUNDS:-6}
 mkdir -p "$docs" "$out"
@@ -65,7 +67,13 @@ readonly -a env_test=(cargo test --quiet --release -p blkpilot-env)
 readonly -a live_test=(cargo test --quiet -p blkpilot-tests)
 
 for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
-cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
+for proof in "${chosen[@]}"; do
+    case $proof in
+        # Tests, which bring what they need.
+        discrete-event | simulator-properties | journal | guard | kills | faults | jobs | soak | shift | sampling) ;;
+        *) cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins; break ;;
+    esac
+done
 record cartpole "CartPole-v1 by the same PPO, five seeds" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
 record quickstart "The quickstart policy against the baselines on unseen hosts" \
@@ -100,6 +108,9 @@ record jobs "Jobs of libvirt on guests whose cache strategy changes all the time
     env BLKPILOT_JOBS="$jobs" "${live_test[@]}" --test live_jobs -- --nocapture
 record soak "The daemon in mode auto for long" \
     env BLKPILOT_SOAK="$soak" "${live_test[@]}" --test live_soak -- --nocapture
+record shift "A guest whose best setting changes, in mode auto" \
+    env BLKPILOT_SHIFT_POLICY="$out/quickstart/policy" BLKPILOT_SHIFT_ALTERNATIONS="$shifts" \
+    "${live_test[@]}" --test live_shift -- --nocapture
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
     cargo test --quiet --release -p blkpilot-tests --test live_sampling -- --nocapture
