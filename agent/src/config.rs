@@ -10,8 +10,8 @@ use std::time::Duration;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sim::{Scenario, presets};
-use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
+use blkpilot_host::{CpuSet, DedicatedCpuRule};
 use blkpilot_host::{DeviceKnob, DeviceRules};
 use blkpilot_models::scenario_file;
 use thiserror::Error;
@@ -101,6 +101,8 @@ pub struct LibvirtConfig {
     pub channels: ChannelConfig,
     /// CPUs that no disk may be bound to.
     pub reserved_cpus: CpuSet,
+    /// Whether a disk may be bound to CPUs that are dedicated to other guests.
+    pub dedicated_cpus: DedicatedCpuRule,
     /// What may be changed on the host's block devices, by kernel name or stable id.
     pub devices: DeviceRules,
 }
@@ -447,6 +449,11 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     });
     let reserved_cpus = section.text("reserved_cpus");
     let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
+    let rules = [
+        ("avoid", DedicatedCpuRule::Avoid),
+        ("share", DedicatedCpuRule::Share),
+    ];
+    let dedicated_cpus = section.choice("dedicated_cpus", &rules);
     let channels = channels(section);
     let devices = devices(section);
     Some(HostKind::Libvirt(LibvirtConfig {
@@ -455,6 +462,7 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
         on_exit: on_exit?,
         channels,
         reserved_cpus: reserved_cpus.unwrap_or_default(),
+        dedicated_cpus: dedicated_cpus.unwrap_or_default(),
         devices,
     }))
 }

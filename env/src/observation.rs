@@ -113,6 +113,8 @@ pub enum MaskReason {
     RateLimit,
     /// Too many changes went wrong, so that none are made for a while.
     BreakerOpen,
+    /// The channel has a CPU that is dedicated to another guest's vCPU.
+    DedicatedCpu,
 }
 
 impl MaskReason {
@@ -148,6 +150,9 @@ impl MaskReason {
             Self::Unresponsive => "the guest did not answer in time (try again)",
             Self::RateLimit => "as many changes were made in the last minute as may be",
             Self::BreakerOpen => "too many changes went wrong, so none are made for a while",
+            Self::DedicatedCpu => {
+                "a vCPU of another guest is pinned to a CPU of the channel, alone (host.dedicated_cpus = \"share\" opens it)"
+            }
         }
     }
 }

@@ -48,6 +48,7 @@ impl LibvirtHost {
         let settings = LiveHostConfig {
             channels: config.channels.clone(),
             reserved_cpus: config.reserved_cpus.clone(),
+            dedicated_cpus: config.dedicated_cpus,
             guests: rules(modes.default, &modes.guests),
             devices: config.devices.clone(),
             interval: config.interval,

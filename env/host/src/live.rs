@@ -17,6 +17,7 @@ use blkpilot_env::window::HostWindow;
 
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
+use crate::dedicated::{DedicatedCpuRule, DedicatedCpus};
 use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
@@ -49,6 +50,8 @@ pub struct LiveHostConfig {
     pub channels: ChannelConfig,
     /// CPUs that no disk may be bound to.
     pub reserved_cpus: CpuSet,
+    /// Whether a disk may be bound to CPUs that are dedicated to other guests.
+    pub dedicated_cpus: DedicatedCpuRule,
     /// What may be done to the guests, beside what their metadata says.
     pub guests: GuestRules,
     /// What may be done to the host's block devices; nothing unless it says so.
@@ -75,6 +78,7 @@ impl LiveHostConfig {
             journal,
             channels: ChannelConfig::Cores,
             reserved_cpus: CpuSet::default(),
+            dedicated_cpus: DedicatedCpuRule::default(),
             guests: GuestRules::default(),
             devices: DeviceRules::new(),
             references: BTreeMap::new(),
@@ -265,12 +269,19 @@ impl LiveHost {
     }
 
     fn sample_of(&mut self, stats: &[GuestStats]) -> HostResult<HostSample> {
+        let dedicated = match self.config.dedicated_cpus {
+            DedicatedCpuRule::Avoid => {
+                DedicatedCpus::of(self.inventory.guests.values().map(|running| &running.guest))
+            }
+            DedicatedCpuRule::Share => DedicatedCpus::default(),
+        };
         let sources = Sources {
             hypervisor: &self.hypervisor,
             inventory: &self.inventory,
             stats,
             channels: &self.channels,
             tuner: &self.tuner,
+            dedicated: &dedicated,
             now: self.clock.now(),
         };
         self.telemetry.sample(&sources)

@@ -14,8 +14,9 @@ use blkpilot_env::sample::{
 use crate::backing_device::BackingDevice;
 use crate::block_stack::Resolver;
 use crate::cachestat::cached_bytes;
-use crate::channel::Channels;
+use crate::channel::{Channel, Channels};
 use crate::cpuset::CpuSet;
+use crate::dedicated::DedicatedCpus;
 use crate::device::scheduler;
 use crate::error::HostResult;
 use crate::guest::{BootCache, BootIo, GuestDisk, KnobKind};
@@ -55,6 +56,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) stats: &'a [GuestStats],
     pub(crate) channels: &'a Channels,
     pub(crate) tuner: &'a Tuner,
+    /// CPUs that no disk of another guest is bound to.
+    pub(crate) dedicated: &'a DedicatedCpus,
     pub(crate) now: Duration,
 }
 
@@ -382,7 +385,7 @@ fn channel_samples(
         .values()
         .any(|running| !running.guest.is_kvm);
     let interpreted_ns = interpreted_vcpu_ns(sources);
-    let channel = |(row, (channel, hw_queues)): (usize, (&crate::channel::Channel, u16))| {
+    let channel = |(row, (channel, hw_queues)): (usize, (&Channel, u16))| {
         let times = || channel.cpus.iter().filter_map(|cpu| cpus.get(cpu as usize));
         let guest_ns: u64 = times().map(|cpu| cpu.guest_ns).sum();
         ChannelSample {
@@ -588,7 +591,7 @@ fn masks(sources: &Sources<'_>, from: &DiskSources<'_>) -> DiskMasks {
         [cache; 2]
     };
     DiskMasks {
-        channel: vec![channel; sources.channels.list().len() + 1],
+        channel: channel_mask(sources, &from.running.guest.uuid, channel),
         cache,
         polling: [polling; 2],
     }
@@ -614,6 +617,19 @@ fn knob_mask(
     } else {
         MaskReason::Allowed
     }
+}
+
+/// Floating, then the channels. `all`: what holds for each of them.
+fn channel_mask(sources: &Sources<'_>, uuid: &str, all: MaskReason) -> Vec<MaskReason> {
+    let of_channel = |channel: &Channel| {
+        if all.is_allowed() && sources.dedicated.are_of_others(&channel.cpus, uuid) {
+            MaskReason::DedicatedCpu
+        } else {
+            all
+        }
+    };
+    let channels = sources.channels.list().iter().map(of_channel);
+    std::iter::once(all).chain(channels).collect()
 }
 
 /// Direct, buffered.
