@@ -9,7 +9,7 @@ use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DeviceChange, DeviceKnob};
+use blkpilot_host::{DeviceChange, DeviceKnob, Ring, TuningDaemon};
 use thiserror::Error;
 
 use crate::mode::{Knob, Mode};
@@ -42,6 +42,19 @@ pub trait HostBackend: Send {
 
     /// The guests that ran at the end of the last window, by name.
     fn guests(&self) -> Vec<GuestStatus>;
+
+    /// Lets `ring` be called, from any thread, whenever guests may be others than before, as far as the
+    /// host can tell. [`HostBackend::refresh`] then does.
+    fn watch_guests(&mut self, ring: Ring);
+
+    /// Finds out which guests run now, for [`HostBackend::guests`]; the window goes on.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn refresh(&mut self) -> Result<(), BackendError>;
+
+    /// Other daemons that tune this host, as last looked for.
+    fn tuning_daemons(&self) -> Vec<DaemonStatus>;
 
     /// Applies an action that was checked against the masks of `observation`, as far as it can be:
     /// what fails keeps its value and is named.
@@ -133,6 +146,16 @@ pub struct GuestStatus {
     pub frozen: Vec<FrozenKnob>,
     /// How much it may be explored, by its own word or the configuration's; `None` if neither says.
     pub exploration: Option<Exploration>,
+}
+
+/// Another daemon that tunes the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonStatus {
+    /// The daemon.
+    pub daemon: TuningDaemon,
+    /// What it changes that this service may change too, and what says so: `nvme0n1: scheduler ([disk]
+    /// elevator=none)`, `web: channel (numad)`.
+    pub conflicts: Vec<String>,
 }
 
 /// A knob that somebody else changed after us, so that it is left alone.

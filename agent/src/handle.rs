@@ -11,7 +11,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::admission::Choice;
-use crate::backend::{BackendKind, FrozenKnob, GuestStatus};
+use crate::backend::{BackendKind, DaemonStatus, FrozenKnob, GuestStatus};
 use crate::chain::Counts;
 use crate::config::OnExit;
 use crate::decision::{Decision, PolicyRef};
@@ -39,6 +39,8 @@ pub struct HostView {
     pub candidate_error: Option<String>,
     /// What has stood in for the candidate.
     pub candidate_fallbacks: Counts,
+    /// Other daemons that tune the host.
+    pub tuning_daemons: Vec<DaemonStatus>,
 }
 
 /// Whether a host can be reached.
@@ -167,7 +169,7 @@ pub(crate) enum Command {
     Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
     Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
-    /// There is a stop to take: see [`Stop`].
+    /// There is a stop to take (see [`Stop`]), or the guests may have changed.
     Wake,
 }
 
@@ -194,7 +196,7 @@ pub struct HostHandle {
     pub view: watch::Receiver<HostView>,
     /// What has been recorded.
     pub history: History,
-    pub(crate) commands: SyncSender<Command>,
+    pub(crate) commands: Arc<SyncSender<Command>>,
     pub(crate) stop: StopSlot,
     /// Weak, so that watchers see the end when the owner has gone.
     pub(crate) decisions: broadcast::WeakSender<Arc<Decision>>,

@@ -10,6 +10,7 @@ mod change;
 mod deciding;
 mod device;
 mod guarding;
+mod refresh;
 mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,7 @@ use uuid::Uuid;
 
 use self::attached::Attached;
 use self::guarding::Watch;
+use self::refresh::{Bell, Refresh};
 use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
 use crate::chain::{Chain, Counts};
@@ -87,6 +89,8 @@ pub struct OwnerConfig {
 /// If the thread cannot be started.
 pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>)> {
     let (commands, inbox) = sync_channel(MOST_WAITING);
+    let commands = Arc::new(commands);
+    let bell = Bell::new(&commands);
     let (decisions, _) = broadcast::channel(MOST_UNSEEN);
     let (shown, view) = watch::channel(HostView {
         state: HostState::Starting,
@@ -95,6 +99,7 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         fallbacks: Counts::default(),
         candidate_error: None,
         candidate_fallbacks: Counts::default(),
+        tuning_daemons: vec![],
     });
     let info = Arc::new(HostInfo {
         name: config.name.clone(),
@@ -115,7 +120,7 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         decisions: decisions.downgrade(),
     };
     let name = format!("host-{}", config.name);
-    let owner = Owner::new(config, shown, decisions);
+    let owner = Owner::new(config, shown, decisions, bell);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         owner.run(&inbox, &stop);
         drop(inbox);
@@ -141,6 +146,9 @@ struct Owner {
     proposals: VecDeque<Proposal>,
     requests: VecDeque<(Uuid, Request, Arc<Decision>)>,
     next_look: Instant,
+    /// Rung when guests may have changed.
+    bell: Arc<Bell>,
+    refresh: Refresh,
     backoff: Duration,
     policy_error: Option<String>,
     candidate_error: Option<String>,
@@ -172,6 +180,7 @@ impl Owner {
         config: OwnerConfig,
         shown: watch::Sender<HostView>,
         decisions: broadcast::Sender<Arc<Decision>>,
+        bell: Arc<Bell>,
     ) -> Self {
         let context = Context {
             host: config.name.clone(),
@@ -192,6 +201,8 @@ impl Owner {
             proposals: VecDeque::new(),
             requests: VecDeque::new(),
             next_look: Instant::now(),
+            bell,
+            refresh: Refresh::new(Instant::now()),
             backoff: config.interval,
             policy_error: None,
             candidate_error: None,
@@ -211,15 +222,24 @@ impl Owner {
                 let _ = reply.send(self.leave(on_exit));
                 return;
             }
-            let pause = self.next_look.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            if self.bell.take() {
+                self.refresh.ask(now);
+            }
+            let pause = self.next_look.saturating_duration_since(now);
             // However many calls wait, the host is looked at in time.
             if pause.is_zero() {
                 self.look();
                 continue;
             }
-            match inbox.recv_timeout(pause) {
+            let refresh = self.refresh.wait(now);
+            if refresh == Some(Duration::ZERO) {
+                self.follow_guests();
+                continue;
+            }
+            match inbox.recv_timeout(refresh.map_or(pause, |refresh| refresh.min(pause))) {
                 Ok(command) => self.serve(command),
-                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -258,6 +278,8 @@ impl Owner {
             Some(backend) => backend,
             None => {
                 let backend = self.backend.insert((self.config.connect)()?);
+                let bell = Arc::clone(&self.bell);
+                backend.watch_guests(Arc::new(move || bell.ring()));
                 self.was_reached = true;
                 let wait = backend.first_window();
                 if !wait.is_zero() {
@@ -289,10 +311,36 @@ impl Owner {
         self.decide_by_itself()
     }
 
+    /// Shows the guests as they are now, between two looks; rows of those that have gone stay closed until
+    /// the next.
+    fn follow_guests(&mut self) {
+        let Some(backend) = &mut self.backend else {
+            self.refresh.forget(Instant::now());
+            return;
+        };
+        let started = Instant::now();
+        let followed = backend.refresh().map(|()| backend.guests());
+        let (now, took) = (Instant::now(), started.elapsed());
+        match followed {
+            Ok(guests) => {
+                self.refresh.done(now, took);
+                if let Some(seen) = &mut self.window {
+                    seen.guests = guests;
+                }
+                self.show();
+            }
+            Err(error) => {
+                tracing::info!(host = self.config.name, %error, "guests have changed, and cannot be asked yet");
+                self.refresh.failed(now, took);
+            }
+        }
+    }
+
     fn lose(&mut self, error: &BackendError) {
         tracing::warn!(host = self.config.name, %error, retry_s = self.backoff.as_secs_f64(), "host unavailable");
         self.backend = None;
         self.window = None;
+        self.refresh.forget(Instant::now());
         self.watch.forget();
         self.awaited.clear();
         self.proposals.clear();
@@ -313,12 +361,15 @@ impl Owner {
             })
         });
         let counts = |chain: &Chain| chain.counts();
+        let backend = self.backend.as_ref();
+        let daemons = backend.map_or_else(Vec::new, |backend| backend.tuning_daemons());
         self.shown.send_modify(|view| {
             if window.is_some() {
                 view.state = HostState::Ready;
             }
             view.window = window;
             view.policy_error = self.policy_error.clone();
+            view.tuning_daemons = daemons;
             view.fallbacks = self.config.production.counts();
             view.candidate_error = self.candidate_error.clone();
             view.candidate_fallbacks = self

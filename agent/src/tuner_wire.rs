@@ -9,7 +9,7 @@ use blkpilot_host::journal::RecordState;
 use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
 
-use crate::backend::{BackendKind, FrozenKnob};
+use crate::backend::{BackendKind, DaemonStatus, FrozenKnob};
 use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
 use crate::handle::{HostHandle, HostInfo, HostState, ShownExploration, ShownGuest, ShownWindow};
@@ -40,6 +40,7 @@ pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
         fallbacks: Some(counts_to_wire(view.fallbacks)),
         candidate_error: view.candidate_error.unwrap_or_default(),
         candidate_fallbacks: Some(counts_to_wire(view.candidate_fallbacks)),
+        tuning_daemons: view.tuning_daemons.iter().map(daemon_to_wire).collect(),
     }
 }
 
@@ -47,6 +48,18 @@ fn backend_to_wire(kind: BackendKind) -> v1::host::Backend {
     match kind {
         BackendKind::Simulated => v1::host::Backend::Simulated,
         BackendKind::Libvirt => v1::host::Backend::Libvirt,
+    }
+}
+
+fn daemon_to_wire(status: &DaemonStatus) -> v1::TuningDaemon {
+    let daemon = &status.daemon;
+    v1::TuningDaemon {
+        name: daemon.kind.to_string(),
+        pid: daemon.pid,
+        settings: daemon.settings.clone(),
+        claims: daemon.claims.iter().map(ToString::to_string).collect(),
+        conflicts: status.conflicts.clone(),
+        meaning: daemon.meaning().to_owned(),
     }
 }
 

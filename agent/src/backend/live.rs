@@ -1,5 +1,7 @@
 //! A live host behind the service.
 
+mod daemons;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,11 +18,11 @@ use blkpilot_host::journal::{Journal, Life, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement, Way};
-use blkpilot_host::{DeviceKnob, GuestOverride, HostError, HostResult, KnobKind, TuningMode};
+use blkpilot_host::{DeviceKnob, GuestOverride, HostError, HostResult, KnobKind, Ring, TuningMode};
 
 use super::{
-    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
-    Window,
+    BackendError, BackendKind, DaemonStatus, DeviceAction, Execution, FrozenKnob, GuestStatus,
+    HostBackend, Window,
 };
 use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
@@ -33,6 +35,7 @@ pub struct LibvirtHost {
     interval: Duration,
     reward: RewardConfig,
     before: HostSample,
+    daemons_told: daemons::Told,
 }
 
 impl LibvirtHost {
@@ -66,6 +69,7 @@ impl LibvirtHost {
             interval: config.interval,
             reward,
             before,
+            daemons_told: daemons::Told::default(),
         })
     }
 
@@ -269,6 +273,7 @@ impl HostBackend for LibvirtHost {
                 _ => {}
             }
         }
+        self.daemons_told.tell(&self.tuning_daemons());
         let window = HostWindow::between(&self.before, &after);
         let observation = observe(self.host.spec(), &window, self.interval);
         let rewards = score(&window, &self.reward);
@@ -304,6 +309,21 @@ impl HostBackend for LibvirtHost {
         guests.extend(unreadable);
         guests.sort_by(|a, b| a.name.cmp(&b.name));
         guests
+    }
+
+    fn watch_guests(&mut self, ring: Ring) {
+        self.host.watch_guests(ring);
+    }
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        self.host.refresh().map_err(|e| unavailable(&e))
+    }
+
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        let found = self.host.tuning_daemons().into_iter();
+        found
+            .map(|(daemon, conflicts)| DaemonStatus { daemon, conflicts })
+            .collect()
     }
 
     fn apply(

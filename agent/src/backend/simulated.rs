@@ -8,10 +8,14 @@ use blkpilot_env::sim::{Scenario, SimHost};
 use blkpilot_env::{
     EnvError, EnvSpec, Environment as _, JointAction, MaskReason, Observation, ResetOptions,
 };
+use blkpilot_host::Ring;
 use blkpilot_host::device::DeviceState;
 use ndarray::s;
 
-use super::{BackendError, BackendKind, DeviceAction, Execution, GuestStatus, HostBackend, Window};
+use super::{
+    BackendError, BackendKind, DaemonStatus, DeviceAction, Execution, GuestStatus, HostBackend,
+    Window,
+};
 use crate::config::GuestConfig;
 use crate::mode::Knob;
 use crate::names::guest_of;
@@ -174,6 +178,18 @@ impl HostBackend for SimulatedHost {
             exploration: None,
         };
         targets.into_iter().map(status).collect()
+    }
+
+    /// Guests neither come nor go by themselves.
+    fn watch_guests(&mut self, _ring: Ring) {}
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// A simulated host has no processes.
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        vec![]
     }
 
     fn apply(&mut self, _: &Observation, action: &JointAction) -> Result<Execution, BackendError> {

@@ -32,7 +32,7 @@ impl Session {
 
 impl Session {
     /// The host, if the service still has it.
-    async fn host(&mut self) -> Result<Option<v1::Host>, CliError> {
+    pub(super) async fn host(&mut self) -> Result<Option<v1::Host>, CliError> {
         let request = v1::ListHostsRequest {
             page_size: 1000,
             ..v1::ListHostsRequest::default()

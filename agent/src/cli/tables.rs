@@ -168,6 +168,7 @@ pub(super) fn guests(host: Option<&v1::Host>, guests: &[v1::Guest]) -> String {
         .chain(guests.iter().filter_map(dial::notice))
         .chain(guests.iter().filter_map(dial::exploration))
         .chain(host.into_iter().flat_map(dial::policies))
+        .chain(host.into_iter().flat_map(dial::tuning_daemons))
         .collect::<Vec<_>>()
         .join("\n")
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use blkpilot_agent::admission::Modes;
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DeviceAction, Execution, GuestStatus, HostBackend, Window,
+    BackendError, BackendKind, DaemonStatus, DeviceAction, Execution, GuestStatus, HostBackend,
+    Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
@@ -23,6 +24,7 @@ use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Level, Observation, Rng, TurnView};
+use blkpilot_host::Ring;
 use blkpilot_host::device::DeviceState;
 use blkpilot_log::{DecisionRow, Event, Reader, Subject};
 use blkpilot_models::{Choice, Policy, PolicyError};
@@ -67,6 +69,18 @@ impl HostBackend for Watched {
 
     fn guests(&self) -> Vec<GuestStatus> {
         self.host.guests()
+    }
+
+    fn watch_guests(&mut self, ring: Ring) {
+        self.host.watch_guests(ring);
+    }
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        self.host.refresh()
+    }
+
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        self.host.tuning_daemons()
     }
 
     fn apply(

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::guest::Guest;
-use crate::hypervisor::{Hypervisor, TunedByOthers};
+use crate::hypervisor::{Hypervisor, Ring, TunedByOthers};
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::GuestLife;
 use crate::qmp::node_options;
@@ -341,4 +341,7 @@ impl Hypervisor for FakeHypervisor {
     fn tuned_by_others(&self) -> Vec<TunedByOthers> {
         std::mem::take(&mut self.tuned_by_others.borrow_mut())
     }
+
+    /// Nothing happens here by itself.
+    fn watch_guests(&self, _ring: &Ring) {}
 }

@@ -1,5 +1,7 @@
 //! What blkpilot needs from a hypervisor, so that knobs and telemetry can be tested without one.
 
+use std::sync::Arc;
+
 use crate::cpuset::CpuSet;
 use crate::error::HostResult;
 use crate::knob::Knob;
@@ -15,6 +17,9 @@ pub struct TunedByOthers {
     /// Its value then, in canonical form.
     pub value: String,
 }
+
+/// Called when there may be something to see; from any thread, often, and without time to lose.
+pub type Ring = Arc<dyn Fn() + Send + Sync>;
 
 /// A connection to a hypervisor. Guests are named by UUID; all calls may block.
 ///
@@ -73,4 +78,10 @@ pub trait Hypervisor: Send + Sync {
     /// only of knobs that the hypervisor tells of. Our own changes through this connection are not
     /// among them. One that is on its way yet is in the next answer.
     fn tuned_by_others(&self) -> Vec<TunedByOthers>;
+
+    /// Lets `ring` be called, for as long as the connection is held, whenever guests may be others than
+    /// before: one has come or gone, got or lost a device, its metadata has changed, a job has ended, or
+    /// the connection was lost, after which no more is told. Only the first call of a connection counts.
+    /// A hypervisor that cannot tell does not call.
+    fn watch_guests(&self, ring: &Ring);
 }

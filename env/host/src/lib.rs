@@ -39,6 +39,7 @@ mod sysfs;
 mod telemetry;
 pub mod topology;
 pub mod tuner;
+pub mod tuning_daemon;
 pub mod undo_script;
 
 pub use backing_device::BackingDevice;
@@ -48,7 +49,7 @@ pub use cpuset::CpuSet;
 pub use device::{DeviceChange, DeviceKnob, DeviceRules, Devices};
 pub use error::{HostError, HostResult};
 pub use guest::{Guest, GuestDisk, GuestOverride, KnobKind, OptIn, TuningMode};
-pub use hypervisor::{Hypervisor, TunedByOthers};
+pub use hypervisor::{Hypervisor, Ring, TunedByOthers};
 pub use inventory::{Inventory, RunningGuest};
 pub use knob::{Change, Knob};
 #[cfg(feature = "libvirt")]
@@ -57,3 +58,4 @@ pub use live::{BootClock, Connector, Execution, LiveHost, LiveHostConfig};
 pub use telemetry::default_reference;
 pub use topology::Topology;
 pub use tuner::{Applied, Outcome, Scope, Settlement, Tuner, Way};
+pub use tuning_daemon::{Claim, DaemonKind, TuningDaemon, tuning_daemons};

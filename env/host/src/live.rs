@@ -19,7 +19,7 @@ use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
 use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
 use crate::error::{HostError, HostResult};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, Ring};
 use crate::in_force;
 use crate::inventory::{GuestRules, Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record};
@@ -31,6 +31,7 @@ use crate::telemetry::{Sources, Telemetry, disk_id};
 use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
 
+mod beside;
 mod devices;
 mod environment;
 mod plan;
@@ -65,6 +66,8 @@ pub struct LiveHostConfig {
     pub proc_root: PathBuf,
     /// `/sys`.
     pub sys_root: PathBuf,
+    /// `/`, below which the configuration of other daemons is.
+    pub root: PathBuf,
 }
 
 impl LiveHostConfig {
@@ -83,6 +86,7 @@ impl LiveHostConfig {
             episode_steps: None,
             proc_root: "/proc".into(),
             sys_root: "/sys".into(),
+            root: "/".into(),
         }
     }
 }
@@ -117,12 +121,18 @@ pub struct LiveHost {
     devices: Devices,
     inventory: Inventory,
     inventory_read_at: Duration,
+    /// It is to be read again whatever its age.
+    is_inventory_stale: bool,
     /// Since the journal was brought after it.
     is_inventory_new: bool,
     is_connected: bool,
     /// Since the last time that the guests were read.
     is_reconnected: bool,
+    /// Rung when guests may be others than before.
+    ring: Option<Ring>,
     histograms_tried: BTreeSet<(GuestLife, String)>,
+    /// Other daemons that tune this host.
+    beside: beside::Beside,
     /// What has been frozen since somebody last asked.
     frozen: Vec<Outcome>,
     spec: EnvSpec,
@@ -195,10 +205,13 @@ impl LiveHost {
             stats_reader: StatsReader::default(),
             inventory: Inventory::default(),
             inventory_read_at: Duration::ZERO,
+            is_inventory_stale: false,
             is_inventory_new: false,
             is_connected: true,
             is_reconnected: false,
+            ring: None,
             histograms_tried: BTreeSet::new(),
+            beside: beside::Beside::default(),
             frozen: Vec::new(),
             spec: spec(&config.devices),
             devices: Devices::new(&config.sys_root, config.devices.clone()),
@@ -262,6 +275,23 @@ impl LiveHost {
     /// Knobs that have been frozen by samples since this was last called.
     pub fn take_frozen(&mut self) -> Vec<Outcome> {
         std::mem::take(&mut self.frozen)
+    }
+
+    /// Lets `ring` be called whenever guests may be others than before, also after a reconnection:
+    /// [`LiveHost::refresh`] then tells.
+    pub fn watch_guests(&mut self, ring: Ring) {
+        self.hypervisor.watch_guests(&ring);
+        self.ring = Some(ring);
+    }
+
+    /// Reads which guests run and all about them, and brings the journal after what has become of them;
+    /// no sample is taken.
+    ///
+    /// # Errors
+    /// `Disconnected`, `Late` when too many guests hang, `Io`, `Journal`.
+    pub fn refresh(&mut self) -> HostResult<()> {
+        self.is_inventory_stale = true;
+        self.follow_guests().map(drop)
     }
 
     fn sample_of(&mut self, stats: &[GuestStats]) -> HostResult<HostSample> {
@@ -405,7 +435,10 @@ impl LiveHost {
             other => other?,
         };
         let now = self.clock.now();
-        let is_old = now.saturating_sub(self.inventory_read_at) > INVENTORY_MAX_AGE;
+        // What happened while there was no connection was told to nobody.
+        let is_old = self.is_inventory_stale
+            || self.is_reconnected
+            || now.saturating_sub(self.inventory_read_at) > INVENTORY_MAX_AGE;
         if is_old || !self.inventory.is_current(&stats) {
             self.inventory = Inventory::read(
                 &*self.hypervisor,
@@ -415,6 +448,9 @@ impl LiveHost {
                 &self.devices,
             )?;
             self.inventory_read_at = now;
+            self.is_inventory_stale = false;
+            let (proc, root) = (&self.config.proc_root, &self.config.root);
+            self.beside.look(proc, root, now);
             self.is_inventory_new = true;
         }
         self.note_hanging();
@@ -436,6 +472,9 @@ impl LiveHost {
         if !self.is_connected {
             self.telemetry.forget_readers();
             self.hypervisor = (self.connector)()?;
+            if let Some(ring) = &self.ring {
+                self.hypervisor.watch_guests(ring);
+            }
             self.is_connected = true;
             self.is_reconnected = true;
         }

@@ -10,6 +10,7 @@ use procfs::{FromRead as _, Meminfo};
 
 use crate::error::{HostError, HostResult};
 use crate::topology::Topology;
+use crate::tuning_daemon::TuningDaemon;
 
 /// File systems that several hosts may have mounted: f_type in statfs(2), and a name for people.
 /// FUSE stands for whatever is behind it, GlusterFS among others.
@@ -56,6 +57,8 @@ pub struct HostFacts {
     pub has_iommu: bool,
     /// Devices at the bottom, by kernel name.
     pub devices: BTreeMap<String, DeviceFacts>,
+    /// Other daemons that tune the host.
+    pub daemons: Vec<TuningDaemon>,
 }
 
 /// A pool of huge pages.
@@ -127,7 +130,7 @@ impl fmt::Display for Version {
 }
 
 impl HostFacts {
-    /// Reads what procfs and sysfs say; `devices` is empty still. Nothing is written.
+    /// Reads what procfs and sysfs say; `devices` and `daemons` are empty still. Nothing is written.
     ///
     /// # Errors
     /// `Io`, `Parse`.
@@ -152,6 +155,7 @@ impl HostFacts {
             default_huge_page_kib: memory.hugepagesize.unwrap_or(0) / 1024,
             has_iommu: entries(&sys.join("kernel/iommu_groups")).next().is_some(),
             devices: BTreeMap::new(),
+            daemons: Vec::new(),
         })
     }
 }

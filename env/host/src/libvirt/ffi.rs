@@ -1,6 +1,8 @@
 //! The libvirt calls that the safe wrapper lacks or leaks: the only unsafe code over libvirt.
 #![allow(unsafe_code)]
 
+pub(super) mod events;
+
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
 

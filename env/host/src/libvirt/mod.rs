@@ -2,6 +2,7 @@
 
 mod definitions;
 mod ffi;
+mod guest_events;
 mod tunables;
 
 use std::ffi::CString;
@@ -15,8 +16,9 @@ use virt::event;
 
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
-use crate::hypervisor::{Hypervisor, TunedByOthers};
+use crate::hypervisor::{Hypervisor, Ring, TunedByOthers};
 use crate::stats::GuestStats;
+use guest_events::GuestEvents;
 use tunables::Tunables;
 
 /// A dead libvirtd is noticed after this many seconds times [`KEEPALIVE_COUNT`].
@@ -29,12 +31,17 @@ pub struct Libvirt {
     connect: Connect,
     /// From the first time that somebody asks what others tune; `None` in it where libvirt refused.
     tunables: OnceLock<Option<Tunables>>,
+    /// From the first time that somebody wants to hear of guests.
+    guest_events: OnceLock<GuestEvents>,
 }
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
         if let Some(Some(tunables)) = self.tunables.get() {
             tunables.unwatch(&self.connect);
+        }
+        if let Some(events) = self.guest_events.get() {
+            events.unwatch(&self.connect);
         }
     }
 }
@@ -78,6 +85,7 @@ impl Libvirt {
             uri: uri.to_owned(),
             connect,
             tunables: OnceLock::new(),
+            guest_events: OnceLock::new(),
         })
     }
 
@@ -215,6 +223,11 @@ impl Hypervisor for Libvirt {
         let watch = || Tunables::watch(&self.connect).ok();
         let tunables = self.tunables.get_or_init(watch);
         tunables.as_ref().map(Tunables::take).unwrap_or_default()
+    }
+
+    fn watch_guests(&self, ring: &Ring) {
+        self.guest_events
+            .get_or_init(|| GuestEvents::watch(&self.connect, ring));
     }
 }
 
