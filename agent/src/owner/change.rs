@@ -216,10 +216,14 @@ impl Owner {
             seen.observation.current = executed;
         }
         self.await_outcomes(&made);
-        let done = self.config.recorder.record(made.decision).map_err(|error| {
-            let message = format!("{error}; the change took effect but was not recorded: roll back, or make room for the decision log and apply again");
-            Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
-        })?;
+        let done = self
+            .config
+            .recorder
+            .record(made.decision)
+            .map_err(|error| {
+                let message = format!("{error}; {}", not_recorded(change));
+                Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
+            })?;
         // Who sees the decision shall see it in force; and there may be no watcher.
         self.show();
         let _ = self.decisions.send(Arc::clone(&done));
@@ -239,6 +243,17 @@ impl Owner {
             if let Turn::Disk(disk) = turn {
                 self.awaited.insert(*disk, row.id);
             }
+        }
+    }
+}
+
+fn not_recorded(change: &Change) -> &'static str {
+    match change {
+        Change::Action => {
+            "the change took effect but was not recorded: roll back, or make room for the decision log and apply again"
+        }
+        Change::Rollback(_) => {
+            "everything was put back as far as it can be, but that was not recorded: make room for the decision log"
         }
     }
 }

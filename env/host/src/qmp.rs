@@ -376,7 +376,8 @@ impl Histograms {
     }
 }
 
-fn boundaries_ns() -> impl Iterator<Item = u64> {
+/// The bounds of our latency histograms, by which they are told from those of others.
+pub(crate) fn boundaries_ns() -> impl Iterator<Item = u64> {
     LATENCY_BOUNDS_US
         .iter()
         .map(|us| u64::from(*us) * NS_PER_US)

@@ -172,7 +172,89 @@ cache() {
     monitor "$1" "$6" && is_back "$(cache_of "$1" "$2")" "$3"
 }
 
-# histogram UUID COMMAND
+# without_spaces TEXT
+without_spaces() (
+    set -f
+    IFS=' '
+    # shellcheck disable=SC2086 # split, to be put together without them
+    set -- $1
+    IFS=
+    printf '%s' "$*"
+)
+
+# stats_of ANSWER QDEV: what QEMU's answer to query-blockstats says of this device: an object of the list,
+# found by counting braces, since its keys stand in any order.
+stats_of() {
+    # A brace within ${} would end it.
+    rest=${1#*'"return":['} depth=0 object= brace='[{}]*'
+    while :; do
+        case $rest in
+        *$brace) ;;
+        *) return ;;
+        esac
+        head=${rest%%$brace}
+        rest=${rest#"$head"}
+        case $rest in
+        '{'*)
+            depth=$((depth + 1))
+            if [ "$depth" -eq 1 ]; then head= object=; fi
+            object=$object$head'{' rest=${rest#?}
+            ;;
+        *)
+            depth=$((depth - 1))
+            object=$object$head'}' rest=${rest#?}
+            if [ "$depth" -lt 0 ]; then return; fi
+            if [ "$depth" -eq 0 ]; then
+                case $object in
+                *'"qdev":"'"$2"'"'*)
+                    printf '%s' "$object"
+                    return
+                    ;;
+                esac
+            fi
+            ;;
+        esac
+    done
+}
+
+# buckets_of STATS: the bounds of its latency histograms, if all have the same.
+buckets_of() {
+    case $1 in
+    *'"boundaries":['*) ;;
+    *) return ;;
+    esac
+    bounds=${1#*'"boundaries":['}
+    bounds=${bounds%%']'*}
+    rest=$1
+    while :; do
+        case $rest in
+        *'"boundaries":['"$bounds"']'*) rest=${rest#*'"boundaries":['"$bounds"']'} ;;
+        *) break ;;
+        esac
+    done
+    # What is left has others.
+    case $rest in
+    *'"boundaries":['*) printf 'different ones' ;;
+    *) printf '%s' "$bounds" ;;
+    esac
+}
+
+# histogram UUID QDEV BUCKETS COMMAND. A histogram with other buckets is somebody else's.
 histogram() {
-    monitor "$1" "$2" && put_back absent
+    answer=$(v qemu-monitor-command "$1" '{"execute":"query-blockstats"}')
+    stats=$(stats_of "$(without_spaces "$answer")" "$2")
+    buckets=$(buckets_of "$stats")
+    case $stats in
+    '') fail 'QEMU does not say whether the disk has a latency histogram' ;;
+    *)
+        case $buckets in
+        '')
+            say 'is absent already'
+            undone=$((undone + 1))
+            ;;
+        "$3") monitor "$1" "$4" && put_back absent ;;
+        *) fail 'somebody else counts latencies in other buckets, which are left alone' ;;
+        esac
+        ;;
+    esac
 }

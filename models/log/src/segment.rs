@@ -37,9 +37,16 @@ pub(crate) fn create(dir: &Path, number: u64) -> Result<(File, u64), LogError> {
     let path = path_of(dir, number);
     let file = File::options().append(true).create_new(true).open(&path);
     let mut file = file.map_err(failed("create", &path))?;
-    let length = write_header(&mut file, &path, number)?;
-    sync_dir(dir)?;
-    Ok((file, length))
+    let made = write_header(&mut file, &path, number).and_then(|length| {
+        sync_dir(dir)?;
+        Ok(length)
+    });
+    if made.is_err() {
+        // On a full disk the name may have found room where the header did not. One that stays behind all
+        // the same is empty, and a reader passes it over.
+        let _ = fs::remove_file(&path);
+    }
+    Ok((file, made?))
 }
 
 /// Writes the header to an empty segment.

@@ -149,10 +149,20 @@ impl Writer {
     /// As [`Writer::open`].
     pub fn recover(&mut self) -> Result<Recovery, LogError> {
         self.pending.clear();
-        let (_, recovery) = newest(&self.dir)?;
+        let (last, recovery) = newest(&self.dir)?;
         self.start_segment()?;
         self.state = State::Synced;
+        self.remove_if_empty(last.number);
         Ok(recovery)
+    }
+
+    /// Removes a segment without events that another has followed. One that cannot be removed does no harm.
+    fn remove_if_empty(&self, number: u64) {
+        let path = path_of(&self.dir, number);
+        let length = fs::metadata(&path).map(|metadata| metadata.len());
+        if length.is_ok_and(|length| length <= segment::header_bytes(number)) {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Whether a write has failed and [`Writer::recover`] is due.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::statfs;
 use procfs::{FromRead as _, Meminfo};
 
+use crate::block_device::Scheduler;
 use crate::error::{HostError, HostResult};
 use crate::topology::Topology;
 use crate::tuning_daemon::TuningDaemon;
@@ -193,18 +194,17 @@ impl DeviceFacts {
     #[must_use]
     pub fn read(sys: &Path, name: &str) -> Self {
         let dir = sys.join("block").join(name);
-        let offered = text(&dir.join("queue/scheduler")).unwrap_or_default();
-        let chosen = |word: &str| Some(word.strip_prefix('[')?.strip_suffix(']')?.to_owned());
-        let bare = |word: &str| word.trim_matches(['[', ']']).to_owned();
-        let words = || offered.split_whitespace();
+        // Without brackets there is nothing to choose.
+        let offered = text(&dir.join("queue/scheduler")).filter(|text| text.contains('['));
+        let scheduler = offered.map(|text| Scheduler::parse(&text));
         let wwid = |attribute| {
             let value = text(&dir.join(attribute))?;
             Some(Wwid { attribute, value })
         };
         let totalvfs = text(&dir.join("device/device/sriov_totalvfs"));
         Self {
-            scheduler: words().find_map(chosen),
-            schedulers: words().map(bare).collect(),
+            schedulers: scheduler.iter().flat_map(|s| s.available.clone()).collect(),
+            scheduler: scheduler.map(|scheduler| scheduler.current),
             wwid: ["wwid", "device/wwid"].into_iter().find_map(wwid),
             sriov_totalvfs: totalvfs.and_then(|n| n.parse().ok()).unwrap_or(0),
             is_remote: is_remote(&dir),
@@ -292,6 +292,8 @@ mod tests {
         assert_eq!((device.sriov_totalvfs, device.is_remote), (32, false));
         write(sys, "block/nvme0n1/device/transport", "tcp\n");
         assert!(DeviceFacts::read(sys, "nvme0n1").is_remote);
+        write(sys, "block/dm-0/queue/scheduler", "none\n");
+        assert_eq!(DeviceFacts::read(sys, "dm-0").scheduler, None);
     }
 
     #[test]

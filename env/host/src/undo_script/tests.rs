@@ -31,10 +31,25 @@ qemu-monitor-command)
     --hmp) printf 'libvirt-1-storage: /x (file)\n    Cache mode:       writeback%s\n\n' "$(cat direct)" ;;
     *query-block-jobs*) cat blockjobs ;;
     *blockdev-reopen*) printf '%s' "$2" >command; printf ', direct' >direct; printf '{"return":{},"id":"libvirt-9"}' ;;
+    *query-blockstats*) cat blockstats ;;
     *block-latency*) printf '%s' "$2" >histogram; printf '{"return":{},"id":"libvirt-9"}' ;;
     esac ;;
 esac
 "##;
+
+/// What QEMU says of a disk with these histograms, and of one beside it that has another, whose keys stand
+/// in another order.
+fn blockstats(buckets: &[&str]) -> String {
+    let histograms = ["rd", "wr"].iter().zip(buckets).map(|(way, bounds)| {
+        format!(r#""{way}_latency_histogram":{{"bins":[0,1],"boundaries":[{bounds}]}},"#)
+    });
+    let histograms: String = histograms.collect();
+    let other = r#"{"stats":{"wr_latency_histogram":{"boundaries":[7,8],"bins":[1,2,3]}},"qdev":"/machine/xy","node-name":"n"}"#;
+    let parent = r#"{"node-name":"libvirt-1-storage","stats":{"rd_bytes":3}}"#;
+    format!(
+        r#"{{"return":[{other},{{"device":"","parent":{parent},"stats":{{{histograms}"rd_bytes":5}},"qdev":"/machine/x"}},{other}],"id":"libvirt-5"}}"#
+    )
+}
 
 struct Host(tempfile::TempDir);
 
@@ -53,6 +68,7 @@ impl Host {
             ("job", "Job type:         None"),
             ("blockjobs", r#"{"return":[],"id":"libvirt-3"}"#),
             ("log", ""),
+            ("blockstats", &blockstats(&[&our_buckets(), &our_buckets()])),
         ] {
             host.write(file, text);
         }
@@ -154,16 +170,19 @@ fn everything_goes_back_in_every_shell() {
         assert_eq!(host.read("histogram"), STOP);
         assert_eq!(host.read("connected"), "qemu:///system");
         assert_eq!(stderr(&output), "");
-        // Once more changes nothing: all of it is back but the histogram, which cannot be told.
+        // Once more changes nothing.
         host.write("log", "");
+        host.write("blockstats", &blockstats(&[]));
+        fs::remove_file(host.path().join("histogram")).unwrap();
         assert!(
-            host.run_by(shell, &undo_script(&all()[1..], None))
+            host.run_by(shell, &undo_script(&all(), None))
                 .status
                 .success()
         );
         let log = host.read("log");
         let wrote = |line: &str| ["iothreadpin", "iothreadset"].contains(&line);
         assert!(!log.lines().any(wrote), "{log}");
+        assert_eq!(host.read("histogram"), "");
     }
 }
 
@@ -206,6 +225,45 @@ fn what_somebody_else_set_is_left_alone() {
     );
     assert_eq!(host.run(&[frozen]).status.code(), Some(1));
     assert_eq!(host.read("cpus"), "1");
+}
+
+#[test]
+fn a_histogram_with_other_buckets_is_somebody_elses_and_stays() {
+    let ours = our_buckets();
+    let longer = format!("{ours},9");
+    for shell in shells() {
+        for theirs in [
+            &["7,8", "7,8"][..],
+            &[&ours, "7,8"],
+            &["7,8", &ours],
+            &[&longer, &longer],
+        ] {
+            let host = Host::new();
+            host.write("blockstats", &blockstats(theirs));
+            let output = host.run_by(shell, &undo_script(&all()[..1], None));
+            assert_eq!(output.status.code(), Some(1), "{shell:?} {theirs:?}");
+            assert!(stderr(&output).contains("somebody else counts"));
+            assert_eq!(host.read("histogram"), "");
+        }
+        // Whatever spaces libvirt puts between.
+        let host = Host::new();
+        let spaced = blockstats(&[&ours]).replace([','], ", ").replace(':', ": ");
+        host.write("blockstats", &spaced);
+        let output = host.run_by(shell, &undo_script(&all()[..1], None));
+        assert!(output.status.success(), "{shell:?}: {}", stderr(&output));
+        assert_eq!(host.read("histogram"), STOP);
+    }
+    for silent in ["", "error", r#"{"return":[],"id":"libvirt-5"}"#] {
+        let host = Host::new();
+        host.write("blockstats", silent);
+        let output = host.run(&all()[..1]);
+        assert!(
+            stderr(&output).contains("does not say"),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(host.read("histogram"), "");
+    }
 }
 
 #[test]
