@@ -82,6 +82,18 @@ fn qemu_at(root: &Path, pid: i32) -> Option<(String, QemuProcess)> {
     ))
 }
 
+#[cfg(test)]
+impl QemuProcess {
+    /// One that has ended.
+    pub(crate) fn fake(pid: i32) -> Self {
+        Self {
+            pid,
+            started_ticks: 0,
+            root: "/nowhere".into(),
+        }
+    }
+}
+
 impl QemuProcess {
     /// Whether it still runs, and its id was not given to another process.
     #[must_use]
