@@ -12,7 +12,7 @@ use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{DeviceKnob, DeviceRules};
+use blkpilot_host::{BufferedLimits, DeviceKnob, DeviceRules};
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
@@ -103,6 +103,8 @@ pub struct LibvirtConfig {
     pub reserved_cpus: CpuSet,
     /// What may be changed on the host's block devices, by kernel name or stable id.
     pub devices: DeviceRules,
+    /// When no disk goes over to buffered.
+    pub buffered: BufferedLimits,
 }
 
 /// What happens to our changes when the daemon stops.
@@ -449,6 +451,7 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
     let channels = channels(section);
     let devices = devices(section);
+    let buffered = buffered(section);
     Some(HostKind::Libvirt(LibvirtConfig {
         uri,
         interval,
@@ -456,7 +459,34 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
         channels,
         reserved_cpus: reserved_cpus.unwrap_or_default(),
         devices,
+        buffered,
     }))
+}
+
+fn buffered(section: &mut Section) -> BufferedLimits {
+    let mut limits = BufferedLimits::default();
+    let Some(mut section) = section.section("buffered") else {
+        return limits;
+    };
+    for (key, limit) in [
+        (
+            "memory_pressure_percent",
+            &mut limits.memory_pressure_percent,
+        ),
+        (
+            "available_memory_percent",
+            &mut limits.available_memory_percent,
+        ),
+        ("group_memory_percent", &mut limits.group_memory_percent),
+    ] {
+        let percent = section.integer(key).unwrap_or((*limit).into());
+        match u8::try_from(percent).ok().filter(|percent| *percent <= 100) {
+            Some(percent) => *limit = percent,
+            None => section.problem(key, format!("= {percent} must be in [0, 100]")),
+        }
+    }
+    section.finish();
+    limits
 }
 
 /// What a discovered channel is.

@@ -165,7 +165,7 @@ impl From<ActionError> for Failure {
 /// code.
 fn masked_code(reason: MaskReason) -> Code {
     match reason {
-        MaskReason::Unresponsive => Code::Unavailable,
+        MaskReason::Unresponsive | MaskReason::WritingBack => Code::Unavailable,
         _ => Code::InvalidArgument,
     }
 }

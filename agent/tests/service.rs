@@ -15,7 +15,7 @@ use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{EnvSpec, Rng};
-use blkpilot_host::{DeviceKnob, DeviceRules};
+use blkpilot_host::{BufferedLimits, DeviceKnob, DeviceRules};
 use blkpilot_models::{Architecture, Checkpoint};
 use blkpilot_proto::v1;
 use rand::SeedableRng as _;
@@ -123,6 +123,46 @@ knobs = []
             "host.device[2].match",
             "host.device[3].match",
             "host.device[3].knobs"
+        ]
+    );
+}
+
+#[test]
+fn the_limits_of_buffered_are_shares_in_percent_and_have_defaults() {
+    let text = |buffered: &str| {
+        let settings = Settings {
+            host: "kind = \"libvirt\"\non_exit = \"keep\"".to_owned(),
+            guests: buffered.to_owned(),
+            ..Settings::default()
+        };
+        settings.toml(Path::new("/d"))
+    };
+    let limits = |buffered: &str| {
+        let config = Config::parse(Path::new("/d/x.toml"), &text(buffered)).unwrap();
+        match config.host.kind {
+            HostKind::Libvirt(libvirt) => libvirt.buffered,
+            HostKind::Simulated { .. } => unreachable!("it is a live one"),
+        }
+    };
+    assert_eq!(limits(""), BufferedLimits::default());
+    let given = BufferedLimits {
+        memory_pressure_percent: 5,
+        ..BufferedLimits::default()
+    };
+    assert_eq!(
+        limits("[host.buffered]\nmemory_pressure_percent = 5"),
+        given
+    );
+    let wrong = "[host.buffered]
+group_memory_percent = 101
+available_memory_percent = -1
+psi = 1";
+    assert_eq!(
+        problems(&text(wrong)),
+        [
+            "host.buffered.available_memory_percent",
+            "host.buffered.group_memory_percent",
+            "host.buffered.psi"
         ]
     );
 }

@@ -40,6 +40,7 @@ fn record(fixture: &Fixture, dir: &Path, recording: &Path) -> Report {
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
         devices: DeviceRules::new(),
+        buffered: Default::default(),
     };
     let modes = Modes {
         default: Mode::Advise,

@@ -50,6 +50,7 @@ impl LibvirtHost {
             reserved_cpus: config.reserved_cpus.clone(),
             guests: rules(modes.default, &modes.guests),
             devices: config.devices.clone(),
+            buffered: config.buffered,
             interval: config.interval,
             ..LiveHostConfig::new(journal_of(data_dir))
         };
@@ -83,6 +84,10 @@ impl LibvirtHost {
             tracing::warn!(failure, "left behind");
         }
         Ok(())
+    }
+
+    fn log_notes(&mut self) {
+        log_notes(&mut self.host);
     }
 
     fn failures(&self, outcomes: &[Outcome]) -> Vec<String> {
@@ -146,6 +151,13 @@ impl LibvirtHost {
                 executed.disks[[row, head]] = observation.default.disks[[row, head]];
             }
         }
+    }
+}
+
+/// What is said of dirty pages is worth a warning: a disk stands still, or data may be lost.
+fn log_notes(host: &mut LiveHost) {
+    for note in host.take_notes() {
+        tracing::warn!(note, "writing back");
     }
 }
 
@@ -269,6 +281,7 @@ impl HostBackend for LibvirtHost {
                 _ => {}
             }
         }
+        self.log_notes();
         let window = HostWindow::between(&self.before, &after);
         let observation = observe(self.host.spec(), &window, self.interval);
         let rewards = score(&window, &self.reward);
@@ -346,6 +359,7 @@ impl HostBackend for LibvirtHost {
         }
         execution.failures = self.failures(&outcomes);
         execution.went_wrong = !execution.failures.is_empty();
+        self.log_notes();
         Ok(execution)
     }
 
@@ -396,7 +410,9 @@ pub fn put_back(uri: &str, data_dir: &Path, name: Option<&str>) -> HostResult<Ve
         Box::new(BootClock),
     )?;
     let Some(name) = name else {
-        return host.rollback(&Scope::Host);
+        let outcomes = host.rollback(&Scope::Host);
+        log_notes(&mut host);
+        return outcomes;
     };
     let named = records.into_iter().filter(|record| record.name == name);
     let scopes = named.map(|record| match record.life {
@@ -407,6 +423,7 @@ pub fn put_back(uri: &str, data_dir: &Path, name: Option<&str>) -> HostResult<Ve
     for scope in scopes.collect::<BTreeSet<_>>() {
         outcomes.extend(host.rollback(&scope)?);
     }
+    log_notes(&mut host);
     Ok(outcomes)
 }
 

@@ -119,6 +119,7 @@ fn watch(
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
         devices: DeviceRules::new(),
+        buffered: Default::default(),
     };
     let modes = Modes {
         default: Mode::Observe,

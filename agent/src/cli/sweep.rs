@@ -109,6 +109,7 @@ fn sweep_live(
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
         devices: DeviceRules::new(),
+        buffered: Default::default(),
     };
     let mut host = LibvirtHost::open(&config, modes, data_dir)?;
     let swept = sweep_through(args, &mut host, modes, recorder, stop);

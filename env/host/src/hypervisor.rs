@@ -69,6 +69,12 @@ pub trait Hypervisor: Send + Sync {
     /// See the trait.
     fn job_runs(&self, uuid: &str, target: &str) -> HostResult<bool>;
 
+    /// Whether a running guest is migrating to another host. Told without waiting for the migration.
+    ///
+    /// # Errors
+    /// See the trait.
+    fn migrates(&self, uuid: &str) -> HostResult<bool>;
+
     /// What others have changed since this was last called, oldest first; from the first call on, and
     /// only of knobs that the hypervisor tells of. Our own changes through this connection are not
     /// among them. One that is on its way yet is in the next answer.

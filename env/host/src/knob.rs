@@ -5,6 +5,7 @@
 //! was written, read back and journalled compare by equality.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use blkpilot_env::sample::Cache;
@@ -282,6 +283,15 @@ impl Settable for KnobIo<'_> {
             what: format!("{}: {knob}", self.owner()),
             reason: "somebody else counts latencies in other buckets; it is left alone".into(),
         })
+    }
+
+    fn image_flushed_by(&self, knob: &Knob, current: &str, value: &str) -> Option<PathBuf> {
+        let Knob::Cache { target } = knob else {
+            return None;
+        };
+        let goes_direct = current == BUFFERED && value == DIRECT;
+        let disk = self.guest.disk(target).filter(|_| goes_direct)?;
+        disk.source.clone()
     }
 
     /// Refuses a knob that the guest has not opted in to, unless our own change of it is put back.

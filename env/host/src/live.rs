@@ -15,6 +15,7 @@ use blkpilot_env::sample::{DeviceReference, DiskSettings, HostSample, Polling};
 use blkpilot_env::spec::{EnvSpec, Level};
 use blkpilot_env::window::HostWindow;
 
+use crate::cache_mask::BufferedLimits;
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
 use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
@@ -30,6 +31,7 @@ use crate::stats_reader::StatsReader;
 use crate::telemetry::{Sources, Telemetry, disk_id};
 use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
+use crate::write_back::WriteBackLimits;
 
 mod devices;
 mod environment;
@@ -53,6 +55,10 @@ pub struct LiveHostConfig {
     pub guests: GuestRules,
     /// What may be done to the host's block devices; nothing unless it says so.
     pub devices: DeviceRules,
+    /// When no disk goes over to buffered.
+    pub buffered: BufferedLimits,
+    /// How far dirty pages are written back before a disk goes over to direct.
+    pub write_back: WriteBackLimits,
     /// Reference latencies by kernel name of the device, in place of its class's.
     pub references: BTreeMap<String, DeviceReference>,
     /// Length of a decision interval.
@@ -77,6 +83,8 @@ impl LiveHostConfig {
             reserved_cpus: CpuSet::default(),
             guests: GuestRules::default(),
             devices: DeviceRules::new(),
+            buffered: BufferedLimits::default(),
+            write_back: WriteBackLimits::default(),
             references: BTreeMap::new(),
             interval: Duration::from_secs(2),
             reward: RewardConfig::default(),
@@ -184,7 +192,7 @@ impl LiveHost {
     ) -> HostResult<Self> {
         let topology = Topology::read(&config.sys_root, &config.proc_root)?;
         let channels = Channels::new(&config.channels, &topology, &config.reserved_cpus)?;
-        let tuner = Tuner::new(Journal::open(&config.journal)?);
+        let tuner = Tuner::with_limits(Journal::open(&config.journal)?, config.write_back);
         let mut host = Self {
             telemetry: Telemetry::new(
                 &config.proc_root,
@@ -256,7 +264,23 @@ impl LiveHost {
         self.frozen.extend(frozen?);
         let sample = self.sample_of(&stats)?;
         self.start_histograms();
+        self.write_back_migrating()?;
         Ok(sample)
+    }
+
+    /// What somebody should hear of dirty pages that are written back, since this was last called.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        self.tuner.take_notes()
+    }
+
+    /// libvirt takes no monitor command of a guest that migrates, so that its disks cannot go back to
+    /// direct; but it waits for fewer dirty pages when it is stopped.
+    fn write_back_migrating(&self) -> HostResult<()> {
+        for life in self.telemetry.migrating() {
+            let running = self.inventory.guests.get(&life.uuid);
+            running.map_or(Ok(()), |running| self.tuner.write_back_guest(running))?;
+        }
+        Ok(())
     }
 
     /// Knobs that have been frozen by samples since this was last called.
@@ -271,6 +295,7 @@ impl LiveHost {
             stats,
             channels: &self.channels,
             tuner: &self.tuner,
+            buffered: &self.config.buffered,
             now: self.clock.now(),
         };
         self.telemetry.sample(&sources)

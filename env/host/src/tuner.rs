@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use crate::cpuset::CpuSet;
 use crate::device::DeviceKnob;
@@ -11,8 +12,10 @@ use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{GuestLife, Intent, Journal, Life, Record, RecordState, owner};
 use crate::knob::{Change, Knob, Purpose};
 use crate::settable::{Settable, write_and_check};
+use crate::write_back::{WriteBackLimits, WriteBacks};
 
 mod device;
+mod flush;
 mod follow;
 
 /// Applies changes and takes them back.
@@ -22,6 +25,7 @@ pub struct Tuner {
     /// Knobs that are on their way back while the journal cannot be written, so that it knows nothing
     /// of that.
     put_back: RefCell<BTreeSet<(Life, Knob)>>,
+    write_backs: WriteBacks,
 }
 
 /// What a change did.
@@ -121,9 +125,16 @@ impl Tuner {
     /// A tuner with this journal.
     #[must_use]
     pub fn new(journal: Journal) -> Self {
+        Self::with_limits(journal, WriteBackLimits::default())
+    }
+
+    /// A tuner with this journal that writes dirty pages back as far as this.
+    #[must_use]
+    pub fn with_limits(journal: Journal, limits: WriteBackLimits) -> Self {
         Self {
             journal,
             put_back: RefCell::default(),
+            write_backs: WriteBacks::new(limits),
         }
     }
 
@@ -166,7 +177,8 @@ impl Tuner {
     ///
     /// # Errors
     /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
-    /// changed the knob; `ReadBack` when it did not take; whatever the hypervisor says.
+    /// changed the knob; `WritingBack`, `WriteBackQueued` and `WritesTooFast` while a disk has too many
+    /// dirty pages to go over to direct; `ReadBack` when it did not take; whatever the hypervisor says.
     pub fn apply(
         &self,
         hypervisor: &dyn Hypervisor,
@@ -219,6 +231,7 @@ impl Tuner {
         if applied.previous == applied.value {
             return Ok(applied);
         }
+        self.check_written_back(io, &applied)?;
         let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
         let undo = io.undo(&applied.knob, original, record.as_ref())?;
         let before = io.side_effects(&applied.knob);
@@ -250,11 +263,14 @@ impl Tuner {
                 .err()
                 .unwrap_or(error));
         }
+        self.end_write_back(io, &applied);
         Ok(applied)
     }
 
     /// Restores original values, the latest change first. One that fails does not stop the others.
-    /// A guest that has opted out since is put back too: what is undone is our own change.
+    /// A guest that has opted out since is put back too: what is undone is our own change. Disks that go
+    /// back to direct are written back first, all together for no longer than
+    /// [`WriteBackLimits::way_back`].
     ///
     /// # Errors
     /// `Journal`, when the records cannot be read at all.
@@ -265,8 +281,9 @@ impl Tuner {
         scope: &Scope,
     ) -> HostResult<Vec<Outcome>> {
         let mut outcomes = self.follow(hypervisor, inventory, scope)?;
-        outcomes
-            .extend(self.for_each(scope, |record| self.restore(hypervisor, inventory, record))?);
+        let deadline = self.begin_ways_back(scope)?;
+        let restore = |record: &Record| self.restore(hypervisor, inventory, record, deadline);
+        outcomes.extend(self.for_each(scope, restore)?);
         Ok(outcomes)
     }
 
@@ -342,6 +359,7 @@ impl Tuner {
         hypervisor: &dyn Hypervisor,
         inventory: &Inventory,
         record: &Record,
+        deadline: Instant,
     ) -> HostResult<Settlement> {
         let Some(io) = self.access(hypervisor, inventory, record, Purpose::Restore)? else {
             return Ok(Settlement::Moot);
@@ -350,7 +368,10 @@ impl Tuner {
         if !self.follow_node(&*io, record)? {
             return Ok(Settlement::Restored { original });
         }
-        let current = io.read(&record.knob)?;
+        let mut current = io.read(&record.knob)?;
+        if self.wait_for_write_back(&*io, record, &current, deadline) {
+            current = io.read(&record.knob)?;
+        }
         if self.is_back(&*io, record, &current)? {
             return Ok(self.put_back(record, current));
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::device::{DeviceKnob, SideEffects};
 use crate::journal::{DeviceLife, GuestLife, Life, Record, RecordState};
 use crate::knob::Knob;
+use crate::qmp::reopened_file;
 
 /// What the steps call; it says what each does.
 const FUNCTIONS: &str = include_str!("undo_script.sh");
@@ -137,7 +138,9 @@ fn undoing(record: &Record) -> Result<String, String> {
         Knob::Cache { .. } => {
             let undo = undo()?;
             let node = quoted(&node_name(undo)?);
-            format!("cache {uuid} {node} {values} {}", quoted(undo))
+            let file = reopened_file(undo).unwrap_or_default();
+            let (undo, file) = (quoted(undo), quoted(&file.display().to_string()));
+            format!("cache {uuid} {node} {values} {undo} {file}")
         }
         Knob::Histogram { .. } => format!("histogram {uuid} {}", quoted(undo()?)),
         Knob::Device(knob) => device(*knob, &values, record.undo.as_deref()),

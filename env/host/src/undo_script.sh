@@ -151,8 +151,15 @@ cache_of() {
     done
 }
 
-# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND. QEMU writes dirty pages back before it goes over to
-# direct, which may take a while.
+# write_back FILE: while its disk goes on being served, which stands still for what QEMU has to write when
+# it goes over to direct. Twice, since the second time there is only what became dirty in the first.
+write_back() {
+    if ! { sync -d "$1" && sync -d "$1"; } 2>/dev/null; then
+        say 'its dirty pages cannot be written back beforehand, so the disk stands still while QEMU does it'
+    fi
+}
+
+# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND FILE
 cache() {
     is_ours "$(cache_of "$1" "$2")" "$3" "$4" "$5" || return
     case $(v qemu-monitor-command "$1" '{"execute":"query-block-jobs"}') in
@@ -169,6 +176,7 @@ cache() {
         return
         ;;
     esac
+    if [ "$3" = direct ]; then write_back "$7"; fi
     monitor "$1" "$6" && is_back "$(cache_of "$1" "$2")" "$3"
 }
 

@@ -177,6 +177,10 @@ impl Settable for Queue<'_> {
         self.check(self.mine(knob)?, value)
     }
 
+    fn image_flushed_by(&self, _knob: &Knob, _current: &str, _value: &str) -> Option<PathBuf> {
+        None
+    }
+
     /// Whether it is allowed was checked of the knob that is turned: what the kernel changes along with
     /// a scheduler may go back without being enabled itself.
     fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {

@@ -211,6 +211,15 @@ impl Hypervisor for Libvirt {
             .map_err(|error| self.guest_error(uuid, "reading its block job", &error))
     }
 
+    fn migrates(&self, uuid: &str) -> HostResult<bool> {
+        const MIGRATION_OUT: i32 = virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT as i32;
+        let stats = self
+            .domain(uuid)?
+            .get_job_stats(0)
+            .map_err(|error| self.guest_error(uuid, "reading its job", &error))?;
+        Ok(stats.operation == Some(MIGRATION_OUT))
+    }
+
     fn tuned_by_others(&self) -> Vec<TunedByOthers> {
         let watch = || Tunables::watch(&self.connect).ok();
         let tunables = self.tunables.get_or_init(watch);

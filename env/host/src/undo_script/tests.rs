@@ -168,6 +168,40 @@ fn everything_goes_back_in_every_shell() {
 }
 
 #[test]
+fn dirty_pages_are_written_back_before_a_reopen_to_direct_where_they_can_be() {
+    let image = r#"/it's "here" $(touch pwned)"#;
+    let cache = &all()[1..2];
+    for (status, is_told) in [("true", false), ("false", true)] {
+        let host = Host::new();
+        host.write(
+            "sync",
+            &format!("#!/bin/sh\necho \"sync $1 $2\" >>log\n{status}\n"),
+        );
+        let sync = host.path().join("sync");
+        fs::set_permissions(sync, fs::Permissions::from_mode(0o755)).unwrap();
+        let output = host.run(cache);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(host.read("command"), REOPEN);
+        let log = host.read("log");
+        let line = format!("sync -d {image}\n");
+        let before = log.rfind(&line).unwrap();
+        assert_eq!(log.matches(&line).count(), if is_told { 1 } else { 2 });
+        let reopened = log.rfind("qemu-monitor-command").unwrap();
+        assert!(before < reopened, "{log}");
+        assert_eq!(stdout(&output).contains("stands still"), is_told);
+    }
+    let host = Host::new();
+    let buffered = Record {
+        original: "buffered".into(),
+        value: "direct".into(),
+        ..cache[0].clone()
+    };
+    host.write("direct", ", direct");
+    host.run(&[buffered]);
+    assert!(!host.read("log").contains("sync"));
+}
+
+#[test]
 fn a_failed_step_does_not_stop_the_others_and_is_told() {
     let host = Host::new();
     host.write("fail-iothreadset", "");

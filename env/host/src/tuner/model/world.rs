@@ -307,6 +307,10 @@ impl Hypervisor for World {
         }
     }
 
+    fn migrates(&self, _uuid: &str) -> HostResult<bool> {
+        Ok(false)
+    }
+
     fn job_runs(&self, uuid: &str, target: &str) -> HostResult<bool> {
         self.answer(|| self.guests[self.at(uuid)?].job_runs(uuid, target))
     }
