@@ -89,6 +89,9 @@ pub(crate) struct WriteBacks {
     /// How much of an image is dirty; `None` where the kernel does not tell.
     pub(crate) dirty_bytes: fn(&Path) -> Option<u64>,
     images: RefCell<BTreeMap<PathBuf, WriteBack>>,
+    /// Each thread has one until it ends: on storage that hangs it may not, though nobody wants it any
+    /// more.
+    threads: Arc<()>,
     /// Images that the device has not taken back what was written to.
     failed: RefCell<BTreeSet<PathBuf>>,
     /// Images that could not be opened, so that it is said once.
@@ -137,6 +140,7 @@ impl WriteBacks {
             limits,
             dirty_bytes,
             images: RefCell::default(),
+            threads: Arc::default(),
             failed: RefCell::default(),
             impossible: RefCell::default(),
             notes: RefCell::default(),
@@ -173,7 +177,7 @@ impl WriteBacks {
                 other => other,
             };
         }
-        if images.values().filter(|one| one.is_running()).count() >= self.limits.images {
+        if Arc::strong_count(&self.threads) > self.limits.images {
             return Readiness::Queued;
         }
         let started = File::open(image).and_then(|file| self.start(image, file));
@@ -270,13 +274,15 @@ impl WriteBacks {
         let (limits, dirty_bytes) = (self.limits, self.dirty_bytes);
         let shared = Arc::new(Shared::default());
         let (theirs, image) = (Arc::clone(&shared), image.to_owned());
+        let thread = Arc::clone(&self.threads);
         let run = move || {
+            let _thread = thread;
             let round = || write_back(&file, &theirs.is_unwanted);
             let end = rounds(&limits, &theirs, round, || dirty_bytes(&image));
             theirs.update(|progress| progress.end = Some((end, Instant::now())));
         };
-        let thread = thread::Builder::new().name("write-back".into());
-        thread.spawn(run)?;
+        let builder = thread::Builder::new().name("write-back".into());
+        builder.spawn(run)?;
         Ok(WriteBack {
             shared,
             limits,
@@ -323,10 +329,6 @@ impl WriteBacks {
 }
 
 impl WriteBack {
-    fn is_running(&self) -> bool {
-        self.shared.lock().end.is_none()
-    }
-
     fn readiness(&self, image: &Path) -> Readiness {
         let progress = self.shared.lock();
         match (&progress.end, progress.last) {
@@ -507,7 +509,14 @@ mod tests {
         let asked: Vec<_> = images.iter().map(|i| backs.begin(i.path())).collect();
         use Readiness::{Queued, Working};
         assert_eq!(asked, [Working, Working, Queued]);
+        // One that nobody wants any more counts until its thread has ended.
+        let still_there = Arc::clone(&backs.threads);
         backs.end(images[0].path());
+        while Arc::strong_count(&backs.threads) > 3 {
+            thread::yield_now();
+        }
+        assert_eq!(backs.begin(images[2].path()), Queued);
+        drop(still_there);
         assert_eq!(backs.begin(images[2].path()), Working);
         assert_eq!(backs.begin(images[1].path()), Working, "not begun twice");
         assert_eq!(backs.images.borrow().len(), 2);
