@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard kills faults jobs soak
-    sampling bench
+    sampling cache bench
 )
 usage() {
     cat <<TEXT
@@ -103,4 +103,6 @@ record soak "The daemon in mode auto for long" \
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
     cargo test --quiet --release -p blkpilot-tests --test live_sampling -- --nocapture
+record cache "The cache strategy where it is dangerous: misses, and the stall of a disk that goes direct" \
+    env BLKPILOT_CACHE_FULL=1 "${live_test[@]}" --test live_cache -- --nocapture --test-threads=1
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh
