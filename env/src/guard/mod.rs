@@ -9,12 +9,14 @@
 //! - [`trial`]: a window before a change against windows after it, with untouched disks as controls;
 //! - [`stall`]: requests in flight and none completed;
 //! - [`breaker`]: no changes for a while after too many went wrong;
+//! - [`neighbour`]: limits a heavy neighbour while others miss their objectives;
 //! - [`exploration`]: how much a guest may be explored, and when it may not.
 
 pub mod breaker;
 pub mod budget;
 pub mod config;
 pub mod exploration;
+pub mod neighbour;
 pub mod stall;
 pub mod trial;
 
