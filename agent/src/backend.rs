@@ -3,13 +3,15 @@
 pub mod live;
 pub mod simulated;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DeviceChange, DeviceKnob};
+use blkpilot_host::{DeviceChange, DeviceKnob, DiskChange, DiskSetting, DiskState};
 use thiserror::Error;
 
 use crate::mode::{Knob, Mode};
@@ -83,6 +85,90 @@ pub trait HostBackend: Send {
     /// # Errors
     /// `Unavailable`, with what refused it and the way out.
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError>;
+
+    /// The virtual disks of which some setting beyond the heads may be changed, or is.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError>;
+
+    /// Changes such settings of a disk. Returns what they would be set to, of a check.
+    ///
+    /// # Errors
+    /// `Unavailable`, with what refused it and the way out.
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError>;
+
+    /// What the guard may limit, and does, as far as it is known without asking a guest.
+    fn limits(&self) -> GuardLimits;
+}
+
+/// A virtual disk of a guest; written `guest/target`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskName {
+    /// The guest.
+    pub guest: String,
+    /// The target, such as `vda`.
+    pub target: String,
+}
+
+impl DiskName {
+    /// Of `guest/target`.
+    #[must_use]
+    pub fn of(id: &str) -> Self {
+        let (guest, target) = id.rsplit_once('/').unwrap_or((id, id));
+        Self {
+            guest: guest.to_owned(),
+            target: target.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for DiskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.guest, self.target)
+    }
+}
+
+/// What to do with settings of a virtual disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskAction {
+    /// Check changes, without making them.
+    Check(Vec<DiskChange>),
+    /// Make changes that somebody has asked for.
+    Set(Vec<DiskChange>),
+    /// Limit it, for the guard: a limit that is lifted when nobody minds it any more.
+    Limit {
+        /// The limits.
+        change: DiskChange,
+        /// Why.
+        reason: String,
+    },
+    /// Put its limits back to what they were without us.
+    Lift,
+    /// Put all back to what they were without us.
+    PutBack,
+}
+
+/// What a setting would be set to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The setting.
+    pub setting: DiskSetting,
+    /// Its value in canonical form.
+    pub value: String,
+}
+
+/// What the guard may limit, and does. Disks are named `guest/target`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GuardLimits {
+    /// Disks whose guests have opted in, and on which nobody else has set limits.
+    pub may_limit: BTreeSet<String>,
+    /// Disks on which a limit of the guard's is in force, and why.
+    pub limited: BTreeMap<String, String>,
 }
 
 /// What to do with settings of a block device.

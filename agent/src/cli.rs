@@ -10,6 +10,7 @@ mod commands;
 mod data_dir;
 mod device;
 mod dial;
+mod disk;
 mod journal;
 mod json;
 mod observe;
@@ -102,6 +103,12 @@ enum Command {
     /// is set by `blkpilot apply --set DEVICE:scheduler=LEVEL`.
     #[command(subcommand)]
     Device(device::DeviceCommand),
+    /// Limits and qcow2 caches of virtual disks: list, set, put back
+    ///
+    /// Only of guests that have opted in to the knob `throttle` or `qcow2-cache`, within what host.throttle
+    /// and host.qcow2_cache of the service's configuration say. No policy turns them.
+    #[command(subcommand)]
+    Disk(disk::DiskCommand),
     /// Measure what tuning brings: default and tuned windows in turn
     ///
     /// Takes the host over as an environment for as long as it lasts: guests that have opted in and
@@ -410,6 +417,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Journal(args) => journal::run(&args),
         Command::Unfreeze(args) => unfreeze::run(&args).await,
         Command::Device(command) => device::run(&command).await,
+        Command::Disk(command) => disk::run(&command).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
     }

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::guard::neighbour::NeighbourConfig;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{DeviceKnob, DeviceRules};
+use blkpilot_host::qcow2_cache::Qcow2CacheBounds;
+use blkpilot_host::throttle::ThrottleBounds;
+use blkpilot_host::{DeviceKnob, DeviceRules, DiskBounds};
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
@@ -38,10 +41,12 @@ const MODES: [(&str, Mode); 6] = [
     ("auto", Mode::Auto),
 ];
 
-const KNOBS: [(&str, Knob); 3] = [
+const KNOBS: [(&str, Knob); 5] = [
     ("channel", Knob::Channel),
     ("cache", Knob::Cache),
     ("polling", Knob::Polling),
+    ("throttle", Knob::Throttle),
+    ("qcow2-cache", Knob::Qcow2Cache),
 ];
 
 /// A configuration that can be served.
@@ -57,6 +62,9 @@ pub struct Config {
     pub service: ServiceConfig,
     /// How careful the guard is.
     pub guard: GuardConfig,
+    /// When the guard limits heavy neighbours; `None` for never. Its floors are those of
+    /// [`LibvirtConfig::disks`].
+    pub neighbours: Option<NeighbourConfig>,
 }
 
 /// The host to look after.
@@ -103,6 +111,8 @@ pub struct LibvirtConfig {
     pub reserved_cpus: CpuSet,
     /// What may be changed on the host's block devices, by kernel name or stable id.
     pub devices: DeviceRules,
+    /// What no guest's disks may be set beyond.
+    pub disks: DiskBounds,
 }
 
 /// What happens to our changes when the daemon stops.
@@ -126,6 +136,8 @@ pub struct GuestConfig {
     pub knobs: Option<Vec<Knob>>,
     /// How much it is explored in mode canary or auto; its own metadata decides if this says nothing.
     pub exploration: Option<Exploration>,
+    /// Objective of its disks for the p99, microseconds: where it is missed, neighbours may be limited.
+    pub p99_objective_us: Option<f64>,
 }
 
 /// What decides.
@@ -272,7 +284,8 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let policy = root.required("policy", "add [policy]", Section::section);
     let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
-    let guard = root.section("guard");
+    let mut guard = root.section("guard");
+    let neighbours = guard.as_mut().and_then(|guard| guard.section("neighbour"));
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
@@ -280,7 +293,9 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let candidate = candidate.and_then(|section| self::policy(section, base));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
+    let neighbours = neighbours.map(|section| self::neighbours(section, host.as_ref()));
     Some(Config {
+        neighbours,
         host: host?,
         policy: policy?,
         candidate,
@@ -387,6 +402,78 @@ fn guard(mut section: Section) -> GuardConfig {
     config
 }
 
+/// What is wrong is noted; what stands in its place does not matter then.
+fn neighbours(mut section: Section, host: Option<&HostConfig>) -> NeighbourConfig {
+    let mut config = NeighbourConfig::default();
+    let at_least_one = |section: &mut Section, key: &'static str, default: u32| {
+        let count = section.integer(key).unwrap_or(default.into());
+        let count = u32::try_from(count).ok().filter(|count| *count >= 1);
+        if count.is_none() {
+            section.problem(key, format!("must be in [1, {}]", u32::MAX));
+        }
+        count.unwrap_or(default)
+    };
+    config.windows = at_least_one(&mut section, "windows", config.windows);
+    config.relief_windows = at_least_one(&mut section, "relief_windows", config.relief_windows);
+    let within = |section: &mut Section, key: &'static str, default: f64, most: f64| {
+        let value = section.number(key).unwrap_or(default);
+        if !(0.05..=most).contains(&value) {
+            section.problem(key, format!("= {value} must be in [0.05, {most}]"));
+        }
+        value
+    };
+    config.dominant_share = within(&mut section, "dominant_share", config.dominant_share, 1.0);
+    config.step = within(&mut section, "step", config.step, 0.95);
+    config.longest = section.span("longest").unwrap_or(config.longest);
+    config.pause = section.span("pause").unwrap_or(config.pause);
+    if let Some(HostKind::Libvirt(libvirt)) = host.map(|host| &host.kind) {
+        config.least_iops = libvirt.disks.throttle.least_iops;
+        config.least_bytes_per_s = libvirt.disks.throttle.least_bytes_per_s;
+    }
+    section.finish();
+    config
+}
+
+fn disks(section: &mut Section) -> DiskBounds {
+    let mut bounds = DiskBounds::default();
+    if let Some(mut throttle) = section.section("throttle") {
+        let ThrottleBounds {
+            least_iops,
+            least_bytes_per_s,
+        } = bounds.throttle;
+        bounds.throttle = ThrottleBounds {
+            least_iops: at_least_one(&mut throttle, "least_iops", least_iops),
+            least_bytes_per_s: at_least_one(&mut throttle, "least_bytes_per_s", least_bytes_per_s),
+        };
+        throttle.finish();
+    }
+    if let Some(mut caches) = section.section("qcow2_cache") {
+        let default = bounds.qcow2_cache.most_bytes >> 20;
+        let most_mib = at_least_one(&mut caches, "most_mib", default);
+        bounds.qcow2_cache = Qcow2CacheBounds {
+            most_bytes: most_mib.saturating_mul(1 << 20),
+        };
+        caches.finish();
+    }
+    bounds
+}
+
+fn at_least_one(section: &mut Section, key: &'static str, default: u64) -> u64 {
+    let value = section.integer(key).unwrap_or(default);
+    if value == 0 {
+        section.problem(key, "= 0 must be at least 1");
+    }
+    value.max(1)
+}
+
+fn p99_objective_us(section: &mut Section) -> Option<f64> {
+    let us = section.number("p99_objective_us")?;
+    if !(us > 0.0 && us.is_finite()) {
+        section.problem("p99_objective_us", format!("= {us} must be > 0"));
+    }
+    Some(us)
+}
+
 /// Whether a text may be the last segment of a resource name that we make.
 pub(crate) fn is_resource_id(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -449,6 +536,7 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
     let channels = channels(section);
     let devices = devices(section);
+    let disks = disks(section);
     Some(HostKind::Libvirt(LibvirtConfig {
         uri,
         interval,
@@ -456,6 +544,7 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
         channels,
         reserved_cpus: reserved_cpus.unwrap_or_default(),
         devices,
+        disks,
     }))
 }
 
@@ -536,6 +625,7 @@ fn guests(root: &mut Section, candidate: Candidate) -> BTreeMap<String, GuestCon
             opt_in: section.flag("opt_in"),
             knobs: section.choices("knobs", &KNOBS),
             exploration: section.section("exploration").and_then(exploration),
+            p99_objective_us: p99_objective_us(&mut section),
         };
         if let Some(name) = name {
             if guests.contains_key(&name) {

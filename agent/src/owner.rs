@@ -9,7 +9,9 @@ mod attached;
 mod change;
 mod deciding;
 mod device;
+mod disks;
 mod guarding;
+mod neighbours;
 mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use blkpilot_env::clock::Clock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::ExplorationBudget;
+use blkpilot_env::guard::neighbour::{NeighbourConfig, NeighbourWatch};
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
 use blkpilot_log::turn::Ending;
@@ -79,6 +82,8 @@ pub struct OwnerConfig {
     pub recorder: Recorder,
     /// How careful its guard is.
     pub guard: GuardConfig,
+    /// When it limits heavy neighbours; `None` for never.
+    pub neighbours: Option<NeighbourConfig>,
 }
 
 /// Starts the owner of a host on a thread of its own.
@@ -146,6 +151,7 @@ struct Owner {
     candidate_error: Option<String>,
     attached: Option<Attached>,
     watch: Watch,
+    neighbours: Option<NeighbourWatch>,
     /// Settings of an environment that has gone may be in force still.
     restore_due: bool,
     /// Since the start: before that nothing of it can have been changed.
@@ -197,6 +203,7 @@ impl Owner {
             candidate_error: None,
             attached: None,
             watch: Watch::new(&config.guard),
+            neighbours: config.neighbours.map(NeighbourWatch::new),
             restore_due: false,
             was_reached: false,
             config,
@@ -234,6 +241,8 @@ impl Owner {
             Command::Unfreeze(call, reply) => drop(reply.send(self.unfreeze(&call))),
             Command::Devices(reply) => drop(reply.send(self.devices())),
             Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
+            Command::Disks(reply) => drop(reply.send(self.disks())),
+            Command::ChangeDisk(call, reply) => drop(reply.send(self.change_disk(&call))),
             Command::Attach(reply) => drop(reply.send(self.attach())),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),
@@ -381,6 +390,7 @@ impl Owner {
 
     /// The last decision, if there is one.
     fn leave(&mut self, on_exit: OnExit) -> Result<Option<Arc<Decision>>, Failure> {
+        self.leave_neighbours();
         if on_exit == OnExit::Keep {
             return Ok(None);
         }

@@ -324,6 +324,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         connect,
         recorder,
         guard: config.guard,
+        neighbours: config.neighbours,
     })
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
 use blkpilot_host::device::{DeviceState, SettingState};
+use blkpilot_host::disk_setting::{DiskSetting, DiskSettingState};
 use blkpilot_host::journal::RecordState;
 use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
@@ -12,7 +13,9 @@ use blkpilot_proto::v1;
 use crate::backend::{BackendKind, FrozenKnob};
 use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
-use crate::handle::{HostHandle, HostInfo, HostState, ShownExploration, ShownGuest, ShownWindow};
+use crate::handle::{
+    HostHandle, HostInfo, HostState, ShownDisk, ShownExploration, ShownGuest, ShownWindow,
+};
 use crate::mode::Mode;
 use crate::names::{Row, decision_name, guest_name, host_name};
 use crate::wire::{mask_to_wire, validity_to_wire};
@@ -144,6 +147,39 @@ pub(crate) fn device_to_wire(host: &str, state: &DeviceState) -> v1::Device {
     }
 }
 
+pub(crate) fn disk_settings_to_wire(host: &str, shown: &ShownDisk) -> v1::DiskSettings {
+    let ShownDisk {
+        state,
+        guard_reason,
+        planned,
+    } = shown;
+    let setting = |setting: &DiskSettingState| {
+        let record = setting.record.as_ref();
+        let planned = planned
+            .iter()
+            .find(|planned| planned.setting == setting.setting);
+        let by_guard = guard_reason
+            .as_ref()
+            .filter(|_| setting.setting == DiskSetting::Throttle);
+        v1::DiskSetting {
+            setting: setting.setting.to_string(),
+            current: setting.current.clone().unwrap_or_default(),
+            problem: setting.current.clone().err().unwrap_or_default(),
+            original: record.map_or_else(String::new, |record| record.original.clone()),
+            enabled: setting.is_enabled,
+            values: setting.values.clone(),
+            frozen: record.is_some_and(|record| record.state == RecordState::Frozen),
+            planned: planned.map_or_else(String::new, |planned| planned.value.clone()),
+            guard_reason: by_guard.cloned().unwrap_or_default(),
+        }
+    };
+    let (guest, target) = (state.guest.clone(), state.target.clone());
+    v1::DiskSettings {
+        name: Row::Disk { guest, target }.name(host),
+        settings: state.settings.iter().map(setting).collect(),
+    }
+}
+
 pub(crate) fn frozen_to_wire(host: &str, guest: &str, knob: &FrozenKnob) -> v1::FrozenKnob {
     let disk = |target: &String| {
         let (guest, target) = (guest.to_owned(), target.clone());
@@ -151,7 +187,7 @@ pub(crate) fn frozen_to_wire(host: &str, guest: &str, knob: &FrozenKnob) -> v1::
     };
     v1::FrozenKnob {
         knob: knob.knob.clone(),
-        head: knob.head.map_or("", |knob| knob.head()).to_owned(),
+        head: knob.head.map_or("", |knob| knob.name()).to_owned(),
         disks: knob.targets.iter().map(disk).collect(),
         original: knob.original.clone(),
         set: knob.set.clone(),

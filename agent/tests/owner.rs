@@ -10,8 +10,8 @@ use std::time::Duration;
 use blkpilot_agent::admission::{Choice, Modes};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
-    Window,
+    BackendError, BackendKind, DeviceAction, DiskAction, DiskName, Execution, FrozenKnob,
+    GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
@@ -29,6 +29,7 @@ use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
+use blkpilot_host::DiskState;
 use blkpilot_host::device::DeviceState;
 use blkpilot_log::{Stage, Subject};
 use blkpilot_models::baseline::LeastLoaded;
@@ -180,6 +181,22 @@ impl HostBackend for Fragile {
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         self.host.change_device(device, action)
     }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        self.host.disks()
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        self.host.change_disk(disk, action)
+    }
+
+    fn limits(&self) -> GuardLimits {
+        self.host.limits()
+    }
 }
 
 struct Case {
@@ -239,6 +256,7 @@ impl Case {
             connect: Box::new(connect),
             recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
             guard: GuardConfig::default(),
+            neighbours: None,
         };
         let (host, _) = start(config).unwrap();
         Self {

@@ -17,7 +17,7 @@ use blkpilot_agent::mode::Mode;
 use blkpilot_agent::sweep::{self, Plan, Report, Sweep};
 use blkpilot_env::sim::SimHost;
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceRules};
+use blkpilot_host::{CpuSet, DeviceRules, DiskBounds};
 use blkpilot_lab::calibrate::{Effort, Holdout, Options, calibrate};
 use blkpilot_log::recording::{Recorder, Source};
 use blkpilot_tests::fixture::{Fixture, preset};
@@ -40,6 +40,7 @@ fn record(fixture: &Fixture, dir: &Path, recording: &Path) -> Report {
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
         devices: DeviceRules::new(),
+        disks: DiskBounds::default(),
     };
     let modes = Modes {
         default: Mode::Advise,

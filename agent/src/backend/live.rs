@@ -1,5 +1,7 @@
 //! A live host behind the service.
 
+mod disks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,15 +18,18 @@ use blkpilot_host::journal::{Journal, Life, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement, Way};
-use blkpilot_host::{DeviceKnob, GuestOverride, HostError, HostResult, KnobKind, TuningMode};
+use blkpilot_host::{
+    DeviceKnob, DiskSetting, DiskState, GuestOverride, HostError, HostResult, KnobKind, TuningMode,
+};
 
 use super::{
-    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
-    Window,
+    BackendError, BackendKind, DeviceAction, DiskAction, DiskName, Execution, FrozenKnob,
+    GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
 use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
 use crate::mode::{Knob, Mode};
+use disks::GuardFile;
 
 /// A live host reached through libvirt.
 #[derive(Debug)]
@@ -33,6 +38,7 @@ pub struct LibvirtHost {
     interval: Duration,
     reward: RewardConfig,
     before: HostSample,
+    guard: GuardFile,
 }
 
 impl LibvirtHost {
@@ -50,6 +56,7 @@ impl LibvirtHost {
             reserved_cpus: config.reserved_cpus.clone(),
             guests: rules(modes.default, &modes.guests),
             devices: config.devices.clone(),
+            disks: config.disks,
             interval: config.interval,
             ..LiveHostConfig::new(journal_of(data_dir))
         };
@@ -61,12 +68,15 @@ impl LibvirtHost {
             tracing::info!(of = outcome.owner(), knob = ?outcome.knob, result = ?outcome.result, "reconciled");
         }
         let before = host.sample().map_err(|e| unavailable(&e))?;
-        Ok(Self {
+        let mut host = Self {
             host,
             interval: config.interval,
             reward,
             before,
-        })
+            guard: GuardFile::open(data_dir),
+        };
+        host.lift_what_was_left();
+        Ok(host)
     }
 
     /// Puts back everything, the latency histograms that were started included. For those who only
@@ -185,6 +195,8 @@ fn knob_kind(knob: Knob) -> KnobKind {
         Knob::Channel => KnobKind::Channel,
         Knob::Cache => KnobKind::Cache,
         Knob::Polling => KnobKind::Polling,
+        Knob::Throttle => KnobKind::Throttle,
+        Knob::Qcow2Cache => KnobKind::Qcow2Cache,
     }
 }
 
@@ -224,7 +236,7 @@ fn head_and_targets<'a>(guest: &'a Guest, knob: &HostKnob) -> Option<(usize, Vec
         HostKnob::Channel { iothread } => (CHANNEL_HEAD, Some(*iothread)),
         HostKnob::Polling { iothread } => (POLLING_HEAD, Some(*iothread)),
         HostKnob::Cache { .. } => (CACHE_HEAD, None),
-        HostKnob::Histogram { .. } | HostKnob::Device(_) => return None,
+        HostKnob::Histogram { .. } | HostKnob::Disk { .. } | HostKnob::Device(_) => return None,
     };
     let concerns = |target: &str, of: Option<u32>| match knob {
         HostKnob::Cache { target: wanted } => target == wanted,
@@ -257,6 +269,7 @@ impl HostBackend for LibvirtHost {
 
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
+        self.lift_what_was_left();
         for frozen in self.host.take_frozen() {
             match &frozen.result {
                 Settlement::Frozen { found, way } => {
@@ -380,6 +393,22 @@ impl HostBackend for LibvirtHost {
         };
         done.map_err(|e| unavailable(&e))
     }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        self.disk_states()
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        self.change_disk_settings(disk, action)
+    }
+
+    fn limits(&self) -> GuardLimits {
+        self.guard_limits()
+    }
 }
 
 /// Puts back what the journal in `data_dir` holds, all of it or that of one guest or device, by name,
@@ -440,10 +469,14 @@ fn frozen_knob(guest: &Guest, record: &Record) -> FrozenKnob {
         HostKnob::Channel { .. } => Some(Knob::Channel),
         HostKnob::Cache { .. } => Some(Knob::Cache),
         HostKnob::Polling { .. } => Some(Knob::Polling),
+        HostKnob::Disk { setting, .. } => Some(match setting {
+            DiskSetting::Throttle => Knob::Throttle,
+            DiskSetting::Qcow2Cache => Knob::Qcow2Cache,
+        }),
         HostKnob::Histogram { .. } | HostKnob::Device(_) => None,
     };
     let targets = match &record.knob {
-        HostKnob::Histogram { target } => vec![target.as_str()],
+        HostKnob::Histogram { target } | HostKnob::Disk { target, .. } => vec![target.as_str()],
         knob => head_and_targets(guest, knob).map_or(vec![], |(_, targets)| targets),
     };
     FrozenKnob {

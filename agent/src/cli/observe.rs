@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_env::{EnvSpec, Observation};
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceRules};
+use blkpilot_host::{CpuSet, DeviceRules, DiskBounds};
 use blkpilot_log::recording::{Recorder, RecordingError, Source};
 use blkpilot_proto::v1;
 use serde_json::json;
@@ -119,6 +119,7 @@ fn watch(
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
         devices: DeviceRules::new(),
+        disks: DiskBounds::default(),
     };
     let modes = Modes {
         default: Mode::Observe,

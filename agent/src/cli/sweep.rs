@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceRules};
+use blkpilot_host::{CpuSet, DeviceRules, DiskBounds};
 use blkpilot_log::recording::Recorder;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -109,6 +109,7 @@ fn sweep_live(
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
         devices: DeviceRules::new(),
+        disks: DiskBounds::default(),
     };
     let mut host = LibvirtHost::open(&config, modes, data_dir)?;
     let swept = sweep_through(args, &mut host, modes, recorder, stop);

@@ -49,6 +49,8 @@ impl Owner {
         self.refuse_if_attached()?;
         // The one before may have gone since the last look.
         self.detach_if_gone();
+        // Nobody minds them while somebody else decides.
+        self.leave_neighbours();
         let lease = Arc::new(Lease);
         self.attached = Some(Attached {
             lease: Arc::downgrade(&lease),

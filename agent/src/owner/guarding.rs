@@ -58,6 +58,11 @@ impl Watch {
         self.guard.changed(self.now, observation, executed);
     }
 
+    /// Ends the trial of a disk's last change: what is in force stays.
+    pub(super) fn settle(&mut self, disk: &str) {
+        self.guard.settle(disk);
+    }
+
     pub(super) fn note_failure(&mut self) {
         self.guard.failed(self.now);
     }
@@ -86,6 +91,7 @@ impl Owner {
         for intervention in self.watch.guard.observe(&window) {
             self.intervene(&intervention)?;
         }
+        self.mind_neighbours(&window);
         Ok(())
     }
 
@@ -137,7 +143,7 @@ impl Owner {
         }
     }
 
-    fn is_automatic(&self, seen: &Seen, disk: &str) -> bool {
+    pub(super) fn is_automatic(&self, seen: &Seen, disk: &str) -> bool {
         let guest = seen.guests.iter().find(|g| g.name == guest_of(disk));
         guest.is_some_and(|guest| self.config.modes.of(guest).is_automatic())
     }

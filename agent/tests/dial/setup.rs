@@ -7,7 +7,8 @@ use std::time::Duration;
 use blkpilot_agent::admission::Modes;
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DeviceAction, Execution, GuestStatus, HostBackend, Window,
+    BackendError, BackendKind, DeviceAction, DiskAction, DiskName, Execution, GuardLimits,
+    GuestStatus, HostBackend, Planned, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
@@ -23,6 +24,7 @@ use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Level, Observation, Rng, TurnView};
+use blkpilot_host::DiskState;
 use blkpilot_host::device::DeviceState;
 use blkpilot_log::{DecisionRow, Event, Reader, Subject};
 use blkpilot_models::{Choice, Policy, PolicyError};
@@ -98,6 +100,22 @@ impl HostBackend for Watched {
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         self.host.change_device(device, action)
     }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        self.host.disks()
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        self.host.change_disk(disk, action)
+    }
+
+    fn limits(&self) -> GuardLimits {
+        self.host.limits()
+    }
 }
 
 pub(crate) fn loaded(name: &str, policy: impl Policy + 'static) -> Loaded {
@@ -172,6 +190,7 @@ impl Setup {
             connect: Box::new(connect),
             recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
             guard: self.guard,
+            neighbours: None,
         };
         let (host, _) = start(config).unwrap();
         Case { host, told, dir }

@@ -90,9 +90,9 @@ pub enum HostError {
         /// What the kernel says.
         source: io::Error,
     },
-    /// A block or libvirt job runs, and meanwhile the disk's cache strategy is left alone.
+    /// A block or libvirt job runs, and meanwhile the disk's image is not reopened.
     #[error(
-        "guest {guest}, disk {disk}: changing its cache strategy is not supported while a block or libvirt job is running; try again after it"
+        "guest {guest}, disk {disk}: reopening its image is not supported while a block or libvirt job is running; try again after it"
     )]
     JobRuns {
         /// Name of the guest.

@@ -13,6 +13,7 @@ use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::GuestLife;
 use crate::qmp::node_options;
 use crate::stats::{DiskCounters, DiskStats, GuestStats};
+use crate::throttle::Throttle;
 
 pub(crate) const UUID: &str = "ee81b14e-982c-47f4-ac22-70486068cb15";
 
@@ -85,6 +86,9 @@ pub(crate) struct FakeHypervisor {
     pub(crate) lost: Slot<bool>,
     pub(crate) monitor_commands: Slot<Vec<String>>,
     pub(crate) tuned_by_others: Slot<Vec<TunedByOthers>>,
+    pub(crate) throttle: Slot<Throttle>,
+    /// Caches that the format node was opened with last: QEMU keeps that to itself.
+    pub(crate) qcow2_cache: Slot<Value>,
     /// After how many more readings of its binding somebody else binds the IOThread, and to which CPU.
     pub(crate) binds_after_reads: Slot<Option<(u32, u32)>>,
     /// Whoever holds it keeps the statistics from answering.
@@ -109,6 +113,8 @@ impl Default for FakeHypervisor {
             lost: Slot::new(false),
             monitor_commands: Slot::default(),
             tuned_by_others: Slot::default(),
+            throttle: Slot::default(),
+            qcow2_cache: Slot::new(json!({})),
             binds_after_reads: Slot::new(None),
             stats: Mutex::default(),
             monitor: Mutex::default(),
@@ -219,10 +225,11 @@ impl FakeHypervisor {
             let cache = json!({ "direct": direct, "no-flush": false });
             json!({ "node-name": name, "drv": drv, "file": file, "cache": cache })
         };
-        let mut nodes = vec![
-            node("f", "qcow2", "/i.img", true),
-            node("p", "file", "/i.img", self.direct.get()),
-        ];
+        let mut format = node("f", "qcow2", "/i.img", true);
+        format["backing_file_depth"] = 0.into();
+        // A table of 1 MiB.
+        format["image"] = json!({ "virtual-size": 8_u64 << 30, "cluster-size": 65_536 });
+        let mut nodes = vec![format, node("p", "file", "/i.img", self.direct.get())];
         if self.overlay.get() {
             nodes.push(node("f2", "qcow2", "/overlay", true));
             nodes.push(node("p2", "file", "/overlay", self.overlay_direct.get()));
@@ -237,6 +244,16 @@ impl FakeHypervisor {
                 "inserted": { "node-name": if self.overlay.get() { "f2" } else { "f" } },
             }]),
             "query-named-block-nodes" => self.nodes(),
+            "blockdev-reopen" if arguments["options"][0]["node-name"] == "f" => {
+                let mut options = arguments["options"][0].clone();
+                assert_eq!(options["file"], "p", "a reopen repeats all options");
+                options
+                    .as_object_mut()
+                    .expect("options")
+                    .retain(|key, _| key.contains("cache"));
+                self.write(|| *self.qcow2_cache.borrow_mut() = options)?;
+                json!({})
+            }
             "blockdev-reopen" => {
                 let options = &arguments["options"][0];
                 assert_eq!(options["aio"], "io_uring", "a reopen repeats all options");
@@ -321,6 +338,15 @@ impl Hypervisor for FakeHypervisor {
 
     fn set_poll_max_ns(&self, _uuid: &str, _iothread: u32, poll_max_ns: u64) -> HostResult<()> {
         self.write(|| self.poll_max_ns.set(poll_max_ns))
+    }
+
+    fn throttle(&self, _uuid: &str, _target: &str) -> HostResult<Throttle> {
+        self.check()?;
+        Ok(self.throttle.borrow().clone())
+    }
+
+    fn set_throttle(&self, _uuid: &str, _target: &str, throttle: &Throttle) -> HostResult<()> {
+        self.write(|| *self.throttle.borrow_mut() = throttle.clone())
     }
 
     fn monitor(&self, _uuid: &str, command: &str) -> HostResult<String> {

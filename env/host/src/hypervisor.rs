@@ -4,6 +4,7 @@ use crate::cpuset::CpuSet;
 use crate::error::HostResult;
 use crate::knob::Knob;
 use crate::stats::GuestStats;
+use crate::throttle::Throttle;
 
 /// A change of a knob that somebody else has made, as the hypervisor tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,7 +13,8 @@ pub struct TunedByOthers {
     pub uuid: String,
     /// The knob.
     pub knob: Knob,
-    /// Its value then, in canonical form.
+    /// Its value then, in canonical form; of a throttle the parameters that were named, see
+    /// [`Throttle`].
     pub value: String,
 }
 
@@ -55,6 +57,18 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See the trait.
     fn set_poll_max_ns(&self, uuid: &str, iothread: u32, poll_max_ns: u64) -> HostResult<()>;
+
+    /// The limits of a disk of a running guest.
+    ///
+    /// # Errors
+    /// See the trait; `Libvirt` where there is no such disk.
+    fn throttle(&self, uuid: &str, target: &str) -> HostResult<Throttle>;
+
+    /// Sets all limits of a disk, on the running guest only.
+    ///
+    /// # Errors
+    /// See the trait; `Libvirt` for limits that libvirt or QEMU does not take.
+    fn set_throttle(&self, uuid: &str, target: &str, throttle: &Throttle) -> HostResult<()>;
 
     /// Runs a command of QEMU's monitor (JSON) and returns its reply (JSON). It marks the guest as
     /// tampered with, so it is only for guests that opted in.

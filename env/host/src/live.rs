@@ -18,6 +18,7 @@ use blkpilot_env::window::HostWindow;
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
 use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
+use crate::disk_setting::DiskBounds;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::in_force;
@@ -32,6 +33,7 @@ use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
 
 mod devices;
+mod disks;
 mod environment;
 mod plan;
 
@@ -53,6 +55,8 @@ pub struct LiveHostConfig {
     pub guests: GuestRules,
     /// What may be done to the host's block devices; nothing unless it says so.
     pub devices: DeviceRules,
+    /// What no guest's disks may be set beyond.
+    pub disks: DiskBounds,
     /// Reference latencies by kernel name of the device, in place of its class's.
     pub references: BTreeMap<String, DeviceReference>,
     /// Length of a decision interval.
@@ -77,6 +81,7 @@ impl LiveHostConfig {
             reserved_cpus: CpuSet::default(),
             guests: GuestRules::default(),
             devices: DeviceRules::new(),
+            disks: DiskBounds::default(),
             references: BTreeMap::new(),
             interval: Duration::from_secs(2),
             reward: RewardConfig::default(),

@@ -4,6 +4,8 @@
 //! only for guests that opted in; [`Qmp::of`] is the gate. The one way past it is
 //! [`Qmp::to_put_back`], for what we changed before a guest opted out.
 
+pub(crate) mod format_node;
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;

@@ -13,7 +13,10 @@ use crate::knob::{Change, Knob, Purpose};
 use crate::settable::{Settable, write_and_check};
 
 mod device;
+mod disk;
 mod follow;
+
+pub use disk::DiskAccess;
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -195,7 +198,7 @@ impl Tuner {
         {
             record = None;
         }
-        let current = io.read(&knob)?;
+        let current = self.value(io, life, &knob)?;
         io.check_change(&knob, &current, &value)?;
         if let Some(known) = &record {
             if self.was_put_back(io, known, &current) {
@@ -216,7 +219,10 @@ impl Tuner {
             previous: current,
             value,
         };
-        if applied.previous == applied.value {
+        // What an interrupted change has left of a knob that is not reported is not known.
+        let is_open = |record: &Record| record.state == RecordState::Intended;
+        let is_known = applied.knob.is_reported() || !record.as_ref().is_some_and(is_open);
+        if applied.previous == applied.value && is_known {
             return Ok(applied);
         }
         let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
@@ -350,7 +356,7 @@ impl Tuner {
         if !self.follow_node(&*io, record)? {
             return Ok(Settlement::Restored { original });
         }
-        let current = io.read(&record.knob)?;
+        let current = self.value(&*io, &record.life, &record.knob)?;
         if self.is_back(&*io, record, &current)? {
             return Ok(self.put_back(record, current));
         }
@@ -407,7 +413,10 @@ impl Tuner {
             let original = record.original.clone();
             return Ok(Settlement::Restored { original });
         }
-        let current = io.read(&record.knob)?;
+        if record.state == RecordState::Intended && !record.knob.is_reported() {
+            return self.restore(hypervisor, inventory, record);
+        }
+        let current = self.value(&*io, &record.life, &record.knob)?;
         if record.state != RecordState::Frozen && self.is_original(&*io, record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
@@ -465,6 +474,22 @@ impl Tuner {
         Ok(is_original)
     }
 
+    /// The value of a knob in force; of one that is not reported what was accepted last, or what the guest
+    /// was started with.
+    fn value(&self, io: &dyn Settable, life: &Life, knob: &Knob) -> HostResult<String> {
+        let read = io.read(knob)?;
+        if knob.is_reported() {
+            return Ok(read);
+        }
+        let known = self.journal.record(life, knob)?;
+        // A way back that was cut short may have changed nothing.
+        let last = |record: Record| match record.state {
+            RecordState::Intended if record.value == record.original => record.previous,
+            _ => record.value,
+        };
+        Ok(known.map_or(read, last))
+    }
+
     fn drop_record(&self, life: &Life, knob: &Knob) -> HostResult<()> {
         self.journal.drop_record(life, knob)?;
         self.put_back
@@ -504,7 +529,7 @@ impl Tuner {
     /// A change that was journalled is made on the value that was journalled: to put it on stable
     /// storage takes long enough for somebody else to come between.
     fn check_still(&self, whose: &Whose<'_>, change: &Applied) -> HostResult<()> {
-        let found = whose.io.read(&change.knob)?;
+        let found = self.value(whose.io, whose.life, &change.knob)?;
         let record = self.journal.record(whose.life, &change.knob)?;
         record.map_or(Ok(()), |record| self.check_untouched(&record, &found))
     }
@@ -523,7 +548,7 @@ impl Tuner {
         is_first: bool,
     ) -> HostResult<()> {
         let Whose { io, life, .. } = *whose;
-        let Ok(found) = io.read(&change.knob) else {
+        let Ok(found) = self.value(io, life, &change.knob) else {
             return Ok(());
         };
         if !is_cut_short(change, &found)
@@ -659,6 +684,9 @@ mod model;
 
 #[cfg(test)]
 mod device_tests;
+
+#[cfg(test)]
+mod disk_tests;
 
 #[cfg(test)]
 mod watch_tests;

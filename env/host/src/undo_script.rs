@@ -9,8 +9,10 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::device::{DeviceKnob, SideEffects};
+use crate::disk_setting::DiskSetting;
 use crate::journal::{DeviceLife, GuestLife, Life, Record, RecordState};
 use crate::knob::Knob;
+use crate::throttle::Throttle;
 
 /// What the steps call; it says what each does.
 const FUNCTIONS: &str = include_str!("undo_script.sh");
@@ -140,8 +142,29 @@ fn undoing(record: &Record) -> Result<String, String> {
             format!("cache {uuid} {node} {values} {}", quoted(undo))
         }
         Knob::Histogram { .. } => format!("histogram {uuid} {}", quoted(undo()?)),
+        Knob::Disk { target, setting } => match setting {
+            DiskSetting::Throttle => throttle(&uuid, target, &values, original)?,
+            DiskSetting::Qcow2Cache => {
+                let original = quoted(original);
+                format!("qcow2_cache {uuid} {original} {}", quoted(undo()?))
+            }
+        },
         Knob::Device(knob) => device(*knob, &values, record.undo.as_deref()),
     })
+}
+
+/// All limits are named: what is left out would stay.
+fn throttle(uuid: &str, target: &str, values: &str, original: &str) -> Result<String, String> {
+    let original: Throttle = original
+        .parse()
+        .map_err(|_| format!("its journalled original is not understood: {original}"))?;
+    let words = original.virsh_words();
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    Ok(format!(
+        "throttle {uuid} {} {values} {}",
+        quoted(target),
+        words.join(" ")
+    ))
 }
 
 fn device(knob: DeviceKnob, values: &str, undo: Option<&str>) -> String {

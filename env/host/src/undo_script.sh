@@ -151,28 +151,72 @@ cache_of() {
     done
 }
 
-# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND. QEMU writes dirty pages back before it goes over to
-# direct, which may take a while.
-cache() {
-    is_ours "$(cache_of "$1" "$2")" "$3" "$4" "$5" || return
+# no_job UUID: whether QEMU's block nodes may be reopened.
+no_job() {
     case $(v qemu-monitor-command "$1" '{"execute":"query-block-jobs"}') in
     *'"return":[]'*) ;;
     *)
         fail 'a block job runs on the guest: run this again after it'
-        return
+        return 1
         ;;
     esac
     case $(v domjobinfo "$1") in
     *None*) ;;
     *)
         fail 'a libvirt job runs on the guest: run this again after it'
-        return
+        return 1
         ;;
     esac
+}
+
+# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND. QEMU writes dirty pages back before it goes over to
+# direct, which may take a while.
+cache() {
+    is_ours "$(cache_of "$1" "$2")" "$3" "$4" "$5" || return
+    no_job "$1" || return
     monitor "$1" "$6" && is_back "$(cache_of "$1" "$2")" "$3"
 }
 
 # histogram UUID COMMAND
 histogram() {
     monitor "$1" "$2" && put_back absent
+}
+
+# qcow2_cache UUID ORIGINAL COMMAND: QEMU does not tell what is in force.
+qcow2_cache() {
+    no_job "$1" && monitor "$1" "$3" && put_back "$2"
+}
+
+# throttle_of UUID TARGET: the limits of a disk as blkpilot writes them. What is 0, a burst of one second
+# and a group of the disk's own say nothing.
+throttle_of() {
+    v blkdeviotune "$1" "$2" --live | {
+        text= seen= group=
+        while read -r name value; do
+            name=${name%:} value=${value#: }
+            case $name in
+            '') continue ;;
+            esac
+            seen=yes
+            case $name=$value in
+            *=0 | *_max_length=1 | group_name= | group_name=: | group_name=/machine/*) ;;
+            group_name=*) group=" $name=$value" ;;
+            *) text="$text $name=$value" ;;
+            esac
+        done
+        text=${text# }
+        if [ -n "$seen" ]; then printf '%s' "${text:-none}${text:+$group}"; fi
+    }
+}
+
+# throttle UUID TARGET ORIGINAL VALUE PREVIOUS [OPTION VALUE]...
+throttle() {
+    uuid=$1 target=$2 original=$3
+    is_ours "$(throttle_of "$uuid" "$target")" "$3" "$4" "$5" || return
+    shift 5
+    if v blkdeviotune "$uuid" "$target" "$@" --live >/dev/null; then
+        is_back "$(throttle_of "$uuid" "$target")" "$original"
+    else
+        fail 'virsh blkdeviotune failed'
+    fi
 }

@@ -26,10 +26,19 @@ iothreadpin) printf '%s' "$3" >cpus ;;
 domstats) printf "Domain: 'web'\n  iothread.count=1\n  iothread.1.poll-max-ns=%s\n  iothread.1.poll-grow=0\n" "$(cat poll)" ;;
 iothreadset) printf '%s' "$4" >poll ;;
 domjobinfo) cat job ;;
+blkdeviotune)
+    shift 2
+    if [ "$*" = --live ]; then
+        cat tune
+    else
+        printf '%s\n' "$@" >tuned
+        printf 'read_iops_sec  : 500\nread_iops_sec_max: 900\nsize_iops_sec  : 8192\ngroup_name     : gold two\nread_iops_sec_max_length: 3\n\n' >tune
+    fi ;;
 qemu-monitor-command)
     case $2 in
     --hmp) printf 'libvirt-1-storage: /x (file)\n    Cache mode:       writeback%s\n\n' "$(cat direct)" ;;
     *query-block-jobs*) cat blockjobs ;;
+    *l2-cache*) printf '%s' "$2" >reopened; printf '{"return":{},"id":"libvirt-9"}' ;;
     *blockdev-reopen*) printf '%s' "$2" >command; printf ', direct' >direct; printf '{"return":{},"id":"libvirt-9"}' ;;
     *block-latency*) printf '%s' "$2" >histogram; printf '{"return":{},"id":"libvirt-9"}' ;;
     esac ;;
@@ -290,6 +299,97 @@ fn an_empty_journal_makes_a_script_that_succeeds_and_no_libvirt_one_that_fails()
     let output = host.run(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is libvirtd running"));
+}
+
+const REOPEN_CACHES: &str = r#"{"execute":"blockdev-reopen","arguments":{"options":[{"node-name":"libvirt-1-format","l2-cache-size":1048576}]}}"#;
+
+/// Limits, set over those of a group of the guest's XML, and qcow2 caches.
+fn of_disk() -> Vec<Record> {
+    let gold = "read_iops_sec=500 read_iops_sec_max=900 size_iops_sec=8192 read_iops_sec_max_length=3 group_name=gold two";
+    let ours = "total_iops_sec=200 group_name=gold two";
+    vec![
+        record("disk/vda/throttle", gold, ours, None),
+        record(
+            "disk/vda/qcow2-cache",
+            "as-booted",
+            "l2-cache-size=2097152",
+            Some(REOPEN_CACHES),
+        ),
+    ]
+}
+
+/// As virsh shows it: what is not limited too.
+const OURS: &str = "total_bytes_sec: 0\ntotal_iops_sec : 200\nread_iops_sec  : 0\ngroup_name     : gold two\nread_iops_sec_max_length: 0\n\n";
+
+#[test]
+fn limits_and_caches_of_a_disk_go_back_in_every_shell() {
+    for shell in shells() {
+        let host = Host::new();
+        host.write("tune", OURS);
+        let output = host.run_by(shell, &undo_script(&of_disk(), None));
+        assert!(output.status.success(), "{shell:?}: {}", stderr(&output));
+        assert!(stdout(&output).contains("2 undone"), "{}", stdout(&output));
+        let tuned = host.read("tuned");
+        for words in [
+            "--read-iops-sec\n500\n",
+            "--total-iops-sec\n0\n",
+            "--read-iops-sec-max-length\n3\n",
+            "--group-name\ngold two\n--live\n",
+        ] {
+            assert!(tuned.contains(words), "{shell:?}: {tuned}");
+        }
+        assert_eq!(host.read("reopened"), REOPEN_CACHES);
+        // Once more changes nothing of the limits, which are back.
+        host.write("tuned", "");
+        assert!(
+            host.run_by(shell, &undo_script(&of_disk()[..1], None))
+                .status
+                .success()
+        );
+        assert_eq!(host.read("tuned"), "");
+    }
+}
+
+#[test]
+fn limits_of_somebody_else_stay_and_a_group_of_the_disks_own_is_none() {
+    let host = Host::new();
+    host.write("tune", &OURS.replace("200", "300"));
+    let output = host.run(&of_disk()[..1]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("somebody else set it to total_iops_sec=300 group_name=gold two"),
+        "{said}"
+    );
+    assert_eq!(host.read("tuned"), "");
+
+    let own = OURS.replace(
+        "gold two",
+        "/machine/peripheral/virtio-disk0/virtio-backend",
+    );
+    host.write("tune", &own);
+    let mut alone = of_disk().remove(0);
+    alone.value = "total_iops_sec=200".into();
+    assert!(host.run(&[alone]).status.success());
+    // None at all is what it is called where the disk has no limits.
+    host.write("tune", "total_bytes_sec: 0\ngroup_name     : \n");
+    let none = record("disk/vda/throttle", "none", "total_iops_sec=200", None);
+    let output = host.run(&[none]);
+    assert!(
+        stdout(&output).contains("is none already"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn caches_of_a_disk_stay_while_a_job_runs() {
+    let host = Host::new();
+    host.write("job", "Job type:         Unbounded");
+    let output = host.run(&of_disk()[1..]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("run this again after it"));
+    assert_eq!(host.read("reopened"), "");
 }
 
 /// A scheduler that was changed on a host that has booted once, whose kernel has changed the number of
