@@ -10,6 +10,7 @@ mod commands;
 mod data_dir;
 mod device;
 mod dial;
+mod evaluate;
 mod journal;
 mod json;
 mod observe;
@@ -117,6 +118,9 @@ enum Command {
     /// Afterwards, and when interrupted, everything is put back; what a crash leaves behind is in the
     /// journal, and is put back by whatever opens the data directory next.
     Sweep(SweepArgs),
+    /// Say what a policy would have brought, from logs of another one's decisions
+    #[command(subcommand)]
+    Evaluate(evaluate::EvaluateCommand),
 }
 
 #[derive(Debug, Args)]
@@ -412,5 +416,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Device(command) => device::run(&command).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
+        Command::Evaluate(command) => evaluate::run(&command),
     }
 }
