@@ -71,6 +71,14 @@ pub enum Estimator {
 }
 
 impl Estimator {
+    /// Checks the parameter of its shrinkage.
+    pub(super) fn check(self) -> Result<(), OpeError> {
+        match self {
+            Self::InverseWeight(shrinkage) | Self::DoublyRobust(shrinkage) => shrinkage.check(),
+            _ => Ok(()),
+        }
+    }
+
     /// Its scores over these rows.
     ///
     /// # Errors
@@ -84,15 +92,14 @@ impl Estimator {
             residual,
             ..
         } = columns;
+        self.check()?;
         match self {
             Self::DirectMethod => Scores::mean(value.clone()),
             Self::InverseWeight(shrinkage) => {
-                shrinkage.check()?;
                 let rows = weight.iter().zip(reward);
                 Scores::mean(rows.map(|(w, r)| shrinkage.of(*w) * r).collect())
             }
             Self::DoublyRobust(shrinkage) => {
-                shrinkage.check()?;
                 let rows = weight.iter().zip(residual).zip(value);
                 Scores::mean(rows.map(|((w, e), v)| v + shrinkage.of(*w) * e).collect())
             }

@@ -32,8 +32,13 @@ pub struct StreamSummary {
 
 impl Stream {
     /// Without rows.
-    #[must_use]
-    pub fn new(estimators: &[Estimator]) -> Self {
+    ///
+    /// # Errors
+    /// `Setting` for a parameter of an estimator out of range.
+    pub fn new(estimators: &[Estimator]) -> Result<Self, OpeError> {
+        estimators
+            .iter()
+            .try_for_each(|estimator| estimator.check())?;
         let begin = |estimator: &Estimator| {
             let sums = match estimator {
                 Estimator::SelfNormalised | Estimator::SelfNormalisedDoublyRobust => {
@@ -43,11 +48,11 @@ impl Stream {
             };
             (*estimator, sums)
         };
-        Self {
+        Ok(Self {
             estimators: estimators.iter().map(begin).collect(),
             n: 0,
             weight: Moments::default(),
-        }
+        })
     }
 
     /// Adds rows.
@@ -97,15 +102,23 @@ impl Stream {
                 found: self.n,
             });
         }
-        match sums {
-            Sums::Mean(moments) => Ok(Summary {
+        let summary = match sums {
+            Sums::Mean(moments) => Summary {
                 n: self.n,
                 estimate: moments.mean(),
                 std_err: (moments.sample_variance() / self.n as f64).sqrt(),
                 kind: Kind::Mean,
-            }),
-            Sums::Ratio(ratio) => ratio.summary(self.n),
+            },
+            Sums::Ratio(ratio) => ratio.summary(self.n)?,
+        };
+        if summary.estimate.is_finite() && summary.std_err.is_finite() {
+            return Ok(summary);
         }
+        Err(OpeError::Setting {
+            what: "the standard error",
+            value: summary.std_err,
+            rule: "must be finite: squares of the scores are too large for f64; clip the weights",
+        })
     }
 }
 

@@ -293,7 +293,7 @@ fn no_overlap_is_an_error_of_what_divides_by_weights() {
             Err(OpeError::NoOverlap { .. })
         ));
     }
-    let mut stream = Stream::new(&ALL);
+    let mut stream = Stream::new(&ALL).unwrap();
     stream.push(&columns);
     let summary = stream.summary();
     assert!(matches!(
@@ -315,7 +315,29 @@ fn a_parameter_out_of_range_is_refused() {
             estimator.scores(&two_rows()),
             Err(OpeError::Setting { .. })
         ));
+        assert!(Stream::new(&[estimator]).is_err());
     }
+}
+
+#[test]
+fn a_stream_whose_squares_overflow_says_so() {
+    let mut columns = two_rows();
+    columns.weight[0] = 1e200;
+    let mut stream = Stream::new(&ALL).unwrap();
+    stream.push(&columns);
+    for (estimator, found) in stream.summary().estimates {
+        assert!(
+            found.is_err() || found.unwrap().std_err.is_finite(),
+            "{estimator:?}"
+        );
+    }
+    assert!(
+        Estimator::InverseWeight(Shrinkage::None)
+            .scores(&columns)
+            .unwrap()
+            .summary()
+            .is_ok()
+    );
 }
 
 /// Divergences of one row: evaluation (1/2, 1/2, 0), behaviour (1/4, 1/2, 1/4).
@@ -472,7 +494,7 @@ proptest! {
             residual: columns.residual[begin..end].to_vec(),
             head_weight: vec![],
         };
-        let mut stream = Stream::new(&ALL);
+        let mut stream = Stream::new(&ALL).unwrap();
         stream.push(&part(0, cut));
         stream.push(&part(cut, 2000));
         let summary = stream.summary();
