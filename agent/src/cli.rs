@@ -12,6 +12,7 @@ mod device;
 mod dial;
 mod journal;
 mod json;
+mod log;
 mod observe;
 mod output;
 mod rollback;
@@ -83,6 +84,11 @@ enum Command {
     Decisions(DecisionsArgs),
     /// Print decisions as they are recorded, until interrupted
     Watch(WatchArgs),
+    /// The files of a decision log: list, show rows, export, verify
+    ///
+    /// Works on a directory, whether or not a service writes to it, and changes nothing in it.
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Put a guest, or all of them, back to what it had without blkpilot
     ///
     /// With the service dead: `--offline` does it straight through libvirt, and `--script` prints a
@@ -406,6 +412,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Apply(args) => commands::apply(&args).await,
         Command::Decisions(args) => commands::decisions(&args).await,
         Command::Watch(args) => commands::watch(&args).await,
+        Command::Log(command) => log::run(&command),
         Command::Rollback(args) => rollback::run(&args).await,
         Command::Journal(args) => journal::run(&args),
         Command::Unfreeze(args) => unfreeze::run(&args).await,

@@ -16,6 +16,7 @@ use blkpilot_host::{DeviceKnob, DeviceRules};
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
+use crate::history::LogConfig;
 use crate::mode::{Knob, Mode};
 pub use crate::toml_reader::Problem;
 use crate::toml_reader::{Problems, Section};
@@ -57,6 +58,8 @@ pub struct Config {
     pub service: ServiceConfig,
     /// How careful the guard is.
     pub guard: GuardConfig,
+    /// How the decision log is kept.
+    pub log: LogConfig,
 }
 
 /// The host to look after.
@@ -163,8 +166,6 @@ pub struct ServiceConfig {
     pub loopback_may_change: bool,
     /// Most environments held at once.
     pub max_environments: usize,
-    /// Most that the decision log may take; the oldest decisions go first.
-    pub max_log_bytes: u64,
 }
 
 /// Where to listen.
@@ -273,6 +274,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
     let guard = root.section("guard");
+    let log = root.section("log");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
@@ -280,12 +282,14 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let candidate = candidate.and_then(|section| self::policy(section, base));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
+    let log = log.map_or_else(LogConfig::default, self::log);
     Some(Config {
         host: host?,
         policy: policy?,
         candidate,
         service: service?,
         guard,
+        log,
     })
 }
 
@@ -607,8 +611,51 @@ fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
     policy
 }
 
-/// Two segments of the decision log: the one that is written, and a whole one before it.
-const LEAST_LOG_MIB: u64 = 128;
+/// What is wrong is noted; what stands in its place does not matter then.
+fn log(mut section: Section) -> LogConfig {
+    const MIB: u64 = 1 << 20;
+    let mut config = LogConfig::default();
+    let mib = |section: &mut Section,
+               key: &'static str,
+               range: std::ops::RangeInclusive<u64>,
+               default: u64| {
+        let given = section.integer(key).unwrap_or(default / MIB);
+        if !range.contains(&given) {
+            let (least, most) = range.into_inner();
+            section.problem(key, format!("= {given} must be in [{least}, {most}]"));
+        }
+        given.saturating_mul(MIB)
+    };
+    config.segment_bytes = mib(&mut section, "segment_mib", 1..=1024, config.segment_bytes);
+    // The segment that is written, and a whole one before it.
+    let least = (2 * config.segment_bytes / MIB).min(1 << 20);
+    config.keep.most_bytes = mib(
+        &mut section,
+        "max_mib",
+        least..=1 << 20,
+        config.keep.most_bytes,
+    );
+    config.keep.most_age = section.span("max_age");
+    if let Some(age) = config
+        .keep
+        .most_age
+        .filter(|age| *age < Duration::from_secs(86_400))
+    {
+        let text = humantime::format_duration(age);
+        section.problem(
+            "max_age",
+            format!("= \"{text}\" must be a day or more, such as \"90d\""),
+        );
+    }
+    config.seal_after = section.span("seal_after").unwrap_or(config.seal_after);
+    let longest = Duration::from_secs(7 * 86_400);
+    if !(Duration::from_secs(1)..=longest).contains(&config.seal_after) {
+        let text = humantime::format_duration(config.seal_after);
+        section.problem("seal_after", format!("= \"{text}\" must be in [1s, 7d]"));
+    }
+    section.finish();
+    config
+}
 
 fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
     let listen = match section.text("listen") {
@@ -634,12 +681,8 @@ fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
             format!("= {max_environments} must be in [1, 10000]"),
         );
     }
-    let max_log_mib = section.integer("max_log_mib").unwrap_or(1024);
-    if !(LEAST_LOG_MIB..=1 << 20).contains(&max_log_mib) {
-        section.problem(
-            "max_log_mib",
-            format!("= {max_log_mib} must be in [{LEAST_LOG_MIB}, {}]", 1 << 20),
-        );
+    if section.integer("max_log_mib").is_some() {
+        section.problem("max_log_mib", "has moved: write it as log.max_mib");
     }
     section.finish();
     Some(ServiceConfig {
@@ -647,7 +690,6 @@ fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
         data_dir: base.join(data_dir?),
         loopback_may_change,
         max_environments: max_environments as usize,
-        max_log_bytes: max_log_mib.saturating_mul(1 << 20),
     })
 }
 

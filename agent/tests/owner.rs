@@ -17,7 +17,7 @@ use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request, UnfreezeCall};
-use blkpilot_agent::history::Recorder;
+use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::{Knob, Mode};
 use blkpilot_agent::names::Row;
@@ -237,7 +237,7 @@ impl Case {
             spec,
             seed: 1,
             connect: Box::new(connect),
-            recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
+            recorder: Recorder::open(dir.path(), &LogConfig::default()).unwrap(),
             guard: GuardConfig::default(),
         };
         let (host, _) = start(config).unwrap();

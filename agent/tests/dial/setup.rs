@@ -13,7 +13,7 @@ use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
 use blkpilot_agent::decision::{Decision, PolicyRef};
 use blkpilot_agent::handle::{HostHandle, HostView};
-use blkpilot_agent::history::Recorder;
+use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::clock::ManualClock;
@@ -170,7 +170,7 @@ impl Setup {
             spec: four(),
             seed: 1,
             connect: Box::new(connect),
-            recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
+            recorder: Recorder::open(dir.path(), &LogConfig::default()).unwrap(),
             guard: self.guard,
         };
         let (host, _) = start(config).unwrap();
