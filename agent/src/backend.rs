@@ -78,6 +78,12 @@ pub trait HostBackend: Send {
     /// `Unavailable`.
     fn devices(&self) -> Result<Vec<DeviceState>, BackendError>;
 
+    /// Keeps a note with the journal; a host without one drops it.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn note(&mut self, text: &str) -> Result<(), BackendError>;
+
     /// Changes settings of a block device, by kernel name.
     ///
     /// # Errors

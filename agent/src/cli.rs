@@ -193,6 +193,9 @@ struct ApplyArgs {
     /// Check everything, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Pass the guard's rate and breaker; the reason is recorded with the decision and in the journal
+    #[arg(long, value_name = "REASON")]
+    force: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -388,6 +391,16 @@ pub async fn main() -> ExitCode {
             }
             error.exit_code()
         }
+    }
+}
+
+/// Why the guard is to be passed by, as a request says it.
+fn force_reason(reason: Option<&str>) -> Result<String, CliError> {
+    match reason {
+        Some(reason) if reason.trim().is_empty() => Err(CliError::Usage(
+            "--force \"\" must say why: the reason is recorded".to_owned(),
+        )),
+        reason => Ok(reason.unwrap_or_default().to_owned()),
     }
 }
 

@@ -368,7 +368,23 @@ fn guard(mut section: Section) -> GuardConfig {
         config.changes_per_minute,
     );
     config.stall_windows = at_least_one(&mut section, "stall_windows", config.stall_windows);
-    config.trial.windows = at_least_one(&mut section, "trial_windows", config.trial.windows);
+    let trial = &mut config.trial;
+    trial.windows = at_least_one(&mut section, "trial_windows", trial.windows);
+    trial.objective_windows =
+        at_least_one(&mut section, "objective_windows", trial.objective_windows);
+    trial.late_windows = at_least_one(&mut section, "late_windows", trial.late_windows);
+    let backoff = &mut config.backoff;
+    backoff.retry = section.span("retry_undone").unwrap_or(backoff.retry);
+    backoff.longest_retry = section
+        .span("longest_retry")
+        .unwrap_or(backoff.longest_retry);
+    if backoff.retry.is_zero() || backoff.longest_retry < backoff.retry {
+        let text = humantime::format_duration(backoff.retry);
+        section.problem(
+            "retry_undone",
+            format!("= \"{text}\" must be > 0 and at most longest_retry"),
+        );
+    }
     let tolerated = section.number("tolerated_ratio");
     config.trial.tolerated_ratio = tolerated.unwrap_or(config.trial.tolerated_ratio);
     if !(1.0..=100.0).contains(&config.trial.tolerated_ratio) {

@@ -107,6 +107,8 @@ pub struct ChangeCall {
     pub validate_only: bool,
     /// Makes a repeated call return the first one's answer.
     pub request_id: Option<Uuid>,
+    /// Why the guard's rate and breaker shall not hold it back; `None` if they may.
+    pub force_reason: Option<String>,
 }
 
 /// Which frozen knobs shall be tuned again.
@@ -131,6 +133,8 @@ pub struct DeviceCall {
     pub action: DeviceRequest,
     /// Check everything, change nothing.
     pub validate_only: bool,
+    /// As [`ChangeCall::force_reason`].
+    pub force_reason: Option<String>,
 }
 
 /// What to do with settings of a block device.

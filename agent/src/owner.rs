@@ -9,7 +9,9 @@ mod attached;
 mod change;
 mod deciding;
 mod device;
+mod device_trial;
 mod guarding;
+mod held;
 mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +33,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use self::attached::Attached;
+use self::device_trial::Before;
 use self::guarding::Watch;
 use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
@@ -146,6 +149,8 @@ struct Owner {
     candidate_error: Option<String>,
     attached: Option<Attached>,
     watch: Watch,
+    /// Settings of devices that are being judged, in the order in which they were changed.
+    device_trials: BTreeMap<String, Vec<Before>>,
     /// Settings of an environment that has gone may be in force still.
     restore_due: bool,
     /// Since the start: before that nothing of it can have been changed.
@@ -197,6 +202,7 @@ impl Owner {
             candidate_error: None,
             attached: None,
             watch: Watch::new(&config.guard),
+            device_trials: BTreeMap::new(),
             restore_due: false,
             was_reached: false,
             config,
@@ -281,6 +287,9 @@ impl Owner {
         }
         self.awaited.clear();
         if self.attached.is_some() {
+            if self.is_attached_live() {
+                self.guard_window()?;
+            }
             let disks = before.map_or(0, |seen| seen.observation.disk_count());
             self.answer_waiting(window.rewards, disks);
             return Ok(());
@@ -388,6 +397,7 @@ impl Owner {
             request: Request::Rollback(None),
             validate_only: false,
             request_id: None,
+            force_reason: None,
         };
         match self.change(&call) {
             Ok(decision) => Ok(Some(decision)),

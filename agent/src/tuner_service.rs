@@ -125,6 +125,7 @@ impl Service {
             request: wanted,
             validate_only: request.validate_only,
             request_id: parse_request_id(&request.request_id)?,
+            force_reason: force_reason(&request.force_reason)?,
         };
         change(host, call).await
     }
@@ -135,6 +136,7 @@ impl Service {
             request: handle::Request::Rollback((guest != "-").then(|| decode(guest))),
             validate_only: request.validate_only,
             request_id: parse_request_id(&request.request_id)?,
+            force_reason: None,
         };
         change(self.host_by_id(host)?, call).await
     }
@@ -195,6 +197,7 @@ impl Service {
             device: decode(device),
             action,
             validate_only: request.validate_only,
+            force_reason: force_reason(&request.force_reason)?,
         };
         window(host).await?;
         let device = host.change_device(call).await?;
@@ -250,6 +253,22 @@ impl Service {
             message,
         ))
     }
+}
+
+/// Most bytes of a reason.
+const LONGEST_REASON: usize = 1000;
+
+/// Why the guard is to be passed by; `None` if it is not.
+fn force_reason(reason: &str) -> Result<Option<String>, Failure> {
+    let trimmed = reason.trim();
+    if reason.is_empty() {
+        return Ok(None);
+    }
+    if trimmed.is_empty() || trimmed.len() > LONGEST_REASON {
+        let problem = format!("must say why, in at most {LONGEST_REASON} bytes");
+        return Err(Failure::field("force_reason", problem));
+    }
+    Ok(Some(trimmed.to_owned()))
 }
 
 /// Counts itself out when its stream ends.

@@ -136,6 +136,7 @@ wire_enum!(
         Unresponsive = Unresponsive,
         RateLimit = RateLimit,
         BreakerOpen = BreakerOpen,
+        RecentlyUndone = RecentlyUndone,
     ]
 );
 

@@ -177,6 +177,10 @@ impl HostBackend for Fragile {
         self.host.devices()
     }
 
+    fn note(&mut self, text: &str) -> Result<(), BackendError> {
+        self.host.note(text)
+    }
+
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         self.host.change_device(device, action)
     }
@@ -277,6 +281,7 @@ fn set(guests: &[&str]) -> ChangeCall {
         request: Request::Levels(guests.iter().map(choice).collect()),
         validate_only: false,
         request_id: None,
+        force_reason: None,
     }
 }
 
@@ -336,6 +341,7 @@ fn back() -> ChangeCall {
         request: Request::Rollback(None),
         validate_only: false,
         request_id: None,
+        force_reason: None,
     }
 }
 

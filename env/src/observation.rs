@@ -113,6 +113,8 @@ pub enum MaskReason {
     RateLimit,
     /// Too many changes went wrong, so that none are made for a while.
     BreakerOpen,
+    /// It did harm on this disk, so that it is not tried again for a while.
+    RecentlyUndone,
 }
 
 impl MaskReason {
@@ -148,6 +150,9 @@ impl MaskReason {
             Self::Unresponsive => "the guest did not answer in time (try again)",
             Self::RateLimit => "as many changes were made in the last minute as may be",
             Self::BreakerOpen => "too many changes went wrong, so none are made for a while",
+            Self::RecentlyUndone => {
+                "it did harm here and was undone, so it is not tried again for a while"
+            }
         }
     }
 }

@@ -362,6 +362,10 @@ impl HostBackend for LibvirtHost {
         self.host.devices().map_err(|e| unavailable(&e))
     }
 
+    fn note(&mut self, text: &str) -> Result<(), BackendError> {
+        self.host.note(text).map_err(|e| unavailable(&e))
+    }
+
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         let host = &mut self.host;
         let done = match action {

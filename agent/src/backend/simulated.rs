@@ -218,6 +218,10 @@ impl HostBackend for SimulatedHost {
         Ok(vec![])
     }
 
+    fn note(&mut self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn change_device(&mut self, device: &str, _: &DeviceAction) -> Result<(), BackendError> {
         let problem = format!("device {device}: it is simulated and has no such settings");
         Err(BackendError::Unavailable(problem))

@@ -122,6 +122,7 @@ pub(super) async fn apply(args: &ApplyArgs) -> Result<(), CliError> {
         action: Some(action),
         validate_only: args.dry_run,
         request_id: Uuid::new_v4().to_string(),
+        force_reason: super::force_reason(args.force.as_deref())?,
     };
     show(
         &args.client,

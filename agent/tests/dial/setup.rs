@@ -95,6 +95,10 @@ impl HostBackend for Watched {
         self.host.devices()
     }
 
+    fn note(&mut self, text: &str) -> Result<(), BackendError> {
+        self.host.note(text)
+    }
+
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         self.host.change_device(device, action)
     }

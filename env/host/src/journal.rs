@@ -6,6 +6,8 @@
 //! applied, read back and settled; after a crash an intent that was not settled is compared with
 //! what the host says ([`Journal::records`], [`crate::tuner`]).
 
+mod notes;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +16,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params}
 
 use crate::error::{HostError, HostResult};
 use crate::knob::Knob;
+
+pub use notes::Note;
 
 /// One life of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

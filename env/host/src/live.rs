@@ -243,6 +243,14 @@ impl LiveHost {
         self.tuner.records()
     }
 
+    /// Adds a note to the journal: why somebody passed the guard by.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn note(&self, text: &str) -> HostResult<()> {
+        self.tuner.note(text)
+    }
+
     /// A sample now. A lost connection is opened again once. A managed guest that is new gets a
     /// latency histogram. What somebody else has changed since the last one is frozen, which the
     /// masks of this one show.

@@ -135,6 +135,14 @@ impl Tuner {
         self.journal.records()
     }
 
+    /// Adds a note to the journal.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn note(&self, text: &str) -> HostResult<()> {
+        self.journal.note(text)
+    }
+
     /// The record of a knob; `None` if we have not changed it.
     ///
     /// # Errors
