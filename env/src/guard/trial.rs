@@ -274,7 +274,14 @@ impl TrialWatch {
                 }
             }
             self.histories.insert(disk.to_owned(), trial.before);
-        } else if let Some(mut settled) = self.settled.remove(disk)
+            return;
+        }
+        // What it missed with what has gone says nothing of what is in force, nor is it a control.
+        self.histories.remove(disk);
+        for trial in self.trials.values_mut() {
+            trial.others_before.remove(disk);
+        }
+        if let Some(mut settled) = self.settled.remove(disk)
             && in_force != settled.levels.default
         {
             // On the way back to its default there is only that.

@@ -404,12 +404,15 @@ impl Model {
                 *known = known_of[..known_of.len().saturating_sub(row.min(age))].to_vec();
             }
             self.disks[disk].known = change.before;
-        } else if let Some(kept) = &mut self.disks[disk].kept {
-            if levels == default {
-                self.disks[disk].kept = None;
-            } else {
+        } else if let Some(mut kept) = self.disks[disk].kept.take() {
+            // What is in force is known anew, and nobody's control.
+            self.changes += 1;
+            self.disks[disk].changed_as = self.changes;
+            self.disks[disk].known = vec![];
+            if levels != default {
                 kept.levels_before = default.clone();
                 kept.levels = levels.to_vec();
+                self.disks[disk].kept = Some(kept);
             }
         }
         self.disks[disk].went_back_at = seen;
