@@ -5,8 +5,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly -a BENCHES=(blkpilot-env:sim blkpilot-models:decision blkpilot-agent:grpc)
-readonly -a PEERS=(gymnasium==1.4.0 numpy==2.4.6)
+readonly -a BENCHES=(blkpilot-env:sim blkpilot-models:decision blkpilot-log:log blkpilot-agent:grpc)
+readonly -a PEERS=(gymnasium==1.4.0 numpy==2.4.6 polars==2.1.0)
 readonly peers=$PWD/.deps/peers
 reports=$PWD/target/bench
 mkdir -p "$reports"
@@ -17,7 +17,7 @@ if [[ $(cat "$peers/installed" 2>/dev/null) != "${PEERS[*]}" ]]; then
     "$peers/bin/pip" install --quiet --disable-pip-version-check "${PEERS[@]}"
     echo "${PEERS[*]}" >"$peers/installed"
 fi
-export GYMNASIUM_PYTHON=$peers/bin/python
+export GYMNASIUM_PYTHON=$peers/bin/python LOG_PEER_PYTHON=$peers/bin/python
 
 for bench in "${BENCHES[@]}"; do
     echo "== ${bench#*:}"

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard kills faults jobs soak
-    shift sampling bench
+    shift log-power log-kills log-readers sampling cache bench
 )
 usage() {
     cat <<TEXT
@@ -34,6 +34,8 @@ readonly lab=target/release/blkpilot-lab
 readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 # Times that the daemon is killed, and joint decisions of the soak.
 readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
+# Times that a writer of the decision log is killed.
+readonly log_kills=${BLKPILOT_VERIFY_LOG_KILLS:-1000}
 # Faults of each kind, and jobs of each kind on each guest.
 readonly faults=${BLKPILOT_VERIFY_FAULTS:-10} jobs=${BLKPILOT_VERIFY_JOBS:-10}
 # Cycles of the guest whose best setting changes, for each way to set it.
@@ -70,7 +72,8 @@ for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
 for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
-        discrete-event | simulator-properties | journal | guard | kills | faults | jobs | soak | shift | sampling) ;;
+        discrete-event | simulator-properties | journal | guard | kills | faults | jobs | soak | shift | cache \
+            | log-power | log-kills | sampling) ;;
         *) cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins; break ;;
     esac
 done
@@ -111,7 +114,15 @@ record soak "The daemon in mode auto for long" \
 record shift "A guest whose best setting changes, in mode auto" \
     env BLKPILOT_SHIFT_POLICY="$out/quickstart/policy" BLKPILOT_SHIFT_ALTERNATIONS="$shifts" \
     "${live_test[@]}" --test live_shift -- --nocapture
+record log-power "The decision log when the power fails at any operation" \
+    env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-log --lib power_loss -- --nocapture
+record log-kills "A process that writes and compacts the decision log, killed at any moment" \
+    env BLKPILOT_KILLS="$log_kills" cargo test --quiet --release -p blkpilot-log --test kill
+record log-readers "The decision log as others read it: Polars, DuckDB, DataFusion, Minari" \
+    scripts/log-readers.sh "$out/log_readers"
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
     cargo test --quiet --release -p blkpilot-tests --test live_sampling -- --nocapture
+record cache "The cache strategy where it is dangerous: misses, and the stall of a disk that goes direct" \
+    env BLKPILOT_CACHE_FULL=1 "${live_test[@]}" --test live_cache -- --nocapture --test-threads=1
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh

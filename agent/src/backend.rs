@@ -3,13 +3,17 @@
 pub mod live;
 pub mod simulated;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DeviceChange, DeviceKnob};
+use blkpilot_host::{
+    DeviceChange, DeviceKnob, DiskChange, DiskSetting, DiskState, Ring, TuningDaemon,
+};
 use thiserror::Error;
 
 use crate::mode::{Knob, Mode};
@@ -42,6 +46,19 @@ pub trait HostBackend: Send {
 
     /// The guests that ran at the end of the last window, by name.
     fn guests(&self) -> Vec<GuestStatus>;
+
+    /// Lets `ring` be called, from any thread, whenever guests may be others than before, as far as the
+    /// host can tell. [`HostBackend::refresh`] then does.
+    fn watch_guests(&mut self, ring: Ring);
+
+    /// Finds out which guests run now, for [`HostBackend::guests`]; the window goes on.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn refresh(&mut self) -> Result<(), BackendError>;
+
+    /// Other daemons that tune this host, as last looked for.
+    fn tuning_daemons(&self) -> Vec<DaemonStatus>;
 
     /// Applies an action that was checked against the masks of `observation`, as far as it can be:
     /// what fails keeps its value and is named.
@@ -78,11 +95,101 @@ pub trait HostBackend: Send {
     /// `Unavailable`.
     fn devices(&self) -> Result<Vec<DeviceState>, BackendError>;
 
+    /// Keeps a note with the journal; a host without one drops it.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn note(&mut self, text: &str) -> Result<(), BackendError>;
+
     /// Changes settings of a block device, by kernel name.
     ///
     /// # Errors
     /// `Unavailable`, with what refused it and the way out.
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError>;
+
+    /// The virtual disks of which some setting beyond the heads may be changed, or is.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError>;
+
+    /// Changes such settings of a disk. Returns what they would be set to, of a check.
+    ///
+    /// # Errors
+    /// `Unavailable`, with what refused it and the way out.
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError>;
+
+    /// What the guard may limit, and does, as far as it is known without asking a guest.
+    fn limits(&self) -> GuardLimits;
+}
+
+/// A virtual disk of a guest; written `guest/target`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskName {
+    /// The guest.
+    pub guest: String,
+    /// The target, such as `vda`.
+    pub target: String,
+}
+
+impl DiskName {
+    /// Of `guest/target`.
+    #[must_use]
+    pub fn of(id: &str) -> Self {
+        let (guest, target) = id.rsplit_once('/').unwrap_or((id, id));
+        Self {
+            guest: guest.to_owned(),
+            target: target.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for DiskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.guest, self.target)
+    }
+}
+
+/// What to do with settings of a virtual disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskAction {
+    /// Check changes, without making them.
+    Check(Vec<DiskChange>),
+    /// Make changes that somebody has asked for.
+    Set(Vec<DiskChange>),
+    /// Limit it, for the guard: a limit that is lifted when nobody minds it any more.
+    Limit {
+        /// The limits.
+        change: DiskChange,
+        /// Why.
+        reason: String,
+    },
+    /// Put its limits back to what they were without us.
+    Lift,
+    /// Put all back to what they were without us.
+    PutBack,
+}
+
+/// What a setting would be set to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The setting.
+    pub setting: DiskSetting,
+    /// Its value in canonical form.
+    pub value: String,
+}
+
+/// What the guard may limit, and does. Disks are named `guest/target`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GuardLimits {
+    /// Disks whose guests have opted in, and on which nobody else has set limits.
+    pub may_limit: BTreeSet<String>,
+    /// Disks on which a limit of the guard's is in force, and why.
+    pub limited: BTreeMap<String, String>,
 }
 
 /// What to do with settings of a block device.
@@ -133,6 +240,16 @@ pub struct GuestStatus {
     pub frozen: Vec<FrozenKnob>,
     /// How much it may be explored, by its own word or the configuration's; `None` if neither says.
     pub exploration: Option<Exploration>,
+}
+
+/// Another daemon that tunes the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonStatus {
+    /// The daemon.
+    pub daemon: TuningDaemon,
+    /// What it changes that this service may change too, and what says so: `nvme0n1: scheduler ([disk]
+    /// elevator=none)`, `web: channel (numad)`.
+    pub conflicts: Vec<String>,
 }
 
 /// A knob that somebody else changed after us, so that it is left alone.

@@ -10,8 +10,11 @@ mod commands;
 mod data_dir;
 mod device;
 mod dial;
+mod disk;
+mod evaluate;
 mod journal;
 mod json;
+mod log;
 mod observe;
 mod output;
 mod rollback;
@@ -83,6 +86,11 @@ enum Command {
     Decisions(DecisionsArgs),
     /// Print decisions as they are recorded, until interrupted
     Watch(WatchArgs),
+    /// The files of a decision log: list, show rows, export, verify
+    ///
+    /// Works on a directory, whether or not a service writes to it, and changes nothing in it.
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// Put a guest, or all of them, back to what it had without blkpilot
     ///
     /// With the service dead: `--offline` does it straight through libvirt, and `--script` prints a
@@ -102,6 +110,12 @@ enum Command {
     /// is set by `blkpilot apply --set DEVICE:scheduler=LEVEL`.
     #[command(subcommand)]
     Device(device::DeviceCommand),
+    /// Limits and qcow2 caches of virtual disks: list, set, put back
+    ///
+    /// Only of guests that have opted in to the knob `throttle` or `qcow2-cache`, within what host.throttle
+    /// and host.qcow2_cache of the service's configuration say. No policy turns them.
+    #[command(subcommand)]
+    Disk(disk::DiskCommand),
     /// Measure what tuning brings: default and tuned windows in turn
     ///
     /// Takes the host over as an environment for as long as it lasts: guests that have opted in and
@@ -117,6 +131,9 @@ enum Command {
     /// Afterwards, and when interrupted, everything is put back; what a crash leaves behind is in the
     /// journal, and is put back by whatever opens the data directory next.
     Sweep(SweepArgs),
+    /// Say what a policy would have brought, from logs of another one's decisions
+    #[command(subcommand)]
+    Evaluate(evaluate::EvaluateCommand),
 }
 
 #[derive(Debug, Args)]
@@ -193,6 +210,9 @@ struct ApplyArgs {
     /// Check everything, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Pass the guard's rate and breaker; the reason is recorded with the decision and in the journal
+    #[arg(long, value_name = "REASON")]
+    force: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -391,6 +411,16 @@ pub async fn main() -> ExitCode {
     }
 }
 
+/// Why the guard is to be passed by, as a request says it.
+fn force_reason(reason: Option<&str>) -> Result<String, CliError> {
+    match reason {
+        Some(reason) if reason.trim().is_empty() => Err(CliError::Usage(
+            "--force \"\" must say why: the reason is recorded".to_owned(),
+        )),
+        reason => Ok(reason.unwrap_or_default().to_owned()),
+    }
+}
+
 /// Runs a command; what it prints goes to standard output, the log to standard error.
 ///
 /// # Errors
@@ -406,11 +436,14 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Apply(args) => commands::apply(&args).await,
         Command::Decisions(args) => commands::decisions(&args).await,
         Command::Watch(args) => commands::watch(&args).await,
+        Command::Log(command) => log::run(&command),
         Command::Rollback(args) => rollback::run(&args).await,
         Command::Journal(args) => journal::run(&args),
         Command::Unfreeze(args) => unfreeze::run(&args).await,
         Command::Device(command) => device::run(&command).await,
+        Command::Disk(command) => disk::run(&command).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
+        Command::Evaluate(command) => evaluate::run(&command),
     }
 }

@@ -9,13 +9,18 @@ use std::time::Duration;
 
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::guard::neighbour::NeighbourConfig;
 use blkpilot_env::sim::{Scenario, presets};
-use blkpilot_host::CpuSet;
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{DeviceKnob, DeviceRules};
+use blkpilot_host::qcow2_cache::Qcow2CacheBounds;
+use blkpilot_host::throttle::ThrottleBounds;
+use blkpilot_host::{
+    BufferedLimits, CpuSet, DedicatedCpuRule, DeviceKnob, DeviceRules, DiskBounds,
+};
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
+use crate::history::LogConfig;
 use crate::mode::{Knob, Mode};
 pub use crate::toml_reader::Problem;
 use crate::toml_reader::{Problems, Section};
@@ -38,10 +43,12 @@ const MODES: [(&str, Mode); 6] = [
     ("auto", Mode::Auto),
 ];
 
-const KNOBS: [(&str, Knob); 3] = [
+const KNOBS: [(&str, Knob); 5] = [
     ("channel", Knob::Channel),
     ("cache", Knob::Cache),
     ("polling", Knob::Polling),
+    ("throttle", Knob::Throttle),
+    ("qcow2-cache", Knob::Qcow2Cache),
 ];
 
 /// A configuration that can be served.
@@ -57,6 +64,11 @@ pub struct Config {
     pub service: ServiceConfig,
     /// How careful the guard is.
     pub guard: GuardConfig,
+    /// When the guard limits heavy neighbours; `None` for never. Its floors are those of
+    /// [`LibvirtConfig::disks`].
+    pub neighbours: Option<NeighbourConfig>,
+    /// How the decision log is kept.
+    pub log: LogConfig,
 }
 
 /// The host to look after.
@@ -101,8 +113,14 @@ pub struct LibvirtConfig {
     pub channels: ChannelConfig,
     /// CPUs that no disk may be bound to.
     pub reserved_cpus: CpuSet,
+    /// Whether a disk may be bound to CPUs that are dedicated to other guests.
+    pub dedicated_cpus: DedicatedCpuRule,
     /// What may be changed on the host's block devices, by kernel name or stable id.
     pub devices: DeviceRules,
+    /// When no disk goes over to buffered.
+    pub buffered: BufferedLimits,
+    /// What no guest's disks may be set beyond.
+    pub disks: DiskBounds,
 }
 
 /// What happens to our changes when the daemon stops.
@@ -126,6 +144,8 @@ pub struct GuestConfig {
     pub knobs: Option<Vec<Knob>>,
     /// How much it is explored in mode canary or auto; its own metadata decides if this says nothing.
     pub exploration: Option<Exploration>,
+    /// Objective of its disks for the p99, microseconds: where it is missed, neighbours may be limited.
+    pub p99_objective_us: Option<f64>,
 }
 
 /// What decides.
@@ -163,8 +183,6 @@ pub struct ServiceConfig {
     pub loopback_may_change: bool,
     /// Most environments held at once.
     pub max_environments: usize,
-    /// Most that the decision log may take; the oldest decisions go first.
-    pub max_log_bytes: u64,
 }
 
 /// Where to listen.
@@ -272,7 +290,9 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let policy = root.required("policy", "add [policy]", Section::section);
     let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
-    let guard = root.section("guard");
+    let mut guard = root.section("guard");
+    let neighbours = guard.as_mut().and_then(|guard| guard.section("neighbour"));
+    let log = root.section("log");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
@@ -280,12 +300,16 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let candidate = candidate.and_then(|section| self::policy(section, base));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
+    let neighbours = neighbours.map(|section| self::neighbours(section, host.as_ref()));
+    let log = log.map_or_else(LogConfig::default, self::log);
     Some(Config {
+        neighbours,
         host: host?,
         policy: policy?,
         candidate,
         service: service?,
         guard,
+        log,
     })
 }
 
@@ -368,7 +392,23 @@ fn guard(mut section: Section) -> GuardConfig {
         config.changes_per_minute,
     );
     config.stall_windows = at_least_one(&mut section, "stall_windows", config.stall_windows);
-    config.trial.windows = at_least_one(&mut section, "trial_windows", config.trial.windows);
+    let trial = &mut config.trial;
+    trial.windows = at_least_one(&mut section, "trial_windows", trial.windows);
+    trial.objective_windows =
+        at_least_one(&mut section, "objective_windows", trial.objective_windows);
+    trial.late_windows = at_least_one(&mut section, "late_windows", trial.late_windows);
+    let backoff = &mut config.backoff;
+    backoff.retry = section.span("retry_undone").unwrap_or(backoff.retry);
+    backoff.longest_retry = section
+        .span("longest_retry")
+        .unwrap_or(backoff.longest_retry);
+    if backoff.retry.is_zero() || backoff.longest_retry < backoff.retry {
+        let text = humantime::format_duration(backoff.retry);
+        section.problem(
+            "retry_undone",
+            format!("= \"{text}\" must be > 0 and at most longest_retry"),
+        );
+    }
     let tolerated = section.number("tolerated_ratio");
     config.trial.tolerated_ratio = tolerated.unwrap_or(config.trial.tolerated_ratio);
     if !(1.0..=100.0).contains(&config.trial.tolerated_ratio) {
@@ -385,6 +425,78 @@ fn guard(mut section: Section) -> GuardConfig {
     }
     section.finish();
     config
+}
+
+/// What is wrong is noted; what stands in its place does not matter then.
+fn neighbours(mut section: Section, host: Option<&HostConfig>) -> NeighbourConfig {
+    let mut config = NeighbourConfig::default();
+    let at_least_one = |section: &mut Section, key: &'static str, default: u32| {
+        let count = section.integer(key).unwrap_or(default.into());
+        let count = u32::try_from(count).ok().filter(|count| *count >= 1);
+        if count.is_none() {
+            section.problem(key, format!("must be in [1, {}]", u32::MAX));
+        }
+        count.unwrap_or(default)
+    };
+    config.windows = at_least_one(&mut section, "windows", config.windows);
+    config.relief_windows = at_least_one(&mut section, "relief_windows", config.relief_windows);
+    let within = |section: &mut Section, key: &'static str, default: f64, most: f64| {
+        let value = section.number(key).unwrap_or(default);
+        if !(0.05..=most).contains(&value) {
+            section.problem(key, format!("= {value} must be in [0.05, {most}]"));
+        }
+        value
+    };
+    config.dominant_share = within(&mut section, "dominant_share", config.dominant_share, 1.0);
+    config.step = within(&mut section, "step", config.step, 0.95);
+    config.longest = section.span("longest").unwrap_or(config.longest);
+    config.pause = section.span("pause").unwrap_or(config.pause);
+    if let Some(HostKind::Libvirt(libvirt)) = host.map(|host| &host.kind) {
+        config.least_iops = libvirt.disks.throttle.least_iops;
+        config.least_bytes_per_s = libvirt.disks.throttle.least_bytes_per_s;
+    }
+    section.finish();
+    config
+}
+
+fn disks(section: &mut Section) -> DiskBounds {
+    let mut bounds = DiskBounds::default();
+    if let Some(mut throttle) = section.section("throttle") {
+        let ThrottleBounds {
+            least_iops,
+            least_bytes_per_s,
+        } = bounds.throttle;
+        bounds.throttle = ThrottleBounds {
+            least_iops: at_least_one(&mut throttle, "least_iops", least_iops),
+            least_bytes_per_s: at_least_one(&mut throttle, "least_bytes_per_s", least_bytes_per_s),
+        };
+        throttle.finish();
+    }
+    if let Some(mut caches) = section.section("qcow2_cache") {
+        let default = bounds.qcow2_cache.most_bytes >> 20;
+        let most_mib = at_least_one(&mut caches, "most_mib", default);
+        bounds.qcow2_cache = Qcow2CacheBounds {
+            most_bytes: most_mib.saturating_mul(1 << 20),
+        };
+        caches.finish();
+    }
+    bounds
+}
+
+fn at_least_one(section: &mut Section, key: &'static str, default: u64) -> u64 {
+    let value = section.integer(key).unwrap_or(default);
+    if value == 0 {
+        section.problem(key, "= 0 must be at least 1");
+    }
+    value.max(1)
+}
+
+fn p99_objective_us(section: &mut Section) -> Option<f64> {
+    let us = section.number("p99_objective_us")?;
+    if !(us > 0.0 && us.is_finite()) {
+        section.problem("p99_objective_us", format!("= {us} must be > 0"));
+    }
+    Some(us)
 }
 
 /// Whether a text may be the last segment of a resource name that we make.
@@ -447,16 +559,52 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
     });
     let reserved_cpus = section.text("reserved_cpus");
     let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
+    let rules = [
+        ("avoid", DedicatedCpuRule::Avoid),
+        ("share", DedicatedCpuRule::Share),
+    ];
+    let dedicated_cpus = section.choice("dedicated_cpus", &rules);
     let channels = channels(section);
     let devices = devices(section);
+    let buffered = buffered(section);
+    let disks = disks(section);
     Some(HostKind::Libvirt(LibvirtConfig {
         uri,
         interval,
         on_exit: on_exit?,
         channels,
         reserved_cpus: reserved_cpus.unwrap_or_default(),
+        dedicated_cpus: dedicated_cpus.unwrap_or_default(),
         devices,
+        buffered,
+        disks,
     }))
+}
+
+fn buffered(section: &mut Section) -> BufferedLimits {
+    let mut limits = BufferedLimits::default();
+    let Some(mut section) = section.section("buffered") else {
+        return limits;
+    };
+    for (key, limit) in [
+        (
+            "memory_pressure_percent",
+            &mut limits.memory_pressure_percent,
+        ),
+        (
+            "available_memory_percent",
+            &mut limits.available_memory_percent,
+        ),
+        ("group_memory_percent", &mut limits.group_memory_percent),
+    ] {
+        let percent = section.integer(key).unwrap_or((*limit).into());
+        match u8::try_from(percent).ok().filter(|percent| *percent <= 100) {
+            Some(percent) => *limit = percent,
+            None => section.problem(key, format!("= {percent} must be in [0, 100]")),
+        }
+    }
+    section.finish();
+    limits
 }
 
 /// What a discovered channel is.
@@ -536,6 +684,7 @@ fn guests(root: &mut Section, candidate: Candidate) -> BTreeMap<String, GuestCon
             opt_in: section.flag("opt_in"),
             knobs: section.choices("knobs", &KNOBS),
             exploration: section.section("exploration").and_then(exploration),
+            p99_objective_us: p99_objective_us(&mut section),
         };
         if let Some(name) = name {
             if guests.contains_key(&name) {
@@ -607,8 +756,51 @@ fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
     policy
 }
 
-/// Two segments of the decision log: the one that is written, and a whole one before it.
-const LEAST_LOG_MIB: u64 = 128;
+/// What is wrong is noted; what stands in its place does not matter then.
+fn log(mut section: Section) -> LogConfig {
+    const MIB: u64 = 1 << 20;
+    let mut config = LogConfig::default();
+    let mib = |section: &mut Section,
+               key: &'static str,
+               range: std::ops::RangeInclusive<u64>,
+               default: u64| {
+        let given = section.integer(key).unwrap_or(default / MIB);
+        if !range.contains(&given) {
+            let (least, most) = range.into_inner();
+            section.problem(key, format!("= {given} must be in [{least}, {most}]"));
+        }
+        given.saturating_mul(MIB)
+    };
+    config.segment_bytes = mib(&mut section, "segment_mib", 1..=1024, config.segment_bytes);
+    // The segment that is written, and a whole one before it.
+    let least = (2 * config.segment_bytes / MIB).min(1 << 20);
+    config.keep.most_bytes = mib(
+        &mut section,
+        "max_mib",
+        least..=1 << 20,
+        config.keep.most_bytes,
+    );
+    config.keep.most_age = section.span("max_age");
+    if let Some(age) = config
+        .keep
+        .most_age
+        .filter(|age| *age < Duration::from_secs(86_400))
+    {
+        let text = humantime::format_duration(age);
+        section.problem(
+            "max_age",
+            format!("= \"{text}\" must be a day or more, such as \"90d\""),
+        );
+    }
+    config.seal_after = section.span("seal_after").unwrap_or(config.seal_after);
+    let longest = Duration::from_secs(7 * 86_400);
+    if !(Duration::from_secs(1)..=longest).contains(&config.seal_after) {
+        let text = humantime::format_duration(config.seal_after);
+        section.problem("seal_after", format!("= \"{text}\" must be in [1s, 7d]"));
+    }
+    section.finish();
+    config
+}
 
 fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
     let listen = match section.text("listen") {
@@ -634,12 +826,8 @@ fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
             format!("= {max_environments} must be in [1, 10000]"),
         );
     }
-    let max_log_mib = section.integer("max_log_mib").unwrap_or(1024);
-    if !(LEAST_LOG_MIB..=1 << 20).contains(&max_log_mib) {
-        section.problem(
-            "max_log_mib",
-            format!("= {max_log_mib} must be in [{LEAST_LOG_MIB}, {}]", 1 << 20),
-        );
+    if section.integer("max_log_mib").is_some() {
+        section.problem("max_log_mib", "has moved: write it as log.max_mib");
     }
     section.finish();
     Some(ServiceConfig {
@@ -647,7 +835,6 @@ fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
         data_dir: base.join(data_dir?),
         loopback_may_change,
         max_environments: max_environments as usize,
-        max_log_bytes: max_log_mib.saturating_mul(1 << 20),
     })
 }
 

@@ -11,15 +11,15 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::admission::Choice;
-use crate::backend::{BackendKind, FrozenKnob, GuestStatus};
+use crate::backend::{BackendKind, DaemonStatus, DiskName, FrozenKnob, GuestStatus, Planned};
 use crate::chain::Counts;
 use crate::config::OnExit;
 use crate::decision::{Decision, PolicyRef};
 use crate::history::History;
 use crate::mode::{Knob, Mode};
 use crate::status::Failure;
-use blkpilot_host::DeviceKnob;
 use blkpilot_host::device::DeviceState;
+use blkpilot_host::{DeviceKnob, DiskState};
 
 /// Calls that may wait for the owner.
 pub(crate) const MOST_WAITING: usize = 64;
@@ -39,6 +39,8 @@ pub struct HostView {
     pub candidate_error: Option<String>,
     /// What has stood in for the candidate.
     pub candidate_fallbacks: Counts,
+    /// Other daemons that tune the host.
+    pub tuning_daemons: Vec<DaemonStatus>,
 }
 
 /// Whether a host can be reached.
@@ -107,6 +109,8 @@ pub struct ChangeCall {
     pub validate_only: bool,
     /// Makes a repeated call return the first one's answer.
     pub request_id: Option<Uuid>,
+    /// Why the guard's rate and breaker shall not hold it back; `None` if they may.
+    pub force_reason: Option<String>,
 }
 
 /// Which frozen knobs shall be tuned again.
@@ -131,6 +135,8 @@ pub struct DeviceCall {
     pub action: DeviceRequest,
     /// Check everything, change nothing.
     pub validate_only: bool,
+    /// As [`ChangeCall::force_reason`].
+    pub force_reason: Option<String>,
 }
 
 /// What to do with settings of a block device.
@@ -149,6 +155,37 @@ pub enum DeviceRequest {
     Unfreeze(Option<DeviceKnob>),
 }
 
+/// Settings of a virtual disk that shall be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskCall {
+    /// The disk.
+    pub disk: DiskName,
+    /// What to do.
+    pub action: DiskRequest,
+    /// Check everything, change nothing.
+    pub validate_only: bool,
+}
+
+/// What to do with settings of a virtual disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskRequest {
+    /// Set some: `NAME` and `VALUE`.
+    Set(Vec<(String, String)>),
+    /// Put all back to what they were without us.
+    PutBack,
+}
+
+/// How a disk stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownDisk {
+    /// Its settings.
+    pub state: DiskState,
+    /// Why the guard limits it; `None` if it does not.
+    pub guard_reason: Option<String>,
+    /// What settings would be set to, where that was only checked.
+    pub planned: Vec<Planned>,
+}
+
 /// What an owner answers.
 pub type Answer = Result<Arc<Decision>, Failure>;
 
@@ -164,10 +201,12 @@ pub(crate) enum Command {
     ),
     Devices(oneshot::Sender<Result<Vec<DeviceState>, Failure>>),
     ChangeDevice(DeviceCall, oneshot::Sender<Result<DeviceState, Failure>>),
+    Disks(oneshot::Sender<Result<Vec<ShownDisk>, Failure>>),
+    ChangeDisk(DiskCall, oneshot::Sender<Result<ShownDisk, Failure>>),
     Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
     Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
-    /// There is a stop to take: see [`Stop`].
+    /// There is a stop to take (see [`Stop`]), or the guests may have changed.
     Wake,
 }
 
@@ -194,7 +233,7 @@ pub struct HostHandle {
     pub view: watch::Receiver<HostView>,
     /// What has been recorded.
     pub history: History,
-    pub(crate) commands: SyncSender<Command>,
+    pub(crate) commands: Arc<SyncSender<Command>>,
     pub(crate) stop: StopSlot,
     /// Weak, so that watchers see the end when the owner has gone.
     pub(crate) decisions: broadcast::WeakSender<Arc<Decision>>,
@@ -259,6 +298,22 @@ impl HostHandle {
     /// As `TunerService.ChangeDevice`.
     pub async fn change_device(&self, call: DeviceCall) -> Result<DeviceState, Failure> {
         self.ask(|reply| Command::ChangeDevice(call, reply)).await?
+    }
+
+    /// The virtual disks of which some setting beyond the heads may be changed, or is.
+    ///
+    /// # Errors
+    /// As `TunerService.ListDiskSettings`.
+    pub async fn disks(&self) -> Result<Vec<ShownDisk>, Failure> {
+        self.ask(Command::Disks).await?
+    }
+
+    /// Changes such settings of a disk, and returns how it stands then.
+    ///
+    /// # Errors
+    /// As `TunerService.ChangeDiskSettings`.
+    pub async fn change_disk(&self, call: DiskCall) -> Result<ShownDisk, Failure> {
+        self.ask(|reply| Command::ChangeDisk(call, reply)).await?
     }
 
     /// A recorded decision, or a proposal that can still be applied.

@@ -3,17 +3,44 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use blkpilot_log::{Config, DecisionRow, Event, LogError, OutcomeRow, Reader, Writer};
+use blkpilot_log::columns::COLUMNS;
+use blkpilot_log::{
+    Config, DecisionRow, Event, Horizon, Keep, LogError, OutcomeRow, Query, Scan, Writer,
+};
 use uuid::Uuid;
 
+use crate::compaction::Compaction;
 use crate::decision::Decision;
 
 /// Rows of recent decisions that can be listed; older ones stand in the log's files only.
 const MOST_ROWS: usize = 10_000;
 
-/// Decisions between two looks at the size of the log.
-const RETENTION_EVERY: u32 = 1000;
+/// When segments of the decision log are sealed, and how much of it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A segment of this size is sealed.
+    pub segment_bytes: u64,
+    /// A segment of this age is sealed too, so that its rows become Parquet.
+    pub seal_after: Duration,
+    /// What may be kept.
+    pub keep: Keep,
+}
+
+impl Default for LogConfig {
+    /// Segments of 64 MiB or an hour; 1 GiB of any age.
+    fn default() -> Self {
+        Self {
+            segment_bytes: Config::default().segment_bytes,
+            seal_after: Duration::from_secs(3600),
+            keep: Keep {
+                most_bytes: 1 << 30,
+                most_age: None,
+            },
+        }
+    }
+}
 
 /// Recent recorded decisions, oldest first.
 #[derive(Debug, Clone, Default)]
@@ -80,31 +107,34 @@ impl History {
 /// The writing end.
 #[derive(Debug)]
 pub struct Recorder {
+    // Ends before the writer gives its lock up.
+    compaction: Compaction,
     writer: Writer,
     history: History,
-    most_bytes: u64,
-    until_retention: u32,
+    seal_after: Duration,
+    /// The segment that is being written, and since when.
+    segment: (u64, Instant),
 }
 
 impl Recorder {
-    /// Opens the log in `dir`, lets it take at most `most_bytes`, and reads what can be listed of
-    /// it.
+    /// Opens the log in `dir`, reads what can be listed of it, and begins to compact it.
     ///
     /// # Errors
-    /// `Locked` when another process writes it, `Format`, `Io`.
-    pub fn open(dir: &Path, most_bytes: u64) -> Result<Self, LogError> {
-        let (mut writer, recovery) = Writer::open(dir, Config::default())?;
+    /// `Locked` when another process writes it, `Format`, `Io`, `State`.
+    pub fn open(dir: &Path, config: &LogConfig) -> Result<Self, LogError> {
+        let segment_bytes = config.segment_bytes;
+        let (writer, recovery) = Writer::open(dir, Config { segment_bytes })?;
         if recovery.torn_bytes > 0 || recovery.damaged_lines > 0 {
             tracing::warn!(?recovery, dir = %dir.display(), "recovered the decision log");
         }
-        writer.retain(most_bytes)?;
         let history = History::default();
         read(dir, &history)?;
         Ok(Self {
+            compaction: Compaction::start(writer.compactor(config.keep), dir)?,
+            segment: (writer.number(), Instant::now()),
             writer,
             history,
-            most_bytes,
-            until_retention: RETENTION_EVERY,
+            seal_after: config.seal_after,
         })
     }
 
@@ -135,24 +165,22 @@ impl Recorder {
                 .append(&Event::Decision(Box::new(row.clone())))?;
         }
         self.writer.commit()?;
-        self.retain();
+        self.seal_if_old();
         decision.durable = true;
         Ok(self.history.push(decision))
     }
 
-    /// Removes the oldest segments now and then. A log that cannot be shortened is still a log.
-    fn retain(&mut self) {
-        self.until_retention -= 1;
-        if self.until_retention > 0 {
-            return;
+    /// Seals a segment that has been written to for long, and has one that was sealed compacted. One
+    /// that cannot be sealed is gone on with.
+    fn seal_if_old(&mut self) {
+        if self.segment.1.elapsed() >= self.seal_after
+            && let Err(error) = self.writer.seal()
+        {
+            tracing::warn!(%error, "a segment of the decision log was not sealed");
         }
-        self.until_retention = RETENTION_EVERY;
-        match self.writer.retain(self.most_bytes) {
-            Ok(0) => {}
-            Ok(removed) => {
-                tracing::info!(removed, "removed the oldest segments of the decision log");
-            }
-            Err(error) => tracing::warn!(%error, "the decision log was not shortened"),
+        if self.writer.number() != self.segment.0 {
+            self.segment = (self.writer.number(), Instant::now());
+            self.compaction.wake();
         }
     }
 
@@ -175,32 +203,44 @@ impl Recorder {
     }
 }
 
-/// Joins rows to decisions again. Damaged lines are passed over with a warning: what is around them
-/// is still good.
+/// Joins the newest rows to decisions again. Files that cannot be read are passed over with a warning:
+/// what is around them is still good.
 fn read(dir: &Path, history: &History) -> Result<(), LogError> {
+    let query = Query {
+        columns: listed_columns(),
+        ..Query::default()
+    };
+    let scan = Scan::open(dir, query, Horizon::Final)?.from_last(MOST_ROWS as u64);
     let mut rows: Vec<DecisionRow> = vec![];
-    for entry in Reader::open(dir)? {
-        let row = match entry.map(|entry| entry.event) {
-            Ok(Event::Decision(row)) => row,
-            Ok(Event::Outcome(_)) => continue,
+    for batch in scan {
+        let found = match batch.and_then(|batch| batch.rows()) {
+            Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "part of the decision log cannot be read");
                 continue;
             }
         };
-        if rows
-            .first()
-            .is_some_and(|first| first.host_step_id != row.host_step_id)
-        {
-            take(&mut rows, history);
-        }
-        // A commit that failed may have reached the disk and been repeated.
-        if rows.iter().all(|known| known.id != row.id) {
-            rows.push(*row);
+        for row in found.into_iter().map(|row| row.decision) {
+            let is_next = |first: &DecisionRow| first.host_step_id != row.host_step_id;
+            if rows.first().is_some_and(is_next) {
+                take(&mut rows, history);
+            }
+            rows.push(row);
         }
     }
     take(&mut rows, history);
     Ok(())
+}
+
+/// All but what the policy saw and what came of it, which is most of a row; see [`Decision::slim`].
+fn listed_columns() -> Vec<String> {
+    let names = COLUMNS.iter().map(|column| column.name);
+    let listed = names.filter(|name| {
+        let is_seen = name.ends_with("_features") || name.starts_with("flaw_") || *name == "novel";
+        let is_reward = name.starts_with("reward_") || name.starts_with("outcome_");
+        !is_seen && !is_reward
+    });
+    listed.map(str::to_owned).collect()
 }
 
 fn take(rows: &mut Vec<DecisionRow>, history: &History) {

@@ -11,6 +11,7 @@ pub mod backend;
 pub mod chain;
 pub mod cli;
 pub mod client;
+mod compaction;
 pub mod config;
 pub mod decision;
 pub mod environment_service;

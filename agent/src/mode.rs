@@ -52,7 +52,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// A knob of a disk, called as its head.
+/// A knob of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Knob {
     /// Channel of its IOThread.
@@ -61,19 +61,31 @@ pub enum Knob {
     Cache,
     /// Polling of its IOThread.
     Polling,
+    /// Its limits; no head.
+    Throttle,
+    /// Sizes of its qcow2 caches; no head.
+    Qcow2Cache,
 }
 
 impl Knob {
-    /// All of them, in the order of their heads.
-    pub const ALL: [Self; 3] = [Self::Channel, Self::Cache, Self::Polling];
+    /// All of them: those of the heads, in their order, then the rest.
+    pub const ALL: [Self; 5] = [
+        Self::Channel,
+        Self::Cache,
+        Self::Polling,
+        Self::Throttle,
+        Self::Qcow2Cache,
+    ];
 
-    /// The head that turns it.
+    /// Its name; that of the head that turns it, where there is one.
     #[must_use]
-    pub fn head(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Channel => "channel",
             Self::Cache => "cache",
             Self::Polling => "polling",
+            Self::Throttle => "throttle",
+            Self::Qcow2Cache => "qcow2-cache",
         }
     }
 }

@@ -9,7 +9,12 @@ mod attached;
 mod change;
 mod deciding;
 mod device;
+mod device_trial;
+mod disks;
 mod guarding;
+mod held;
+mod neighbours;
+mod refresh;
 mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +26,7 @@ use std::time::{Duration, Instant};
 use blkpilot_env::clock::Clock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::ExplorationBudget;
+use blkpilot_env::guard::neighbour::{NeighbourConfig, NeighbourWatch};
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
 use blkpilot_log::turn::Ending;
@@ -31,7 +37,9 @@ use tonic::Code;
 use uuid::Uuid;
 
 use self::attached::Attached;
+use self::device_trial::Before;
 use self::guarding::Watch;
+use self::refresh::{Bell, Refresh};
 use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
 use crate::chain::{Chain, Counts};
@@ -79,6 +87,8 @@ pub struct OwnerConfig {
     pub recorder: Recorder,
     /// How careful its guard is.
     pub guard: GuardConfig,
+    /// When it limits heavy neighbours; `None` for never.
+    pub neighbours: Option<NeighbourConfig>,
 }
 
 /// Starts the owner of a host on a thread of its own.
@@ -87,6 +97,8 @@ pub struct OwnerConfig {
 /// If the thread cannot be started.
 pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>)> {
     let (commands, inbox) = sync_channel(MOST_WAITING);
+    let commands = Arc::new(commands);
+    let bell = Bell::new(&commands);
     let (decisions, _) = broadcast::channel(MOST_UNSEEN);
     let (shown, view) = watch::channel(HostView {
         state: HostState::Starting,
@@ -95,6 +107,7 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         fallbacks: Counts::default(),
         candidate_error: None,
         candidate_fallbacks: Counts::default(),
+        tuning_daemons: vec![],
     });
     let info = Arc::new(HostInfo {
         name: config.name.clone(),
@@ -115,7 +128,7 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         decisions: decisions.downgrade(),
     };
     let name = format!("host-{}", config.name);
-    let owner = Owner::new(config, shown, decisions);
+    let owner = Owner::new(config, shown, decisions, bell);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         owner.run(&inbox, &stop);
         drop(inbox);
@@ -141,11 +154,17 @@ struct Owner {
     proposals: VecDeque<Proposal>,
     requests: VecDeque<(Uuid, Request, Arc<Decision>)>,
     next_look: Instant,
+    /// Rung when guests may have changed.
+    bell: Arc<Bell>,
+    refresh: Refresh,
     backoff: Duration,
     policy_error: Option<String>,
     candidate_error: Option<String>,
     attached: Option<Attached>,
     watch: Watch,
+    neighbours: Option<NeighbourWatch>,
+    /// Settings of devices that are being judged, in the order in which they were changed.
+    device_trials: BTreeMap<String, Vec<Before>>,
     /// Settings of an environment that has gone may be in force still.
     restore_due: bool,
     /// Since the start: before that nothing of it can have been changed.
@@ -172,6 +191,7 @@ impl Owner {
         config: OwnerConfig,
         shown: watch::Sender<HostView>,
         decisions: broadcast::Sender<Arc<Decision>>,
+        bell: Arc<Bell>,
     ) -> Self {
         let context = Context {
             host: config.name.clone(),
@@ -192,11 +212,15 @@ impl Owner {
             proposals: VecDeque::new(),
             requests: VecDeque::new(),
             next_look: Instant::now(),
+            bell,
+            refresh: Refresh::new(Instant::now()),
             backoff: config.interval,
             policy_error: None,
             candidate_error: None,
             attached: None,
             watch: Watch::new(&config.guard),
+            neighbours: config.neighbours.map(NeighbourWatch::new),
+            device_trials: BTreeMap::new(),
             restore_due: false,
             was_reached: false,
             config,
@@ -211,15 +235,24 @@ impl Owner {
                 let _ = reply.send(self.leave(on_exit));
                 return;
             }
-            let pause = self.next_look.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            if self.bell.take() {
+                self.refresh.ask(now);
+            }
+            let pause = self.next_look.saturating_duration_since(now);
             // However many calls wait, the host is looked at in time.
             if pause.is_zero() {
                 self.look();
                 continue;
             }
-            match inbox.recv_timeout(pause) {
+            let refresh = self.refresh.wait(now);
+            if refresh == Some(Duration::ZERO) {
+                self.follow_guests();
+                continue;
+            }
+            match inbox.recv_timeout(refresh.map_or(pause, |refresh| refresh.min(pause))) {
                 Ok(command) => self.serve(command),
-                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -234,6 +267,8 @@ impl Owner {
             Command::Unfreeze(call, reply) => drop(reply.send(self.unfreeze(&call))),
             Command::Devices(reply) => drop(reply.send(self.devices())),
             Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
+            Command::Disks(reply) => drop(reply.send(self.disks())),
+            Command::ChangeDisk(call, reply) => drop(reply.send(self.change_disk(&call))),
             Command::Attach(reply) => drop(reply.send(self.attach())),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),
@@ -258,6 +293,8 @@ impl Owner {
             Some(backend) => backend,
             None => {
                 let backend = self.backend.insert((self.config.connect)()?);
+                let bell = Arc::clone(&self.bell);
+                backend.watch_guests(Arc::new(move || bell.ring()));
                 self.was_reached = true;
                 let wait = backend.first_window();
                 if !wait.is_zero() {
@@ -281,6 +318,9 @@ impl Owner {
         }
         self.awaited.clear();
         if self.attached.is_some() {
+            if self.is_attached_live() {
+                self.guard_window()?;
+            }
             let disks = before.map_or(0, |seen| seen.observation.disk_count());
             self.answer_waiting(window.rewards, disks);
             return Ok(());
@@ -289,10 +329,36 @@ impl Owner {
         self.decide_by_itself()
     }
 
+    /// Shows the guests as they are now, between two looks; rows of those that have gone stay closed until
+    /// the next.
+    fn follow_guests(&mut self) {
+        let Some(backend) = &mut self.backend else {
+            self.refresh.forget(Instant::now());
+            return;
+        };
+        let started = Instant::now();
+        let followed = backend.refresh().map(|()| backend.guests());
+        let (now, took) = (Instant::now(), started.elapsed());
+        match followed {
+            Ok(guests) => {
+                self.refresh.done(now, took);
+                if let Some(seen) = &mut self.window {
+                    seen.guests = guests;
+                }
+                self.show();
+            }
+            Err(error) => {
+                tracing::info!(host = self.config.name, %error, "guests have changed, and cannot be asked yet");
+                self.refresh.failed(now, took);
+            }
+        }
+    }
+
     fn lose(&mut self, error: &BackendError) {
         tracing::warn!(host = self.config.name, %error, retry_s = self.backoff.as_secs_f64(), "host unavailable");
         self.backend = None;
         self.window = None;
+        self.refresh.forget(Instant::now());
         self.watch.forget();
         self.awaited.clear();
         self.proposals.clear();
@@ -313,12 +379,15 @@ impl Owner {
             })
         });
         let counts = |chain: &Chain| chain.counts();
+        let backend = self.backend.as_ref();
+        let daemons = backend.map_or_else(Vec::new, |backend| backend.tuning_daemons());
         self.shown.send_modify(|view| {
             if window.is_some() {
                 view.state = HostState::Ready;
             }
             view.window = window;
             view.policy_error = self.policy_error.clone();
+            view.tuning_daemons = daemons;
             view.fallbacks = self.config.production.counts();
             view.candidate_error = self.candidate_error.clone();
             view.candidate_fallbacks = self
@@ -381,6 +450,7 @@ impl Owner {
 
     /// The last decision, if there is one.
     fn leave(&mut self, on_exit: OnExit) -> Result<Option<Arc<Decision>>, Failure> {
+        self.leave_neighbours();
         if on_exit == OnExit::Keep {
             return Ok(None);
         }
@@ -388,6 +458,7 @@ impl Owner {
             request: Request::Rollback(None),
             validate_only: false,
             request_id: None,
+            force_reason: None,
         };
         match self.change(&call) {
             Ok(decision) => Ok(Some(decision)),

@@ -268,10 +268,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     let spec = spec_of(&config.host.kind);
     let production = policy::load(&config.policy, "policy", &spec)?;
     let candidate = candidate(&config, &spec)?;
-    let recorder = Recorder::open(
-        &config.service.data_dir.join("decisions"),
-        config.service.max_log_bytes,
-    )?;
+    let recorder = Recorder::open(&config.service.data_dir.join("decisions"), &config.log)?;
     let modes = Modes {
         default: config.host.mode,
         guests: config.host.guests,
@@ -324,6 +321,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         connect,
         recorder,
         guard: config.guard,
+        neighbours: config.neighbours,
     })
 }
 

@@ -4,6 +4,7 @@
 //! by text; what concerns a field of the request is also a `BadRequest` violation.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use blkpilot_env::{ActionError, EnvError, MaskReason};
 use blkpilot_proto::ERROR_DOMAIN;
@@ -22,6 +23,9 @@ pub struct Failure {
     violations: Vec<(String, String)>,
 }
 
+/// Metadata of a failure that passes by itself: in how many seconds.
+const RETRY_AFTER: &str = "retry_after_s";
+
 impl Failure {
     /// A failure with a code, a stable reason in capitals, and a message with the way out.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
@@ -32,6 +36,13 @@ impl Failure {
             metadata: HashMap::new(),
             violations: vec![],
         }
+    }
+
+    /// With the time after which it is worth another try, in whole seconds.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        self.with(RETRY_AFTER, seconds)
     }
 
     /// A field of the request that is wrong.
@@ -85,6 +96,10 @@ impl Failure {
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut details = ErrorDetails::new();
+        let wait = failure.metadata.get(RETRY_AFTER);
+        if let Some(seconds) = wait.and_then(|wait| wait.parse().ok()) {
+            details.set_retry_info(Some(Duration::from_secs(seconds)));
+        }
         details.set_error_info(failure.reason, ERROR_DOMAIN, failure.metadata);
         for (field, problem) in failure.violations {
             details.add_bad_request_violation(field, problem);
@@ -165,7 +180,7 @@ impl From<ActionError> for Failure {
 /// code.
 fn masked_code(reason: MaskReason) -> Code {
     match reason {
-        MaskReason::Unresponsive => Code::Unavailable,
+        MaskReason::Unresponsive | MaskReason::WritingBack => Code::Unavailable,
         _ => Code::InvalidArgument,
     }
 }

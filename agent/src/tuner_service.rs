@@ -17,19 +17,21 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::admission::Choice;
+use crate::backend::DiskName;
 use crate::decision::Decision;
 use crate::environment_service::parse_request_id;
 use crate::gate::LoopbackChanges;
 use crate::handle::{
-    self, ChangeCall, DeviceCall, DeviceRequest, HostHandle, HostState, ShownWindow, UnfreezeCall,
-    unavailable,
+    self, ChangeCall, DeviceCall, DeviceRequest, DiskCall, DiskRequest, HostHandle, HostState,
+    ShownWindow, UnfreezeCall, unavailable,
 };
 use crate::mode::Knob;
 use crate::names::{self, Row, decode, guest_name, host_name};
 use crate::paging;
 use crate::status::Failure;
 use crate::tuner_wire::{
-    decision_to_wire, device_to_wire, frozen_to_wire, guest_to_wire, host_to_wire,
+    decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
+    host_to_wire,
 };
 
 /// Watchers at once.
@@ -125,6 +127,7 @@ impl Service {
             request: wanted,
             validate_only: request.validate_only,
             request_id: parse_request_id(&request.request_id)?,
+            force_reason: force_reason(&request.force_reason)?,
         };
         change(host, call).await
     }
@@ -135,6 +138,7 @@ impl Service {
             request: handle::Request::Rollback((guest != "-").then(|| decode(guest))),
             validate_only: request.validate_only,
             request_id: parse_request_id(&request.request_id)?,
+            force_reason: None,
         };
         change(self.host_by_id(host)?, call).await
     }
@@ -195,10 +199,56 @@ impl Service {
             device: decode(device),
             action,
             validate_only: request.validate_only,
+            force_reason: force_reason(&request.force_reason)?,
         };
         window(host).await?;
         let device = host.change_device(call).await?;
         Ok(device_to_wire(&host.info.name, &device))
+    }
+
+    async fn list_disk_settings(
+        &self,
+        request: v1::ListDiskSettingsRequest,
+    ) -> Result<v1::ListDiskSettingsResponse, Failure> {
+        let host = self.host("parent", &request.parent)?;
+        window(host).await?;
+        let disks = host.disks().await?;
+        let to_wire = |disk| disk_settings_to_wire(&host.info.name, disk);
+        Ok(v1::ListDiskSettingsResponse {
+            disks: disks.iter().map(to_wire).collect(),
+        })
+    }
+
+    async fn change_disk_settings(
+        &self,
+        request: v1::ChangeDiskSettingsRequest,
+    ) -> Result<v1::DiskSettings, Failure> {
+        use v1::change_disk_settings_request::Action;
+        let [host, guest, target] =
+            names::parse("name", &request.name, "hosts/*/guests/*/disks/*")?;
+        let host = self.host_by_id(host)?;
+        let action = match request.action {
+            Some(Action::Set(set)) if !set.values.is_empty() => {
+                let values = set.values.into_iter().map(|part| (part.name, part.value));
+                DiskRequest::Set(values.collect())
+            }
+            Some(Action::Set(_)) => {
+                return Err(Failure::field("set.values", "is empty: name what to set"));
+            }
+            Some(Action::PutBack(_)) => DiskRequest::PutBack,
+            None => return Err(Failure::field("action", "is missing: give set or put_back")),
+        };
+        let call = DiskCall {
+            disk: DiskName {
+                guest: decode(guest),
+                target: decode(target),
+            },
+            action,
+            validate_only: request.validate_only,
+        };
+        window(host).await?;
+        let disk = host.change_disk(call).await?;
+        Ok(disk_settings_to_wire(&host.info.name, &disk))
     }
 
     async fn get_decision(&self, name: &str) -> Result<v1::Decision, Failure> {
@@ -252,6 +302,22 @@ impl Service {
     }
 }
 
+/// Most bytes of a reason.
+const LONGEST_REASON: usize = 1000;
+
+/// Why the guard is to be passed by; `None` if it is not.
+fn force_reason(reason: &str) -> Result<Option<String>, Failure> {
+    let trimmed = reason.trim();
+    if reason.is_empty() {
+        return Ok(None);
+    }
+    if trimmed.is_empty() || trimmed.len() > LONGEST_REASON {
+        let problem = format!("must say why, in at most {LONGEST_REASON} bytes");
+        return Err(Failure::field("force_reason", problem));
+    }
+    Ok(Some(trimmed.to_owned()))
+}
+
 /// Counts itself out when its stream ends.
 struct Watcher(Arc<AtomicUsize>);
 
@@ -275,9 +341,9 @@ fn knob(field: &str, head: &str) -> Result<Option<Knob>, Failure> {
     if head.is_empty() {
         return Ok(None);
     }
-    let known = Knob::ALL.into_iter().find(|knob| knob.head() == head);
+    let known = Knob::ALL.into_iter().find(|knob| knob.name() == head);
     known.map(Some).ok_or_else(|| {
-        let known = Knob::ALL.map(Knob::head).join(", ");
+        let known = Knob::ALL.map(Knob::name).join(", ");
         Failure::field(
             field,
             format!("= \"{head}\" must be one of {known}, or empty"),
@@ -423,6 +489,27 @@ impl TunerService for Service {
         }
         Ok(Response::new(
             Self::change_device(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_disk_settings(
+        &self,
+        request: Request<v1::ListDiskSettingsRequest>,
+    ) -> Result<Response<v1::ListDiskSettingsResponse>, Status> {
+        Ok(Response::new(
+            Self::list_disk_settings(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn change_disk_settings(
+        &self,
+        request: Request<v1::ChangeDiskSettingsRequest>,
+    ) -> Result<Response<v1::DiskSettings>, Status> {
+        if !request.get_ref().validate_only {
+            self.changes.admit(request.extensions())?;
+        }
+        Ok(Response::new(
+            Self::change_disk_settings(self, request.into_inner()).await?,
         ))
     }
 

@@ -5,14 +5,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
 use blkpilot_host::device::{DeviceState, SettingState};
+use blkpilot_host::disk_setting::{DiskSetting, DiskSettingState};
 use blkpilot_host::journal::RecordState;
 use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
 
-use crate::backend::{BackendKind, FrozenKnob};
+use crate::backend::{BackendKind, DaemonStatus, FrozenKnob};
 use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
-use crate::handle::{HostHandle, HostInfo, HostState, ShownExploration, ShownGuest, ShownWindow};
+use crate::handle::{
+    HostHandle, HostInfo, HostState, ShownDisk, ShownExploration, ShownGuest, ShownWindow,
+};
 use crate::mode::Mode;
 use crate::names::{Row, decision_name, guest_name, host_name};
 use crate::wire::{mask_to_wire, validity_to_wire};
@@ -40,6 +43,7 @@ pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
         fallbacks: Some(counts_to_wire(view.fallbacks)),
         candidate_error: view.candidate_error.unwrap_or_default(),
         candidate_fallbacks: Some(counts_to_wire(view.candidate_fallbacks)),
+        tuning_daemons: view.tuning_daemons.iter().map(daemon_to_wire).collect(),
     }
 }
 
@@ -47,6 +51,18 @@ fn backend_to_wire(kind: BackendKind) -> v1::host::Backend {
     match kind {
         BackendKind::Simulated => v1::host::Backend::Simulated,
         BackendKind::Libvirt => v1::host::Backend::Libvirt,
+    }
+}
+
+fn daemon_to_wire(status: &DaemonStatus) -> v1::TuningDaemon {
+    let daemon = &status.daemon;
+    v1::TuningDaemon {
+        name: daemon.kind.to_string(),
+        pid: daemon.pid,
+        settings: daemon.settings.clone(),
+        claims: daemon.claims.iter().map(ToString::to_string).collect(),
+        conflicts: status.conflicts.clone(),
+        meaning: daemon.meaning().to_owned(),
     }
 }
 
@@ -144,6 +160,39 @@ pub(crate) fn device_to_wire(host: &str, state: &DeviceState) -> v1::Device {
     }
 }
 
+pub(crate) fn disk_settings_to_wire(host: &str, shown: &ShownDisk) -> v1::DiskSettings {
+    let ShownDisk {
+        state,
+        guard_reason,
+        planned,
+    } = shown;
+    let setting = |setting: &DiskSettingState| {
+        let record = setting.record.as_ref();
+        let planned = planned
+            .iter()
+            .find(|planned| planned.setting == setting.setting);
+        let by_guard = guard_reason
+            .as_ref()
+            .filter(|_| setting.setting == DiskSetting::Throttle);
+        v1::DiskSetting {
+            setting: setting.setting.to_string(),
+            current: setting.current.clone().unwrap_or_default(),
+            problem: setting.current.clone().err().unwrap_or_default(),
+            original: record.map_or_else(String::new, |record| record.original.clone()),
+            enabled: setting.is_enabled,
+            values: setting.values.clone(),
+            frozen: record.is_some_and(|record| record.state == RecordState::Frozen),
+            planned: planned.map_or_else(String::new, |planned| planned.value.clone()),
+            guard_reason: by_guard.cloned().unwrap_or_default(),
+        }
+    };
+    let (guest, target) = (state.guest.clone(), state.target.clone());
+    v1::DiskSettings {
+        name: Row::Disk { guest, target }.name(host),
+        settings: state.settings.iter().map(setting).collect(),
+    }
+}
+
 pub(crate) fn frozen_to_wire(host: &str, guest: &str, knob: &FrozenKnob) -> v1::FrozenKnob {
     let disk = |target: &String| {
         let (guest, target) = (guest.to_owned(), target.clone());
@@ -151,7 +200,7 @@ pub(crate) fn frozen_to_wire(host: &str, guest: &str, knob: &FrozenKnob) -> v1::
     };
     v1::FrozenKnob {
         knob: knob.knob.clone(),
-        head: knob.head.map_or("", |knob| knob.head()).to_owned(),
+        head: knob.head.map_or("", |knob| knob.name()).to_owned(),
         disks: knob.targets.iter().map(disk).collect(),
         original: knob.original.clone(),
         set: knob.set.clone(),

@@ -136,6 +136,14 @@ wire_enum!(
         Unresponsive = Unresponsive,
         RateLimit = RateLimit,
         BreakerOpen = BreakerOpen,
+        WritingBack = WritingBack,
+        WritesTooFast = WritesTooFast,
+        MemoryPressure = MemoryPressure,
+        MemoryLimit = MemoryLimit,
+        WriteErrors = WriteErrors,
+        SharedStorage = SharedStorage,
+        DedicatedCpu = DedicatedCpu,
+        RecentlyUndone = RecentlyUndone,
     ]
 );
 

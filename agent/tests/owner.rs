@@ -10,14 +10,14 @@ use std::time::Duration;
 use blkpilot_agent::admission::{Choice, Modes};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
-    Window,
+    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
+    FrozenKnob, GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request, UnfreezeCall};
-use blkpilot_agent::history::Recorder;
+use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::{Knob, Mode};
 use blkpilot_agent::names::Row;
@@ -30,6 +30,7 @@ use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
 use blkpilot_host::device::DeviceState;
+use blkpilot_host::{DiskState, Ring};
 use blkpilot_log::{Stage, Subject};
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
@@ -55,6 +56,14 @@ struct Fate {
     has_stuck: AtomicBool,
     /// No window ends.
     is_blind: AtomicBool,
+    /// Length of an interval, if it is to be long.
+    interval: Option<Duration>,
+    /// What the host calls when its guests change.
+    ring: Mutex<Option<Ring>>,
+    /// How often it was asked for them between two looks.
+    refreshes: AtomicU32,
+    /// Guests that do not run any more.
+    gone: Mutex<Vec<String>>,
 }
 
 struct Fragile {
@@ -107,10 +116,25 @@ impl HostBackend for Fragile {
 
     fn guests(&self) -> Vec<GuestStatus> {
         let mut guests = self.host.guests();
+        let gone = self.fate.gone.lock().unwrap();
+        guests.retain(|guest| !gone.contains(&guest.name));
         for guest in guests.iter_mut().filter(|guest| guest.name == "backup") {
             guest.frozen.clone_from(&self.fate.frozen.lock().unwrap());
         }
         guests
+    }
+
+    fn watch_guests(&mut self, ring: Ring) {
+        *self.fate.ring.lock().unwrap() = Some(ring);
+    }
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        self.fate.refreshes.fetch_add(1, Ordering::SeqCst);
+        self.check()
+    }
+
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        self.host.tuning_daemons()
     }
 
     fn apply(
@@ -177,8 +201,28 @@ impl HostBackend for Fragile {
         self.host.devices()
     }
 
+    fn note(&mut self, text: &str) -> Result<(), BackendError> {
+        self.host.note(text)
+    }
+
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         self.host.change_device(device, action)
+    }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        self.host.disks()
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        self.host.change_disk(disk, action)
+    }
+
+    fn limits(&self) -> GuardLimits {
+        self.host.limits()
     }
 }
 
@@ -216,7 +260,7 @@ impl Case {
         let config = OwnerConfig {
             name: "local".to_owned(),
             kind: BackendKind::Simulated,
-            interval: Duration::from_millis(5),
+            interval: fate.interval.unwrap_or(Duration::from_millis(5)),
             modes: Modes {
                 default: mode,
                 guests: BTreeMap::new(),
@@ -237,8 +281,9 @@ impl Case {
             spec,
             seed: 1,
             connect: Box::new(connect),
-            recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
+            recorder: Recorder::open(dir.path(), &LogConfig::default()).unwrap(),
             guard: GuardConfig::default(),
+            neighbours: None,
         };
         let (host, _) = start(config).unwrap();
         Self {
@@ -277,6 +322,7 @@ fn set(guests: &[&str]) -> ChangeCall {
         request: Request::Levels(guests.iter().map(choice).collect()),
         validate_only: false,
         request_id: None,
+        force_reason: None,
     }
 }
 
@@ -336,6 +382,7 @@ fn back() -> ChangeCall {
         request: Request::Rollback(None),
         validate_only: false,
         request_id: None,
+        force_reason: None,
     }
 }
 
@@ -659,4 +706,82 @@ async fn nothing_is_unfrozen_under_somebodys_environment() {
     let _lease = HostedEnvironment::attach(case.host.clone()).await.unwrap();
     let refused = case.host.unfreeze(unfreeze("backup")).await.unwrap_err();
     assert_eq!(refused.reason(), "HOST_ATTACHED");
+}
+
+impl Case {
+    fn ring(&self) {
+        let ring = self.fate.ring.lock().unwrap().clone();
+        ring.unwrap()();
+    }
+
+    /// Waits until these guests are shown, in the window that was the last before.
+    async fn wait_for_guests(&self, is_so: impl Fn(&[String]) -> bool) {
+        let mut view = self.host.view.clone();
+        let at_us = view.borrow().window.as_ref().unwrap().at_us;
+        let shown = view.wait_for(|view| {
+            let window = view.window.as_ref().unwrap();
+            assert_eq!(window.at_us, at_us, "no other window has ended");
+            let names = window.guests.iter().map(|guest| guest.status.name.clone());
+            is_so(&names.collect::<Vec<_>>())
+        });
+        let shown = tokio::time::timeout(Duration::from_secs(60), shown).await;
+        shown.unwrap().unwrap();
+    }
+}
+
+fn rarely() -> Fate {
+    Fate {
+        interval: Some(Duration::from_secs(3600)),
+        ..Fate::default()
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_goes_or_comes_is_known_long_before_the_next_look() {
+    let case = Case::with(rarely(), Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let gone = "backup".to_owned();
+    case.fate.gone.lock().unwrap().push(gone.clone());
+    case.ring();
+    case.wait_for_guests(|guests| !guests.contains(&gone)).await;
+    // Its row is still there, and nothing can be asked for on it.
+    let refused = case.host.change(set(&["backup"])).await.unwrap_err();
+    assert_eq!(refused.reason(), "NOT_FOUND");
+    case.host.change(set(&["builds"])).await.unwrap();
+    case.fate.gone.lock().unwrap().clear();
+    case.ring();
+    case.wait_for_guests(|guests| guests.contains(&gone)).await;
+}
+
+#[tokio::test]
+async fn a_storm_of_events_is_seen_in_a_few_looks_and_calls_are_still_answered() {
+    let case = Case::with(rarely(), Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let started = std::time::Instant::now();
+    for _ in 0..100_000 {
+        case.ring();
+    }
+    case.host.propose().await.unwrap();
+    case.fate.gone.lock().unwrap().push("backup".to_owned());
+    case.ring();
+    let gone = "backup".to_owned();
+    case.wait_for_guests(|guests| !guests.contains(&gone)).await;
+    let most = 2 + started.elapsed().as_millis() / 500;
+    let refreshes = u128::from(case.fate.refreshes.load(Ordering::SeqCst));
+    assert!((1..=most).contains(&refreshes), "{refreshes} of {most}");
+}
+
+#[tokio::test]
+async fn what_happened_while_the_host_could_not_be_asked_is_made_up_for() {
+    let case = Case::with(rarely(), Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    case.fate.is_away.store(true, Ordering::SeqCst);
+    case.fate.gone.lock().unwrap().push("backup".to_owned());
+    case.ring();
+    let fate = &case.fate;
+    eventually(|| fate.refreshes.load(Ordering::SeqCst) > 0).await;
+    case.fate.is_away.store(false, Ordering::SeqCst);
+    // Nothing rings any more.
+    let gone = "backup".to_owned();
+    case.wait_for_guests(|guests| !guests.contains(&gone)).await;
 }

@@ -15,7 +15,7 @@ use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{EnvSpec, Rng};
-use blkpilot_host::{DeviceKnob, DeviceRules};
+use blkpilot_host::{BufferedLimits, DeviceKnob, DeviceRules, DiskBounds};
 use blkpilot_models::{Architecture, Checkpoint};
 use blkpilot_proto::v1;
 use rand::SeedableRng as _;
@@ -83,6 +83,75 @@ max_environments = 0
 }
 
 #[test]
+fn limits_caches_and_neighbours_have_bounds_and_nobody_is_limited_unless_it_says_so() {
+    let config = |tables: &str| {
+        let settings = Settings {
+            host: "kind = \"libvirt\"\non_exit = \"keep\"".to_owned(),
+            guests: tables.to_owned(),
+            ..Settings::default()
+        };
+        settings.toml(Path::new("/d"))
+    };
+    let parsed = |tables: &str| Config::parse(Path::new("/d/x.toml"), &config(tables)).unwrap();
+    let disks = |config: &Config| match &config.host.kind {
+        HostKind::Libvirt(libvirt) => libvirt.disks,
+        HostKind::Simulated { .. } => unreachable!("it is a live one"),
+    };
+    let default = parsed("");
+    assert_eq!(disks(&default), DiskBounds::default());
+    assert_eq!(default.neighbours, None);
+    let given = parsed(
+        "[[guest]]
+name = \"db\"
+knobs = [\"throttle\", \"qcow2-cache\"]
+p99_objective_us = 900
+[host.throttle]
+least_iops = 70
+[host.qcow2_cache]
+most_mib = 3
+[guard.neighbour]
+windows = 2
+longest = \"30s\"",
+    );
+    assert_eq!(disks(&given).throttle.least_iops, 70);
+    assert_eq!(disks(&given).qcow2_cache.most_bytes, 3 << 20);
+    let neighbours = given.neighbours.unwrap();
+    let floors = (neighbours.least_iops, neighbours.least_bytes_per_s);
+    assert_eq!(floors, (70, 1 << 20), "those of the host's limits");
+    assert_eq!(
+        (neighbours.windows, neighbours.longest),
+        (2, Duration::from_secs(30))
+    );
+    assert_eq!(given.host.guests["db"].p99_objective_us, Some(900.0));
+    let wrong = "[[guest]]
+name = \"db\"
+p99_objective_us = 0
+[host.throttle]
+least_iops = 0
+colour = 1
+[host.qcow2_cache]
+most_mib = 0
+[guard.neighbour]
+windows = 0
+step = 1
+dominant_share = 2
+least_iops = 5";
+    assert_eq!(
+        problems(&config(wrong)),
+        [
+            "guest[0].p99_objective_us",
+            "host.throttle.least_iops",
+            "host.throttle.colour",
+            "host.qcow2_cache.most_mib",
+            "guard.neighbour.windows",
+            "guard.neighbour.dominant_share",
+            "guard.neighbour.step",
+            "guard.neighbour.least_iops",
+        ]
+    );
+}
+
+#[test]
 fn devices_are_changed_as_far_as_the_configuration_says_and_no_further() {
     let config = |devices: &str| {
         let settings = Settings {
@@ -123,6 +192,46 @@ knobs = []
             "host.device[2].match",
             "host.device[3].match",
             "host.device[3].knobs"
+        ]
+    );
+}
+
+#[test]
+fn the_limits_of_buffered_are_shares_in_percent_and_have_defaults() {
+    let text = |buffered: &str| {
+        let settings = Settings {
+            host: "kind = \"libvirt\"\non_exit = \"keep\"".to_owned(),
+            guests: buffered.to_owned(),
+            ..Settings::default()
+        };
+        settings.toml(Path::new("/d"))
+    };
+    let limits = |buffered: &str| {
+        let config = Config::parse(Path::new("/d/x.toml"), &text(buffered)).unwrap();
+        match config.host.kind {
+            HostKind::Libvirt(libvirt) => libvirt.buffered,
+            HostKind::Simulated { .. } => unreachable!("it is a live one"),
+        }
+    };
+    assert_eq!(limits(""), BufferedLimits::default());
+    let given = BufferedLimits {
+        memory_pressure_percent: 5,
+        ..BufferedLimits::default()
+    };
+    assert_eq!(
+        limits("[host.buffered]\nmemory_pressure_percent = 5"),
+        given
+    );
+    let wrong = "[host.buffered]
+group_memory_percent = 101
+available_memory_percent = -1
+psi = 1";
+    assert_eq!(
+        problems(&text(wrong)),
+        [
+            "host.buffered.available_memory_percent",
+            "host.buffered.group_memory_percent",
+            "host.buffered.psi"
         ]
     );
 }

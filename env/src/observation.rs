@@ -113,6 +113,22 @@ pub enum MaskReason {
     RateLimit,
     /// Too many changes went wrong, so that none are made for a while.
     BreakerOpen,
+    /// The disk's dirty pages are being written back, so that it does not stand still.
+    WritingBack,
+    /// The guest writes about as fast as its device, so that its dirty pages never get few.
+    WritesTooFast,
+    /// The host is short of memory.
+    MemoryPressure,
+    /// The guest's control group is short of memory.
+    MemoryLimit,
+    /// Writes of the disk have failed in this life of the guest.
+    WriteErrors,
+    /// The image lies on storage that other hosts use too.
+    SharedStorage,
+    /// The channel has a CPU that is dedicated to another guest's vCPU.
+    DedicatedCpu,
+    /// It did harm on this disk, so that it is not tried again for a while.
+    RecentlyUndone,
 }
 
 impl MaskReason {
@@ -148,6 +164,28 @@ impl MaskReason {
             Self::Unresponsive => "the guest did not answer in time (try again)",
             Self::RateLimit => "as many changes were made in the last minute as may be",
             Self::BreakerOpen => "too many changes went wrong, so none are made for a while",
+            Self::WritingBack => {
+                "the disk's dirty pages are being written back first, so that it does not stand still (try again)"
+            }
+            Self::WritesTooFast => {
+                "the guest writes about as fast as its device, so the disk would stand still for its dirty pages (a rollback goes to direct all the same)"
+            }
+            Self::MemoryPressure => "the host is short of memory for its page cache",
+            Self::MemoryLimit => {
+                "the guest's control group is short of memory, and its page cache counts there (raise its limit)"
+            }
+            Self::WriteErrors => {
+                "writes of the disk have failed since its guest was started, and a buffered one would hide the next"
+            }
+            Self::SharedStorage => {
+                "the image lies on storage that other hosts use too, which do not see this host's page cache"
+            }
+            Self::DedicatedCpu => {
+                "a vCPU of another guest is pinned to a CPU of the channel, alone (host.dedicated_cpus = \"share\" opens it)"
+            }
+            Self::RecentlyUndone => {
+                "it did harm here and was undone, so it is not tried again for a while"
+            }
         }
     }
 }

@@ -4,7 +4,8 @@
 //! [`categorical`] (what a masked distribution is), [`normaliser`], [`architecture`] (names and
 //! shapes of the tensors), [`checkpoint`], [`network`], [`network_policy`]. Learners live elsewhere: they write
 //! checkpoints, this crate reads and serves them without libtorch. Then how policies are judged:
-//! [`episode`], [`bootstrap`], [`oracle`]; and [`scenario_file`], the one way from a name to a scenario.
+//! [`episode`], [`bootstrap`], [`oracle`], and from logs [`ope`]; and [`scenario_file`], the one way from a name to a
+//! scenario.
 
 pub mod architecture;
 pub mod baseline;
@@ -19,6 +20,7 @@ mod linear;
 pub mod network;
 pub mod network_policy;
 pub mod normaliser;
+pub mod ope;
 pub mod oracle;
 pub mod policy;
 pub mod scenario_file;

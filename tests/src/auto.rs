@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use blkpilot_host::Knob;
 use blkpilot_host::journal::{Journal, Record};
 use blkpilot_log::schema::Subject;
-use blkpilot_log::{DecisionRow, Event, Reader};
+use blkpilot_log::{DecisionRow, Horizon, Query, Scan};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -131,13 +131,11 @@ tolerated_ratio = 100";
 
     fn rows(&self) -> Vec<DecisionRow> {
         let log = self.blkpilot.dir().join("data/decisions");
-        let entries = Reader::open(&log).expect("the log can be read");
-        let row = |event: Event| match event {
-            Event::Decision(row) => Some(*row),
-            Event::Outcome(_) => None,
-        };
-        let events = entries.map(|entry| entry.expect("the log is whole").event);
-        events.filter_map(row).collect()
+        let scan = Scan::open(&log, Query::default(), Horizon::Final);
+        let batches = scan.expect("the log can be read");
+        let rows = batches.map(|batch| batch.and_then(|batch| batch.rows()));
+        let rows = rows.flat_map(|rows| rows.expect("the log is whole"));
+        rows.map(|row| row.decision).collect()
     }
 
     /// A guest as the service shows it; `None` when it does not.

@@ -17,7 +17,7 @@ use blkpilot_agent::mode::Mode;
 use blkpilot_agent::sweep::{self, Plan, Report, Sweep};
 use blkpilot_env::sim::SimHost;
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceRules};
+use blkpilot_host::{CpuSet, DedicatedCpuRule, DeviceRules, DiskBounds};
 use blkpilot_lab::calibrate::{Effort, Holdout, Options, calibrate};
 use blkpilot_log::recording::{Recorder, Source};
 use blkpilot_tests::fixture::{Fixture, preset};
@@ -39,7 +39,10 @@ fn record(fixture: &Fixture, dir: &Path, recording: &Path) -> Report {
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        dedicated_cpus: DedicatedCpuRule::default(),
         devices: DeviceRules::new(),
+        buffered: Default::default(),
+        disks: DiskBounds::default(),
     };
     let modes = Modes {
         default: Mode::Advise,

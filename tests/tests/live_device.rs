@@ -104,7 +104,17 @@ struct Operated(Blkpilot);
 
 impl Operated {
     fn new(fixture: &Fixture, rule: &str) -> Self {
-        let tables = format!("{rule}\n[policy]\nbaseline = \"keep_default\"");
+        // A guard that neither holds changes back nor undoes them: they come one after the other.
+        let tables = format!(
+            "{rule}
+[policy]
+baseline = \"keep_default\"
+[guard]
+dwell = \"100ms\"
+changes_per_minute = 6000
+stall_windows = 1000
+tolerated_ratio = 100"
+        );
         let binary = env!("CARGO_BIN_EXE_blkpilot-under-test");
         Self(Blkpilot::new(
             binary,
@@ -140,17 +150,22 @@ impl Operated {
         stderr(&output)
     }
 
+    /// Chooses a scheduler, however soon after another.
+    fn choose(&self, level: &str) {
+        self.done(&["apply", "--set", level, "--force", "each is tried"]);
+    }
+
     /// Changes every setting of the device.
     fn change_all(&self, device: &Loop, scheduler: &str) {
         let name = &device.name;
-        self.0.set(&format!("{name}:scheduler={scheduler}"));
+        self.choose(&format!("{name}:scheduler={scheduler}"));
         for setting in [
             "nr_requests=64",
             "read_ahead_kb=64",
             "wbt_lat_usec=5000",
             "rq_affinity=2",
         ] {
-            self.done(&["device", "set", name, setting]);
+            self.done(&["device", "set", name, setting, "--force", "each is tried"]);
         }
         assert_eq!(device.settings(), [scheduler, "64", "64", "5000", "2"]);
     }
@@ -287,7 +302,7 @@ fn settings_of_a_device_are_changed_and_every_way_back_leads_home() {
 
     // Each scheduler that there is, and back.
     for scheduler in &offered {
-        blkpilot.0.set(&format!("{name}:scheduler={scheduler}"));
+        blkpilot.choose(&format!("{name}:scheduler={scheduler}"));
         println!("under {scheduler}: {:?}", device.settings());
         assert_eq!(device.setting(DeviceKnob::Scheduler), **scheduler);
     }
@@ -329,7 +344,8 @@ fn settings_of_a_device_are_changed_and_every_way_back_leads_home() {
             && frozen[0]["found"] == "512"
     });
     assert!(blkpilot.done(&["device", "list"]).contains("512 (frozen)"));
-    let refused = blkpilot.refused(&["device", "set", &name, "read_ahead_kb=32"]);
+    let taken = ["device", "set", &name, "read_ahead_kb=32", "--force", "no"];
+    let refused = blkpilot.refused(&taken);
     assert!(refused.contains("somebody else set 512"), "{refused}");
     let left = blkpilot.refused(&["device", "rollback", &name]);
     assert!(left.contains("queue/read_ahead_kb"), "{left}");
@@ -338,7 +354,14 @@ fn settings_of_a_device_are_changed_and_every_way_back_leads_home() {
     assert_eq!(device.settings(), theirs);
     blkpilot.done(&["device", "unfreeze", &name]);
     assert_eq!(blkpilot.journal(), Vec::<Value>::new());
-    blkpilot.done(&["device", "set", &name, "read_ahead_kb=32"]);
+    blkpilot.done(&[
+        "device",
+        "set",
+        &name,
+        "read_ahead_kb=32",
+        "--force",
+        "freed",
+    ]);
     blkpilot.done(&["device", "rollback", &name]);
     assert_eq!(
         device.settings(),

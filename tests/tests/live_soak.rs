@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use blkpilot_log::{DecisionRow, Event, Reader};
+use blkpilot_log::{DecisionRow, Horizon, Query, Scan};
 use blkpilot_tests::fixture::{DiskSpec, GuestSpec, IoMode, OptIn};
 use blkpilot_tests::live;
 use blkpilot_tests::reading::Reading;
@@ -61,11 +61,9 @@ impl Held {
 }
 
 fn rows(log: &Path) -> impl Iterator<Item = DecisionRow> {
-    let entries = Reader::open(log).unwrap();
-    entries.filter_map(|entry| match entry.unwrap().event {
-        Event::Decision(row) => Some(*row),
-        Event::Outcome(_) => None,
-    })
+    let batches = Scan::open(log, Query::default(), Horizon::Final).unwrap();
+    let rows = batches.flat_map(|batch| batch.unwrap().rows().unwrap());
+    rows.map(|row| row.decision)
 }
 
 /// Joint decisions: one per interval, however many disks it has rows for.

@@ -1,5 +1,8 @@
 //! A live host behind the service.
 
+mod daemons;
+mod disks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,15 +19,19 @@ use blkpilot_host::journal::{Journal, Life, Record, RecordState};
 use blkpilot_host::knob::Knob as HostKnob;
 use blkpilot_host::live::{BootClock, Connector, LiveHost, LiveHostConfig};
 use blkpilot_host::tuner::{Outcome, Scope, Settlement, Way};
-use blkpilot_host::{DeviceKnob, GuestOverride, HostError, HostResult, KnobKind, TuningMode};
+use blkpilot_host::{
+    DeviceKnob, DiskSetting, DiskState, GuestOverride, HostError, HostResult, KnobKind, Ring,
+    TuningMode,
+};
 
 use super::{
-    BackendError, BackendKind, DeviceAction, Execution, FrozenKnob, GuestStatus, HostBackend,
-    Window,
+    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
+    FrozenKnob, GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
 use crate::admission::Modes;
 use crate::config::{GuestConfig, LibvirtConfig};
 use crate::mode::{Knob, Mode};
+use disks::GuardFile;
 
 /// A live host reached through libvirt.
 #[derive(Debug)]
@@ -33,6 +40,8 @@ pub struct LibvirtHost {
     interval: Duration,
     reward: RewardConfig,
     before: HostSample,
+    daemons_told: daemons::Told,
+    guard: GuardFile,
 }
 
 impl LibvirtHost {
@@ -48,8 +57,11 @@ impl LibvirtHost {
         let settings = LiveHostConfig {
             channels: config.channels.clone(),
             reserved_cpus: config.reserved_cpus.clone(),
+            dedicated_cpus: config.dedicated_cpus,
             guests: rules(modes.default, &modes.guests),
             devices: config.devices.clone(),
+            buffered: config.buffered,
+            disks: config.disks,
             interval: config.interval,
             ..LiveHostConfig::new(journal_of(data_dir))
         };
@@ -61,12 +73,16 @@ impl LibvirtHost {
             tracing::info!(of = outcome.owner(), knob = ?outcome.knob, result = ?outcome.result, "reconciled");
         }
         let before = host.sample().map_err(|e| unavailable(&e))?;
-        Ok(Self {
+        let mut host = Self {
             host,
             interval: config.interval,
             reward,
             before,
-        })
+            daemons_told: daemons::Told::default(),
+            guard: GuardFile::open(data_dir),
+        };
+        host.lift_what_was_left();
+        Ok(host)
     }
 
     /// Puts back everything, the latency histograms that were started included. For those who only
@@ -83,6 +99,10 @@ impl LibvirtHost {
             tracing::warn!(failure, "left behind");
         }
         Ok(())
+    }
+
+    fn log_notes(&mut self) {
+        log_notes(&mut self.host);
     }
 
     fn failures(&self, outcomes: &[Outcome]) -> Vec<String> {
@@ -149,6 +169,13 @@ impl LibvirtHost {
     }
 }
 
+/// What is said of dirty pages is worth a warning: a disk stands still, or data may be lost.
+fn log_notes(host: &mut LiveHost) {
+    for note in host.take_notes() {
+        tracing::warn!(note, "writing back");
+    }
+}
+
 fn connector(uri: &str) -> Connector {
     let uri = uri.to_owned();
     Box::new(move || {
@@ -185,6 +212,8 @@ fn knob_kind(knob: Knob) -> KnobKind {
         Knob::Channel => KnobKind::Channel,
         Knob::Cache => KnobKind::Cache,
         Knob::Polling => KnobKind::Polling,
+        Knob::Throttle => KnobKind::Throttle,
+        Knob::Qcow2Cache => KnobKind::Qcow2Cache,
     }
 }
 
@@ -224,7 +253,7 @@ fn head_and_targets<'a>(guest: &'a Guest, knob: &HostKnob) -> Option<(usize, Vec
         HostKnob::Channel { iothread } => (CHANNEL_HEAD, Some(*iothread)),
         HostKnob::Polling { iothread } => (POLLING_HEAD, Some(*iothread)),
         HostKnob::Cache { .. } => (CACHE_HEAD, None),
-        HostKnob::Histogram { .. } | HostKnob::Device(_) => return None,
+        HostKnob::Histogram { .. } | HostKnob::Disk { .. } | HostKnob::Device(_) => return None,
     };
     let concerns = |target: &str, of: Option<u32>| match knob {
         HostKnob::Cache { target: wanted } => target == wanted,
@@ -257,6 +286,7 @@ impl HostBackend for LibvirtHost {
 
     fn observe(&mut self) -> Result<Window, BackendError> {
         let after = self.host.sample().map_err(|e| unavailable(&e))?;
+        self.lift_what_was_left();
         for frozen in self.host.take_frozen() {
             match &frozen.result {
                 Settlement::Frozen { found, way } => {
@@ -269,6 +299,8 @@ impl HostBackend for LibvirtHost {
                 _ => {}
             }
         }
+        self.daemons_told.tell(&self.tuning_daemons());
+        self.log_notes();
         let window = HostWindow::between(&self.before, &after);
         let observation = observe(self.host.spec(), &window, self.interval);
         let rewards = score(&window, &self.reward);
@@ -304,6 +336,21 @@ impl HostBackend for LibvirtHost {
         guests.extend(unreadable);
         guests.sort_by(|a, b| a.name.cmp(&b.name));
         guests
+    }
+
+    fn watch_guests(&mut self, ring: Ring) {
+        self.host.watch_guests(ring);
+    }
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        self.host.refresh().map_err(|e| unavailable(&e))
+    }
+
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        let found = self.host.tuning_daemons().into_iter();
+        found
+            .map(|(daemon, conflicts)| DaemonStatus { daemon, conflicts })
+            .collect()
     }
 
     fn apply(
@@ -346,6 +393,7 @@ impl HostBackend for LibvirtHost {
         }
         execution.failures = self.failures(&outcomes);
         execution.went_wrong = !execution.failures.is_empty();
+        self.log_notes();
         Ok(execution)
     }
 
@@ -360,6 +408,10 @@ impl HostBackend for LibvirtHost {
 
     fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
         self.host.devices().map_err(|e| unavailable(&e))
+    }
+
+    fn note(&mut self, text: &str) -> Result<(), BackendError> {
+        self.host.note(text).map_err(|e| unavailable(&e))
     }
 
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
@@ -380,6 +432,22 @@ impl HostBackend for LibvirtHost {
         };
         done.map_err(|e| unavailable(&e))
     }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        self.disk_states()
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        self.change_disk_settings(disk, action)
+    }
+
+    fn limits(&self) -> GuardLimits {
+        self.guard_limits()
+    }
 }
 
 /// Puts back what the journal in `data_dir` holds, all of it or that of one guest or device, by name,
@@ -396,7 +464,9 @@ pub fn put_back(uri: &str, data_dir: &Path, name: Option<&str>) -> HostResult<Ve
         Box::new(BootClock),
     )?;
     let Some(name) = name else {
-        return host.rollback(&Scope::Host);
+        let outcomes = host.rollback(&Scope::Host);
+        log_notes(&mut host);
+        return outcomes;
     };
     let named = records.into_iter().filter(|record| record.name == name);
     let scopes = named.map(|record| match record.life {
@@ -407,6 +477,7 @@ pub fn put_back(uri: &str, data_dir: &Path, name: Option<&str>) -> HostResult<Ve
     for scope in scopes.collect::<BTreeSet<_>>() {
         outcomes.extend(host.rollback(&scope)?);
     }
+    log_notes(&mut host);
     Ok(outcomes)
 }
 
@@ -440,10 +511,14 @@ fn frozen_knob(guest: &Guest, record: &Record) -> FrozenKnob {
         HostKnob::Channel { .. } => Some(Knob::Channel),
         HostKnob::Cache { .. } => Some(Knob::Cache),
         HostKnob::Polling { .. } => Some(Knob::Polling),
+        HostKnob::Disk { setting, .. } => Some(match setting {
+            DiskSetting::Throttle => Knob::Throttle,
+            DiskSetting::Qcow2Cache => Knob::Qcow2Cache,
+        }),
         HostKnob::Histogram { .. } | HostKnob::Device(_) => None,
     };
     let targets = match &record.knob {
-        HostKnob::Histogram { target } => vec![target.as_str()],
+        HostKnob::Histogram { target } | HostKnob::Disk { target, .. } => vec![target.as_str()],
         knob => head_and_targets(guest, knob).map_or(vec![], |(_, targets)| targets),
     };
     FrozenKnob {

@@ -9,9 +9,13 @@ use blkpilot_env::{
     EnvError, EnvSpec, Environment as _, JointAction, MaskReason, Observation, ResetOptions,
 };
 use blkpilot_host::device::DeviceState;
+use blkpilot_host::{DiskState, Ring};
 use ndarray::s;
 
-use super::{BackendError, BackendKind, DeviceAction, Execution, GuestStatus, HostBackend, Window};
+use super::{
+    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
+    GuardLimits, GuestStatus, HostBackend, Planned, Window,
+};
 use crate::config::GuestConfig;
 use crate::mode::Knob;
 use crate::names::guest_of;
@@ -88,7 +92,7 @@ impl SimulatedHost {
         let knobs = self.guests.get(guest)?.knobs.as_ref()?;
         let is_open = knobs
             .iter()
-            .map(|k: &Knob| k.head())
+            .map(|k: &Knob| k.name())
             .any(|open| open == head);
         (!is_open).then_some(MaskReason::NotEnabled)
     }
@@ -176,6 +180,18 @@ impl HostBackend for SimulatedHost {
         targets.into_iter().map(status).collect()
     }
 
+    /// Guests neither come nor go by themselves.
+    fn watch_guests(&mut self, _ring: Ring) {}
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// A simulated host has no processes.
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        vec![]
+    }
+
     fn apply(&mut self, _: &Observation, action: &JointAction) -> Result<Execution, BackendError> {
         self.next = action.clone();
         Ok(Execution {
@@ -218,8 +234,29 @@ impl HostBackend for SimulatedHost {
         Ok(vec![])
     }
 
+    fn note(&mut self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn change_device(&mut self, device: &str, _: &DeviceAction) -> Result<(), BackendError> {
         let problem = format!("device {device}: it is simulated and has no such settings");
         Err(BackendError::Unavailable(problem))
+    }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        Ok(vec![])
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        _: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        let problem = format!("disk {disk}: it is simulated and has no such settings");
+        Err(BackendError::Unavailable(problem))
+    }
+
+    fn limits(&self) -> GuardLimits {
+        GuardLimits::default()
     }
 }

@@ -32,7 +32,7 @@ impl Session {
 
 impl Session {
     /// The host, if the service still has it.
-    async fn host(&mut self) -> Result<Option<v1::Host>, CliError> {
+    pub(super) async fn host(&mut self) -> Result<Option<v1::Host>, CliError> {
         let request = v1::ListHostsRequest {
             page_size: 1000,
             ..v1::ListHostsRequest::default()
@@ -122,6 +122,7 @@ pub(super) async fn apply(args: &ApplyArgs) -> Result<(), CliError> {
         action: Some(action),
         validate_only: args.dry_run,
         request_id: Uuid::new_v4().to_string(),
+        force_reason: super::force_reason(args.force.as_deref())?,
     };
     show(
         &args.client,

@@ -37,6 +37,9 @@ pub(super) struct SetArgs {
     /// Check everything, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Pass the guard's rate, breaker, dwell and trial; the reason is noted in the journal
+    #[arg(long, value_name = "REASON")]
+    force: Option<String>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -72,17 +75,31 @@ pub(super) async fn run(command: &DeviceCommand) -> Result<(), CliError> {
             };
             let (setting, value) = (setting.to_owned(), value.to_owned());
             let action = Action::Set(SetSetting { setting, value });
-            change(&args.client, &args.device, action, args.dry_run).await
+            let force_reason = super::force_reason(args.force.as_deref())?;
+            let request = v1::ChangeDeviceRequest {
+                validate_only: args.dry_run,
+                force_reason,
+                action: Some(action),
+                ..v1::ChangeDeviceRequest::default()
+            };
+            change(&args.client, &args.device, request).await
         }
         DeviceCommand::Rollback(args) => {
             let action = Action::PutBack(PutBack {});
-            change(&args.client, &args.device, action, false).await
+            change(&args.client, &args.device, plain(action)).await
         }
         DeviceCommand::Unfreeze(args) => {
             let setting = args.setting.clone().unwrap_or_default();
             let action = Action::Unfreeze(UnfreezeSettings { setting });
-            change(&args.client, &args.device, action, false).await
+            change(&args.client, &args.device, plain(action)).await
         }
+    }
+}
+
+fn plain(action: Action) -> v1::ChangeDeviceRequest {
+    v1::ChangeDeviceRequest {
+        action: Some(action),
+        ..v1::ChangeDeviceRequest::default()
     }
 }
 
@@ -97,14 +114,12 @@ async fn list(args: &ClientArgs) -> Result<(), CliError> {
 async fn change(
     args: &ClientArgs,
     device: &str,
-    action: Action,
-    validate_only: bool,
+    request: v1::ChangeDeviceRequest,
 ) -> Result<(), CliError> {
     let mut session = Session::open(args).await?;
     let request = v1::ChangeDeviceRequest {
         name: Row::Device(device.to_owned()).name(&session.host),
-        validate_only,
-        action: Some(action),
+        ..request
     };
     let device = session.client.change_device(request).await?.into_inner();
     show(args, &[device])

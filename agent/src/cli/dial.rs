@@ -50,6 +50,20 @@ pub(super) fn policies(host: &v1::Host) -> Vec<String> {
     production.into_iter().chain(candidate).collect()
 }
 
+/// One line per daemon that tunes the host beside us.
+pub(super) fn tuning_daemons(host: &v1::Host) -> Vec<String> {
+    let line = |daemon: &v1::TuningDaemon| {
+        let (settings, conflicts) = (daemon.settings.join(", "), daemon.conflicts.join(", "));
+        let meets = if conflicts.is_empty() {
+            "sets nothing that this service may set".to_owned()
+        } else {
+            format!("also sets {conflicts}; {}", daemon.meaning)
+        };
+        format!("beside: {} ({settings}): {meets}", daemon.name)
+    };
+    host.tuning_daemons.iter().map(line).collect()
+}
+
 fn line(role: &str, policy: &v1::Policy, counts: v1::FallbackCounts, error: &str) -> String {
     let v1::FallbackCounts {
         last_good,
@@ -183,6 +197,31 @@ mod tests {
             row(v1::decision::Source::Canary, v1::Stage::Heuristic),
         ]);
         assert_eq!(sources(&decision), "auto+canary+heuristic");
+    }
+
+    #[test]
+    fn a_daemon_beside_is_shown_with_what_it_sets_that_we_may_set() {
+        let daemon = v1::TuningDaemon {
+            name: "tuned".into(),
+            settings: vec!["profile mine".into()],
+            meaning: "leave it to one".into(),
+            ..v1::TuningDaemon::default()
+        };
+        let fighting = v1::TuningDaemon {
+            conflicts: vec!["sda: scheduler ([disk] elevator=bfq)".into()],
+            ..daemon.clone()
+        };
+        let host = v1::Host {
+            tuning_daemons: vec![daemon, fighting],
+            ..v1::Host::default()
+        };
+        assert_eq!(
+            tuning_daemons(&host),
+            [
+                "beside: tuned (profile mine): sets nothing that this service may set",
+                "beside: tuned (profile mine): also sets sda: scheduler ([disk] elevator=bfq); leave it to one"
+            ]
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
-use blkpilot_host::journal::{DeviceLife, GuestLife, Journal, Record};
+use blkpilot_host::journal::{DeviceLife, GuestLife, Journal, Note, Record};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -38,11 +38,12 @@ pub(super) fn run(args: &JournalArgs) -> Result<(), CliError> {
     let place = Place::find(config.as_deref(), data_dir.as_deref(), None)?;
     let file = journal_of(&place.data_dir);
     let records = read(&file)?;
+    let notes = Journal::open_to_read(&file)?.notes()?;
     if args.json {
         let records: Vec<Value> = records.iter().map(to_json).collect();
         print(format_args!(
             "{:#}",
-            json!({ "journal": file, "records": records })
+            json!({ "journal": file, "records": records, "notes": notes.iter().map(note_to_json).collect::<Vec<_>>() })
         ))?;
     } else if records.is_empty() {
         print(format_args!(
@@ -51,6 +52,11 @@ pub(super) fn run(args: &JournalArgs) -> Result<(), CliError> {
         ))?;
     } else {
         print(tables::journal(&records))?;
+    }
+    if !args.json && !notes.is_empty() {
+        let line = |note: &Note| format!("{} {}", rfc3339(note.at_us), note.text);
+        let lines: Vec<String> = notes.iter().map(line).collect();
+        print(format_args!("\nnotes, newest first:\n{}", lines.join("\n")))?;
     }
     Ok(())
 }
@@ -61,6 +67,10 @@ fn read(file: &Path) -> Result<Vec<Record>, CliError> {
     // Stable: those without a time stay in the order of their first changes.
     records.sort_by_key(|record| Reverse(record.at_us));
     Ok(records)
+}
+
+fn note_to_json(note: &Note) -> Value {
+    json!({ "time": rfc3339(note.at_us), "text": note.text })
 }
 
 fn to_json(record: &Record) -> Value {

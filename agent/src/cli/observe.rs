@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_env::{EnvSpec, Observation};
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceRules};
+use blkpilot_host::{CpuSet, DedicatedCpuRule, DeviceRules, DiskBounds};
 use blkpilot_log::recording::{Recorder, RecordingError, Source};
 use blkpilot_proto::v1;
 use serde_json::json;
@@ -118,7 +118,10 @@ fn watch(
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        dedicated_cpus: DedicatedCpuRule::default(),
         devices: DeviceRules::new(),
+        buffered: Default::default(),
+        disks: DiskBounds::default(),
     };
     let modes = Modes {
         default: Mode::Observe,

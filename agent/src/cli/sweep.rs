@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Instant;
 
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceRules};
+use blkpilot_host::{CpuSet, DedicatedCpuRule, DeviceRules, DiskBounds};
 use blkpilot_log::recording::Recorder;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -108,7 +108,10 @@ fn sweep_live(
         on_exit: OnExit::Revert,
         channels: ChannelConfig::Cores,
         reserved_cpus: CpuSet::default(),
+        dedicated_cpus: DedicatedCpuRule::default(),
         devices: DeviceRules::new(),
+        buffered: Default::default(),
+        disks: DiskBounds::default(),
     };
     let mut host = LibvirtHost::open(&config, modes, data_dir)?;
     let swept = sweep_through(args, &mut host, modes, recorder, stop);

@@ -168,6 +168,7 @@ pub(super) fn guests(host: Option<&v1::Host>, guests: &[v1::Guest]) -> String {
         .chain(guests.iter().filter_map(dial::notice))
         .chain(guests.iter().filter_map(dial::exploration))
         .chain(host.into_iter().flat_map(dial::policies))
+        .chain(host.into_iter().flat_map(dial::tuning_daemons))
         .collect::<Vec<_>>()
         .join("\n")
 }
@@ -216,6 +217,54 @@ pub(super) fn devices(devices: &[v1::Device]) -> String {
         }
     }
     table.trim_fmt()
+}
+
+/// One row per setting of each disk, and why the guard has set it.
+pub(super) fn disk_settings(disks: &[v1::DiskSettings]) -> String {
+    let is_planned = |disk: &v1::DiskSettings| disk.settings.iter().any(|s| !s.planned.is_empty());
+    let is_planned = disks.iter().any(is_planned);
+    let mut header = vec![
+        "DISK", "SETTING", "IN FORCE", "ORIGINAL", "ENABLED", "VALUES",
+    ];
+    if is_planned {
+        header.insert(3, "WOULD BE");
+    }
+    let mut table = table(&header);
+    let or_absent = |text: &str| if text.is_empty() { ABSENT } else { text }.to_owned();
+    let mut reasons = vec![];
+    for disk in disks {
+        for setting in &disk.settings {
+            let mark = match (setting.frozen, setting.guard_reason.is_empty()) {
+                (true, _) => " (frozen)",
+                (false, false) => " (by the guard)",
+                (false, true) => "",
+            };
+            let current = if setting.problem.is_empty() {
+                format!("{}{mark}", setting.current)
+            } else {
+                setting.problem.clone()
+            };
+            let mut row = vec![
+                short(&disk.name),
+                setting.setting.clone(),
+                current,
+                or_absent(&setting.original),
+                if setting.enabled { "yes" } else { "no" }.to_owned(),
+                setting.values.clone(),
+            ];
+            if is_planned {
+                row.insert(3, or_absent(&setting.planned));
+            }
+            table.add_row(row);
+            if !setting.guard_reason.is_empty() {
+                reasons.push(format!("{}: {}", short(&disk.name), setting.guard_reason));
+            }
+        }
+    }
+    std::iter::once(table.trim_fmt())
+        .chain(reasons)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// One row per knob that the journal holds.

@@ -14,6 +14,7 @@ use blkpilot_host::image_chain::ImageChain;
 use blkpilot_host::layer::Layer;
 use blkpilot_host::{
     BackingDevice, Channels, CpuSet, Guest, HostError, Hypervisor, Libvirt, Resolver, Topology,
+    TuningDaemon, tuning_daemons,
 };
 use clap::Args;
 
@@ -44,6 +45,7 @@ struct Report {
     channels: Channels,
     devices: Vec<Device>,
     disks: Vec<Disk>,
+    daemons: Vec<TuningDaemon>,
     /// Guests whose disks cannot be told, with the reason.
     unreadable: BTreeMap<String, String>,
 }
@@ -111,6 +113,7 @@ impl Report {
                 .map(with_stack)
                 .collect(),
             disks: vec![],
+            daemons: tuning_daemons(proc_root, Path::new("/")),
             unreadable: BTreeMap::new(),
             topology,
         };

@@ -18,7 +18,7 @@ pub(super) struct UnfreezeArgs {
     #[arg(value_name = "GUEST[/DISK]")]
     what: String,
     /// Only this knob; without it all that are frozen
-    #[arg(long, value_name = "KNOB", value_parser = PossibleValuesParser::new(Knob::ALL.map(Knob::head)))]
+    #[arg(long, value_name = "KNOB", value_parser = PossibleValuesParser::new(Knob::ALL.map(Knob::name)))]
     knob: Option<String>,
     /// Say what would be unfrozen, change nothing
     #[arg(long)]

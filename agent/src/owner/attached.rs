@@ -16,6 +16,7 @@ use tonic::Code;
 use super::Owner;
 use super::change::{Change, Undone};
 use crate::admission::Purpose;
+use crate::backend::BackendKind;
 use crate::decision::Source;
 use crate::handle::{ChangeCall, Lease, Request};
 use crate::status::Failure;
@@ -49,6 +50,8 @@ impl Owner {
         self.refuse_if_attached()?;
         // The one before may have gone since the last look.
         self.detach_if_gone();
+        // Nobody minds them while somebody else decides.
+        self.leave_neighbours();
         let lease = Arc::new(Lease);
         self.attached = Some(Attached {
             lease: Arc::downgrade(&lease),
@@ -75,6 +78,22 @@ impl Owner {
         ))
     }
 
+    /// Whether the guard answers for what somebody's environment does: not on a simulated host, which is
+    /// there to be tried out.
+    pub(super) fn is_attached_live(&self) -> bool {
+        self.attached.is_some() && self.config.kind == BackendKind::Libvirt
+    }
+
+    /// What an environment may choose.
+    fn offered(&self) -> Result<Observation, Failure> {
+        let observation = self.restricted(self.seen()?, Purpose::Advice);
+        Ok(if self.is_attached_live() {
+            self.guarded(observation)
+        } else {
+            observation
+        })
+    }
+
     /// Puts everything back when the environment has gone; what fails is tried again at each look.
     pub(super) fn detach_if_gone(&mut self) {
         let is_gone = |attached: &Attached| attached.lease.strong_count() == 0;
@@ -99,6 +118,7 @@ impl Owner {
             request: Request::Rollback(None),
             validate_only: false,
             request_id: None,
+            force_reason: None,
         };
         let done = self.change(&call)?;
         if let Some(error) = &done.error {
@@ -151,7 +171,9 @@ impl Owner {
                 "guests came or went since the last observation: call reset",
             ));
         }
-        let observation = self.restricted(seen, Purpose::Advice);
+        let observation = self
+            .offered()
+            .map_err(|failure| host_error(failure.message()))?;
         check_action(&self.config.spec, &observation, &action)?;
         let begun = self.begin_window();
         begun.map_err(|failure| host_error(failure.message()))?;
@@ -192,8 +214,9 @@ impl Owner {
         let Some(waiting) = self.attached.as_mut().and_then(|a| a.waiting.take()) else {
             return;
         };
-        let Some(seen) = &self.window else { return };
-        let observation = self.restricted(seen, Purpose::Advice);
+        let Ok(observation) = self.offered() else {
+            return;
+        };
         let terms = self.config.spec.reward_terms.len();
         let Some(attached) = &mut self.attached else {
             return;

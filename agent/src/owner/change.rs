@@ -39,7 +39,10 @@ impl Owner {
         if !matches!(call.request, Request::Rollback(_)) {
             self.refuse_if_attached()?;
         }
-        let (observation, made, change) = self.prepare(&call.request)?;
+        let (observation, mut made, change) = self.prepare(&call.request)?;
+        if matches!(change, Change::Action) {
+            self.hold_back(call, &observation, &mut made)?;
+        }
         if call.validate_only {
             return Ok(Arc::new(as_if_applied(made)));
         }
@@ -209,17 +212,28 @@ impl Owner {
         }
         .map_err(Undone::Host)?;
         made.execute(&executed, &failures);
-        if matches!(change, Change::Action) && made.decision.source != Source::Guard {
-            self.tell_guard(observation, &executed, went_wrong);
+        match change {
+            Change::Rollback(guest) => {
+                self.watch.note_rollback(observation, &executed);
+                if guest.is_none() {
+                    self.end_device_trials(None);
+                }
+            }
+            Change::Action if made.decision.source == Source::Guard => {}
+            Change::Action => self.tell_guard(observation, &executed, went_wrong),
         }
         if let Some(seen) = &mut self.window {
             seen.observation.current = executed;
         }
         self.await_outcomes(&made);
-        let done = self.config.recorder.record(made.decision).map_err(|error| {
-            let message = format!("{error}; the change took effect but was not recorded: roll back, or make room for the decision log and apply again");
-            Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
-        })?;
+        let done = self
+            .config
+            .recorder
+            .record(made.decision)
+            .map_err(|error| {
+                let message = format!("{error}; {}", not_recorded(change));
+                Undone::Failure(Failure::new(Code::Internal, "NOT_RECORDED", message))
+            })?;
         // Who sees the decision shall see it in force; and there may be no watcher.
         self.show();
         let _ = self.decisions.send(Arc::clone(&done));
@@ -229,6 +243,7 @@ impl Owner {
     /// Whatever changes a guest is watched, whoever wanted it; the way back is not a change.
     fn tell_guard(&mut self, before: &Observation, executed: &JointAction, went_wrong: bool) {
         self.watch.note_change(before, executed);
+        self.begin_scheduler_trials(before, executed);
         if went_wrong {
             self.watch.note_failure();
         }
@@ -239,6 +254,17 @@ impl Owner {
             if let Turn::Disk(disk) = turn {
                 self.awaited.insert(*disk, row.id);
             }
+        }
+    }
+}
+
+fn not_recorded(change: &Change) -> &'static str {
+    match change {
+        Change::Action => {
+            "the change took effect but was not recorded: roll back, or make room for the decision log and apply again"
+        }
+        Change::Rollback(_) => {
+            "everything was put back as far as it can be, but that was not recorded: make room for the decision log"
         }
     }
 }

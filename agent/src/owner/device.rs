@@ -1,6 +1,6 @@
 //! Settings of the host's block devices, which are changed when somebody asks for it.
 
-use blkpilot_host::device::{DeviceChange, DeviceKnob, DeviceState};
+use blkpilot_host::device::{DeviceChange, DeviceKnob, DeviceState, SettingState};
 use blkpilot_host::journal::RecordState;
 use tonic::Code;
 
@@ -18,8 +18,12 @@ impl Owner {
     /// How the device stands afterwards. Its scheduler is seen in the next window.
     pub(super) fn change_device(&mut self, call: &DeviceCall) -> Result<DeviceState, Failure> {
         self.admit(call)?;
-        let known = self.device(&call.device)?.device;
+        let found = self.device(&call.device)?;
+        let known = found.device;
         let action = self.action(call)?;
+        if let DeviceRequest::Set { knob, .. } = call.action {
+            self.hold_back_device(call, knob)?;
+        }
         let is_written = !call.validate_only;
         if is_written || matches!(action, DeviceAction::Check(_)) {
             let Some(backend) = &mut self.backend else {
@@ -29,6 +33,7 @@ impl Owner {
             done.map_err(|error| refused(&error))?;
         }
         if is_written {
+            self.note_done(call, &action, &found.settings);
             tracing::info!(
                 host = self.config.name,
                 device = call.device,
@@ -44,6 +49,21 @@ impl Owner {
             device: known,
             settings,
         })
+    }
+
+    /// Tells the guard. What was set to what it was is no change.
+    fn note_done(&mut self, call: &DeviceCall, action: &DeviceAction, before: &[SettingState]) {
+        match action {
+            DeviceAction::Set(change) => {
+                let was = before.iter().find(|setting| setting.knob == change.knob);
+                let was = was.map(|setting| setting.current.clone());
+                if let Some(was) = was.filter(|was| *was != change.value) {
+                    self.begin_device_trial(&call.device, change.knob, was);
+                }
+            }
+            DeviceAction::PutBack => self.end_device_trials(Some(&call.device)),
+            DeviceAction::Check(_) | DeviceAction::Unfreeze(_) => {}
+        }
     }
 
     /// The way back is open in every mode; a change is not, and nor is one under somebody's environment.

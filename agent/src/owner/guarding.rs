@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Unrest;
-use blkpilot_env::guard::{Guard, GuardConfig, Intervention};
+use blkpilot_env::guard::{Guard, GuardConfig, Held, Intervention};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
@@ -54,8 +54,41 @@ impl Watch {
         self.before = None;
     }
 
+    pub(super) fn note_rollback(&mut self, observation: &Observation, executed: &JointAction) {
+        self.guard.rolled_back(self.now, observation, executed);
+    }
+
     pub(super) fn note_change(&mut self, observation: &Observation, executed: &JointAction) {
         self.guard.changed(self.now, observation, executed);
+    }
+
+    /// Ends the trial of a disk's last change: what is in force stays.
+    pub(super) fn settle(&mut self, disk: &str) {
+        self.guard.settle(disk);
+    }
+
+    pub(super) fn admit(&self, count: usize) -> Result<(), Held> {
+        self.guard.admit(self.now, count)
+    }
+
+    pub(super) fn admit_device(&self, device: &str, setting: usize) -> Result<(), Held> {
+        self.guard.admit_device(self.now, device, setting)
+    }
+
+    pub(super) fn is_device_on_trial(&self, device: &str) -> bool {
+        self.guard.is_device_on_trial(device)
+    }
+
+    pub(super) fn note_device_change(&mut self, device: &str, setting: usize) {
+        self.guard.device_changed(self.now, device, setting);
+    }
+
+    pub(super) fn note_device_went_back(&mut self, device: &str, setting: usize) {
+        self.guard.device_went_back(self.now, device, setting);
+    }
+
+    pub(super) fn note_device_rollback(&mut self, device: &str) {
+        self.guard.device_rolled_back(device);
     }
 
     pub(super) fn note_failure(&mut self) {
@@ -83,9 +116,12 @@ impl Owner {
         let Some(window) = self.watch.window(backend.sample()) else {
             return Ok(());
         };
+        let devices = self.watch.guard.observe_devices(&window);
         for intervention in self.watch.guard.observe(&window) {
             self.intervene(&intervention)?;
         }
+        self.guard_devices(&devices)?;
+        self.mind_neighbours(&window);
         Ok(())
     }
 
@@ -94,10 +130,11 @@ impl Owner {
         let Some(seen) = &self.window else {
             return Ok(());
         };
-        let heads = self.config.spec.disk_heads.len();
-        if !self.is_automatic(seen, disk) {
+        if !self.is_attached_live() && !self.is_automatic(seen, disk) {
             tracing::warn!(host = self.config.name, disk, %harm, "the last change seems to do harm; it was asked for, so it stays");
             self.watch.guard.settle(disk);
+            // Whoever asks for harm again and again is stopped too.
+            self.watch.note_failure();
             return Ok(());
         }
         let Some((observation, action)) = self.way_back(seen, intervention) else {
@@ -116,8 +153,11 @@ impl Owner {
             }
         };
         let done = self.carry_out(&observation, made, &Change::Action);
-        if self.is_in_force(disk, &wanted) {
-            self.watch.guard.went_back(self.watch.now, disk, heads);
+        if let Some(executed) = self.in_force(disk, &wanted) {
+            let now = self.watch.now;
+            self.watch
+                .guard
+                .went_back(now, &observation, &executed, disk);
         } else {
             // Its trial goes on, so that it is tried again after the next window.
             self.watch.note_failure();
@@ -137,18 +177,17 @@ impl Owner {
         }
     }
 
-    fn is_automatic(&self, seen: &Seen, disk: &str) -> bool {
+    pub(super) fn is_automatic(&self, seen: &Seen, disk: &str) -> bool {
         let guest = seen.guests.iter().find(|g| g.name == guest_of(disk));
         guest.is_some_and(|guest| self.config.modes.of(guest).is_automatic())
     }
 
-    /// Whether a disk has the levels of an action, as far as the last change has told.
-    fn is_in_force(&self, disk: &str, action: &JointAction) -> bool {
-        self.window.as_ref().is_some_and(|seen| {
-            let observation = &seen.observation;
-            let row = observation.disk_ids.iter().position(|id| id == disk);
-            row.is_some_and(|row| observation.current.disks.row(row) == action.disks.row(row))
-        })
+    /// What is in force, as far as the last change has told, if a disk has the levels of an action.
+    fn in_force(&self, disk: &str, action: &JointAction) -> Option<JointAction> {
+        let observation = &self.window.as_ref()?.observation;
+        let row = observation.disk_ids.iter().position(|id| id == disk)?;
+        let is_in_force = observation.current.disks.row(row) == action.disks.row(row);
+        is_in_force.then(|| observation.current.clone())
     }
 
     /// Whether somebody else has taken a head of a disk: then it is not the last change that counts.

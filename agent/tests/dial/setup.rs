@@ -7,13 +7,14 @@ use std::time::Duration;
 use blkpilot_agent::admission::Modes;
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DeviceAction, Execution, GuestStatus, HostBackend, Window,
+    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
+    GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
 use blkpilot_agent::decision::{Decision, PolicyRef};
 use blkpilot_agent::handle::{HostHandle, HostView};
-use blkpilot_agent::history::Recorder;
+use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::clock::ManualClock;
@@ -24,6 +25,7 @@ use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Level, Observation, Rng, TurnView};
 use blkpilot_host::device::DeviceState;
+use blkpilot_host::{DiskState, Ring};
 use blkpilot_log::{DecisionRow, Event, Reader, Subject};
 use blkpilot_models::{Choice, Policy, PolicyError};
 use tempfile::TempDir;
@@ -69,6 +71,18 @@ impl HostBackend for Watched {
         self.host.guests()
     }
 
+    fn watch_guests(&mut self, ring: Ring) {
+        self.host.watch_guests(ring);
+    }
+
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        self.host.refresh()
+    }
+
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        self.host.tuning_daemons()
+    }
+
     fn apply(
         &mut self,
         obs: &Observation,
@@ -95,8 +109,28 @@ impl HostBackend for Watched {
         self.host.devices()
     }
 
+    fn note(&mut self, text: &str) -> Result<(), BackendError> {
+        self.host.note(text)
+    }
+
     fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
         self.host.change_device(device, action)
+    }
+
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        self.host.disks()
+    }
+
+    fn change_disk(
+        &mut self,
+        disk: &DiskName,
+        action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        self.host.change_disk(disk, action)
+    }
+
+    fn limits(&self) -> GuardLimits {
+        self.host.limits()
     }
 }
 
@@ -170,8 +204,9 @@ impl Setup {
             spec: four(),
             seed: 1,
             connect: Box::new(connect),
-            recorder: Recorder::open(dir.path(), 1 << 30).unwrap(),
+            recorder: Recorder::open(dir.path(), &LogConfig::default()).unwrap(),
             guard: self.guard,
+            neighbours: None,
         };
         let (host, _) = start(config).unwrap();
         Case { host, told, dir }

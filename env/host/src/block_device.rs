@@ -129,8 +129,8 @@ impl BlockDevice {
 }
 
 impl Scheduler {
-    /// `none [mq-deadline] kyber`.
-    fn parse(text: &str) -> Self {
+    /// From `none [mq-deadline] kyber`, as `queue/scheduler` has it; a device without a choice says `none`.
+    pub(crate) fn parse(text: &str) -> Self {
         let bare = |word: &str| word.trim_matches(['[', ']']).to_owned();
         let mut words = text.split_whitespace();
         let current = words.clone().find(|word| word.starts_with('['));

@@ -83,7 +83,7 @@ fn v2_files(groups: &[ProcessCGroup], mounts: &Mounts) -> Option<Vec<PathBuf>> {
 }
 
 /// Where a group is mounted: in a container often only the part below its own group.
-fn directory(mount: &Mount, group: &ProcessCGroup) -> Option<PathBuf> {
+pub(crate) fn directory(mount: &Mount, group: &ProcessCGroup) -> Option<PathBuf> {
     let below = Path::new(&group.pathname).strip_prefix(&mount.root).ok()?;
     Some(mount.point.join(below))
 }

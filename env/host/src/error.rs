@@ -90,15 +90,52 @@ pub enum HostError {
         /// What the kernel says.
         source: io::Error,
     },
-    /// A block or libvirt job runs, and meanwhile the disk's cache strategy is left alone.
+    /// A block or libvirt job runs, and meanwhile the disk's image is not reopened.
     #[error(
-        "guest {guest}, disk {disk}: changing its cache strategy is not supported while a block or libvirt job is running; try again after it"
+        "guest {guest}, disk {disk}: reopening its image is not supported while a block or libvirt job is running; try again after it"
     )]
     JobRuns {
         /// Name of the guest.
         guest: String,
         /// Target of the disk.
         disk: String,
+    },
+    /// A disk's dirty pages are written back before it goes over to direct; it is buffered meanwhile.
+    #[error(
+        "{owner}: {knob}: {dirty} are written back first, so that the disk does not stand still; it stays buffered until then: try again in a moment"
+    )]
+    WritingBack {
+        /// Whose it is: `guest web`.
+        owner: String,
+        /// The knob.
+        knob: String,
+        /// How much is dirty, in words.
+        dirty: String,
+    },
+    /// As many disks are being written back as may be.
+    #[error(
+        "{owner}: {knob}: its dirty pages are written back first, and other disks are before it; it stays buffered: try again in a moment"
+    )]
+    WriteBackQueued {
+        /// Whose it is: `guest web`.
+        owner: String,
+        /// The knob.
+        knob: String,
+    },
+    /// A guest writes about as fast as its device, so that its dirty pages never get few.
+    #[error(
+        "{owner}: {knob}: {dirty} are dirty though they were written back for {} s: the guest writes about as fast as its device, so the disk stays buffered; a rollback goes to direct all the same, and lets it stand still meanwhile",
+        patience.as_secs()
+    )]
+    WritesTooFast {
+        /// Whose it is: `guest web`.
+        owner: String,
+        /// The knob.
+        knob: String,
+        /// How much is dirty, in words.
+        dirty: String,
+        /// For how long that was tried.
+        patience: std::time::Duration,
     },
     /// Somebody else changed the knob; it is left alone until an operator unfreezes it.
     #[error(
@@ -202,12 +239,17 @@ impl HostError {
     }
 
     /// Whether it is an ordinary event on a host that has nothing to do with what was tried: a guest or
-    /// libvirt has gone, or a job runs.
+    /// libvirt has gone, a job runs, or dirty pages are being written back.
     #[must_use]
     pub fn is_ordinary(&self) -> bool {
         matches!(
             self,
-            Self::GuestGone { .. } | Self::JobRuns { .. } | Self::Disconnected { .. }
+            Self::GuestGone { .. }
+                | Self::JobRuns { .. }
+                | Self::Disconnected { .. }
+                | Self::WritingBack { .. }
+                | Self::WriteBackQueued { .. }
+                | Self::WritesTooFast { .. }
         )
     }
 

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
 use crate::guest::Guest;
-use crate::hypervisor::{Hypervisor, TunedByOthers};
+use crate::hypervisor::{Hypervisor, Ring, TunedByOthers};
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::GuestLife;
 use crate::qmp::node_options;
 use crate::stats::{DiskCounters, DiskStats, GuestStats};
+use crate::throttle::Throttle;
 
 pub(crate) const UUID: &str = "ee81b14e-982c-47f4-ac22-70486068cb15";
 
@@ -78,6 +79,9 @@ pub(crate) struct FakeHypervisor {
     pub(crate) histogram: Slot<Option<Vec<u64>>>,
     pub(crate) fault: Slot<Fault>,
     pub(crate) job: Slot<bool>,
+    pub(crate) migration: Slot<bool>,
+    pub(crate) failed_writes: Slot<u64>,
+    pub(crate) is_paused_on_error: Slot<bool>,
     pub(crate) is_resumed: Slot<bool>,
     /// Whether a snapshot has put an overlay above the image, opened with O_DIRECT.
     pub(crate) overlay: Slot<bool>,
@@ -85,8 +89,13 @@ pub(crate) struct FakeHypervisor {
     pub(crate) lost: Slot<bool>,
     pub(crate) monitor_commands: Slot<Vec<String>>,
     pub(crate) tuned_by_others: Slot<Vec<TunedByOthers>>,
+    pub(crate) throttle: Slot<Throttle>,
+    /// Caches that the format node was opened with last: QEMU keeps that to itself.
+    pub(crate) qcow2_cache: Slot<Value>,
     /// After how many more readings of its binding somebody else binds the IOThread, and to which CPU.
     pub(crate) binds_after_reads: Slot<Option<(u32, u32)>>,
+    /// Before how many more readings of its block nodes somebody else makes the image direct.
+    pub(crate) goes_direct_after_reads: Slot<Option<u32>>,
     /// Whoever holds it keeps the statistics from answering.
     stats: Mutex<()>,
     /// Whoever holds it keeps the monitor from answering.
@@ -103,13 +112,19 @@ impl Default for FakeHypervisor {
             histogram: Slot::new(None),
             fault: Slot::new(Fault::None),
             job: Slot::new(false),
+            migration: Slot::new(false),
+            failed_writes: Slot::new(0),
+            is_paused_on_error: Slot::new(false),
             is_resumed: Slot::new(false),
             overlay: Slot::new(false),
             overlay_direct: Slot::new(true),
             lost: Slot::new(false),
             monitor_commands: Slot::default(),
             tuned_by_others: Slot::default(),
+            throttle: Slot::default(),
+            qcow2_cache: Slot::new(json!({})),
             binds_after_reads: Slot::new(None),
+            goes_direct_after_reads: Slot::new(None),
             stats: Mutex::default(),
             monitor: Mutex::default(),
         }
@@ -148,16 +163,26 @@ impl FakeHypervisor {
             uuid: guest.uuid.clone(),
             qemu_started_ticks: started,
         };
+        let image = self.image();
+        let nodes = format!(
+            "-blockdev\0{{\"driver\":\"file\",\"node-name\":\"p\",\"filename\":\"{image}\",\"aio\":\"io_uring\"}}\0-blockdev\0{{\"driver\":\"qcow2\",\"node-name\":\"f\",\"file\":\"p\"}}\0"
+        );
+        let nodes = node_options(nodes.as_bytes());
         RunningGuest {
             guest,
             process: None,
             is_resumed: self.is_resumed.get(),
             hangs: false,
             life: Some(life),
-            nodes: node_options(
-                b"-blockdev\0{\"driver\":\"file\",\"node-name\":\"p\",\"filename\":\"/i.img\",\"aio\":\"io_uring\"}\0-blockdev\0{\"driver\":\"qcow2\",\"node-name\":\"f\",\"file\":\"p\"}\0",
-            ),
+            nodes,
         }
+    }
+
+    /// The image that QEMU was started with.
+    fn image(&self) -> String {
+        let guest = Guest::from_xml(&self.xml).expect("the XML above is valid");
+        let source = guest.disks[0].source.as_ref();
+        source.map_or_else(String::new, |path| path.display().to_string())
     }
 
     pub(crate) fn inventory(&self, started: u64) -> Inventory {
@@ -215,14 +240,21 @@ impl FakeHypervisor {
     }
 
     fn nodes(&self) -> Value {
+        if let Some(readings) = self.goes_direct_after_reads.get() {
+            self.goes_direct_after_reads.set(readings.checked_sub(1));
+            if readings == 0 {
+                self.direct.set(true);
+            }
+        }
         let node = |name: &str, drv: &str, file: &str, direct: bool| {
             let cache = json!({ "direct": direct, "no-flush": false });
             json!({ "node-name": name, "drv": drv, "file": file, "cache": cache })
         };
-        let mut nodes = vec![
-            node("f", "qcow2", "/i.img", true),
-            node("p", "file", "/i.img", self.direct.get()),
-        ];
+        let mut format = node("f", "qcow2", "/i.img", true);
+        format["backing_file_depth"] = 0.into();
+        // A table of 1 MiB.
+        format["image"] = json!({ "virtual-size": 8_u64 << 30, "cluster-size": 65_536 });
+        let mut nodes = vec![format, node("p", "file", "/i.img", self.direct.get())];
         if self.overlay.get() {
             nodes.push(node("f2", "qcow2", "/overlay", true));
             nodes.push(node("p2", "file", "/overlay", self.overlay_direct.get()));
@@ -237,12 +269,22 @@ impl FakeHypervisor {
                 "inserted": { "node-name": if self.overlay.get() { "f2" } else { "f" } },
             }]),
             "query-named-block-nodes" => self.nodes(),
+            "blockdev-reopen" if arguments["options"][0]["node-name"] == "f" => {
+                let mut options = arguments["options"][0].clone();
+                assert_eq!(options["file"], "p", "a reopen repeats all options");
+                options
+                    .as_object_mut()
+                    .expect("options")
+                    .retain(|key, _| key.contains("cache"));
+                self.write(|| *self.qcow2_cache.borrow_mut() = options)?;
+                json!({})
+            }
             "blockdev-reopen" => {
                 let options = &arguments["options"][0];
                 assert_eq!(options["aio"], "io_uring", "a reopen repeats all options");
                 let (node, file) = match options["node-name"].as_str() {
                     Some("p2") => (&self.overlay_direct, "/overlay"),
-                    _ => (&self.direct, "/i.img"),
+                    _ => (&self.direct, &*self.image()),
                 };
                 assert_eq!(options["filename"], file);
                 let direct = options["cache"]["direct"]
@@ -258,7 +300,10 @@ impl FakeHypervisor {
                 });
                 json!([{
                     "qdev": "/machine/peripheral/virtio-disk0/virtio-backend",
-                    "stats": { "rd_latency_histogram": histogram, "wr_latency_histogram": histogram }
+                    "stats": {
+                        "rd_latency_histogram": histogram, "wr_latency_histogram": histogram,
+                        "failed_wr_operations": self.failed_writes.get(),
+                    }
                 }])
             }
             "block-latency-histogram-set" => {
@@ -280,7 +325,8 @@ impl Hypervisor for FakeHypervisor {
         Ok(vec![GuestStats {
             uuid: UUID.into(),
             name: "web".into(),
-            state: 1,
+            state: if self.is_paused_on_error.get() { 3 } else { 1 },
+            state_reason: if self.is_paused_on_error.get() { 5 } else { 0 },
             disks: vec![DiskStats {
                 target: "vda".into(),
                 source: Some("/i.img".into()),
@@ -323,6 +369,15 @@ impl Hypervisor for FakeHypervisor {
         self.write(|| self.poll_max_ns.set(poll_max_ns))
     }
 
+    fn throttle(&self, _uuid: &str, _target: &str) -> HostResult<Throttle> {
+        self.check()?;
+        Ok(self.throttle.borrow().clone())
+    }
+
+    fn set_throttle(&self, _uuid: &str, _target: &str, throttle: &Throttle) -> HostResult<()> {
+        self.write(|| *self.throttle.borrow_mut() = throttle.clone())
+    }
+
     fn monitor(&self, _uuid: &str, command: &str) -> HostResult<String> {
         let _answering = self.hang();
         self.check()?;
@@ -335,10 +390,18 @@ impl Hypervisor for FakeHypervisor {
 
     fn job_runs(&self, _uuid: &str, _target: &str) -> HostResult<bool> {
         self.check()?;
-        Ok(self.job.get())
+        Ok(self.job.get() || self.migration.get())
+    }
+
+    fn migrates(&self, _uuid: &str) -> HostResult<bool> {
+        self.check()?;
+        Ok(self.migration.get())
     }
 
     fn tuned_by_others(&self) -> Vec<TunedByOthers> {
         std::mem::take(&mut self.tuned_by_others.borrow_mut())
     }
+
+    /// Nothing happens here by itself.
+    fn watch_guests(&self, _ring: &Ring) {}
 }

@@ -10,6 +10,7 @@ use crate::cpuset::CpuSet;
 use crate::element::Element;
 use crate::error::{HostError, HostResult};
 use crate::image_chain::{BackingChain, ImageName};
+use crate::throttle::Throttle;
 
 /// XML namespace of the opt-in element:
 /// `<blkpilot:tuning xmlns:blkpilot="https://blkpilot.dev/xmlns/1" mode="auto" knobs="channel cache polling"/>`,
@@ -60,6 +61,8 @@ pub struct GuestDisk {
     pub iothread: Option<u32>,
     /// Why the cache strategy must not be changed, where the XML alone says so.
     pub cache_obstacle: Option<&'static str>,
+    /// Its limits.
+    pub throttle: Throttle,
 }
 
 /// Cache mode in the domain XML.
@@ -148,6 +151,10 @@ pub enum KnobKind {
     Cache,
     /// Polling of an IOThread.
     Polling,
+    /// Limits of a disk; no head of a policy.
+    Throttle,
+    /// Sizes of a disk's qcow2 caches; no head of a policy.
+    Qcow2Cache,
 }
 
 /// The opt-in of a guest.
@@ -188,7 +195,7 @@ impl GuestOverride {
                 let knobs = self.knobs.clone().or(own_knobs);
                 (
                     self.mode.or(own_mode),
-                    knobs.unwrap_or(KnobKind::ALL.into()),
+                    knobs.unwrap_or(KnobKind::HEADS.into()),
                 )
             }
             None => {
@@ -212,7 +219,8 @@ impl GuestOverride {
 }
 
 impl KnobKind {
-    const ALL: [Self; 3] = [Self::Channel, Self::Cache, Self::Polling];
+    /// Those of a consent that names none: what goes beyond a policy's heads is asked for by name.
+    const HEADS: [Self; 3] = [Self::Channel, Self::Cache, Self::Polling];
 }
 
 impl Guest {
@@ -321,7 +329,14 @@ impl FromStr for KnobKind {
             "channel" => Self::Channel,
             "cache" => Self::Cache,
             "polling" => Self::Polling,
-            _ => return Err(HostError::parse("knob (channel, cache or polling)", text)),
+            "throttle" => Self::Throttle,
+            "qcow2-cache" => Self::Qcow2Cache,
+            _ => {
+                return Err(HostError::parse(
+                    "knob (channel, cache, polling, throttle or qcow2-cache)",
+                    text,
+                ));
+            }
         })
     }
 }
@@ -393,6 +408,7 @@ fn disk(element: &Element) -> Option<GuestDisk> {
         },
         iothread: driver_attribute("iothread").and_then(|id| id.parse().ok()),
         cache_obstacle: cache_obstacle(element, driver_attribute("cache")),
+        throttle: Throttle::from_disk(element),
     })
 }
 
@@ -581,7 +597,7 @@ pub(crate) mod tests {
             ..GuestOverride::default()
         };
         let guest = settled(&configured, XML, TuningMode::Advise);
-        let allowed = KnobKind::ALL.map(|knob| guest.allows(knob));
+        let allowed = KnobKind::HEADS.map(|knob| guest.allows(knob));
         assert_eq!(allowed, [false, true, false]);
     }
 

@@ -1,6 +1,7 @@
 //! What is in force, as far as it can be seen without asking a guest: from the kernel, and from the
 //! statistics that a sample has anyway.
 
+use crate::disk_setting::DiskSetting;
 use crate::inventory::RunningGuest;
 use crate::knob::{BUFFERED, DIRECT, Knob};
 use crate::stats::GuestStats;
@@ -25,6 +26,11 @@ pub(crate) fn seen(stats: &[GuestStats], running: &RunningGuest, knob: &Knob) ->
             let is_direct = running.process.as_ref()?.is_direct(image)?;
             Some(if is_direct { DIRECT } else { BUFFERED }.to_owned())
         }
+        Knob::Disk { target, setting } => match setting {
+            // The XML is read again every few seconds; libvirt's event is faster.
+            DiskSetting::Throttle => Some(running.guest.disk(target)?.throttle.to_string()),
+            DiskSetting::Qcow2Cache => None,
+        },
         Knob::Histogram { .. } | Knob::Device(_) => None,
     }
 }

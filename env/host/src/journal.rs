@@ -6,6 +6,8 @@
 //! applied, read back and settled; after a crash an intent that was not settled is compared with
 //! what the host says ([`Journal::records`], [`crate::tuner`]).
 
+mod notes;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +16,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params}
 
 use crate::error::{HostError, HostResult};
 use crate::knob::Knob;
+
+pub use notes::Note;
 
 /// One life of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,9 +140,9 @@ ALTER TABLE knob ADD COLUMN found TEXT;
 ALTER TABLE knob ADD COLUMN at_us INTEGER;
 ALTER TABLE knob ADD COLUMN undo TEXT;";
 
-/// The version of the schema, in SQLite's `user_version`. Version 2 has rows of devices, which builds
-/// that know only version 1 cannot put back.
-const VERSION: i64 = 2;
+/// The version of the schema, in SQLite's `user_version`. Version 2 has rows of devices, version 3 of
+/// settings of disks: builds that do not know them cannot put them back.
+const VERSION: i64 = 3;
 
 const COLUMNS: &str = "boot_id, uuid, qemu_started, guest, knob, original, previous, value, state, found, at_us, undo";
 /// Read from a file of version 0, which is not to be changed.

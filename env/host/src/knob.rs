@@ -5,12 +5,14 @@
 //! was written, read back and journalled compare by equality.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use blkpilot_env::sample::Cache;
 
 use crate::cpuset::CpuSet;
 use crate::device::DeviceKnob;
+use crate::disk_setting::DiskSetting;
 use crate::error::{HostError, HostResult};
 use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
@@ -46,6 +48,13 @@ pub enum Knob {
         /// Target name of the disk.
         target: String,
     },
+    /// A setting of a disk that is no head of a policy.
+    Disk {
+        /// Target name of the disk.
+        target: String,
+        /// Which.
+        setting: DiskSetting,
+    },
     /// A setting of a block device's request queue.
     Device(DeviceKnob),
 }
@@ -78,6 +87,15 @@ pub enum Change {
     Histogram {
         /// Target name of the disk.
         target: String,
+    },
+    /// Set what is no head of a policy.
+    Disk {
+        /// Target name of the disk.
+        target: String,
+        /// Which.
+        setting: DiskSetting,
+        /// Its value in canonical form.
+        value: String,
     },
 }
 
@@ -117,6 +135,7 @@ impl Knob {
             Self::Channel { .. } => Some(KnobKind::Channel),
             Self::Cache { .. } => Some(KnobKind::Cache),
             Self::Polling { .. } => Some(KnobKind::Polling),
+            Self::Disk { setting, .. } => Some(setting.kind()),
             Self::Histogram { .. } | Self::Device(_) => None,
         }
     }
@@ -154,6 +173,17 @@ impl Change {
                 },
                 COUNTING.to_owned(),
             ),
+            Self::Disk {
+                target,
+                setting,
+                value,
+            } => (
+                Knob::Disk {
+                    target: target.clone(),
+                    setting: *setting,
+                },
+                value.clone(),
+            ),
         }
     }
 }
@@ -190,6 +220,7 @@ impl Settable for KnobIo<'_> {
                 }
                 .to_owned())
             }
+            Knob::Disk { target, setting } => self.disk_setting(target, *setting),
             Knob::Device(_) => Err(self.not_of_a_guest(knob)),
         }
     }
@@ -220,6 +251,7 @@ impl Settable for KnobIo<'_> {
                 self.qmp()?.start_histogram(self.disk(target)?)
             }
             Knob::Histogram { target } => self.qmp()?.stop_histogram(self.disk(target)?),
+            Knob::Disk { target, setting } => self.set_disk_setting(target, *setting, value),
             Knob::Device(_) => Err(self.not_of_a_guest(knob)),
         }
     }
@@ -242,6 +274,9 @@ impl Settable for KnobIo<'_> {
                 Some(stop_histogram_command(self.disk(target)?).to_string())
             }
             Knob::Histogram { .. } => None,
+            Knob::Disk { target, setting } => {
+                return self.undo_of_disk_setting(target, *setting, original);
+            }
         })
     }
 
@@ -262,6 +297,11 @@ impl Settable for KnobIo<'_> {
     }
 
     fn is_in_use(&self, record: &Record) -> HostResult<bool> {
+        if let (Knob::Disk { target, .. }, Some(undo)) = (&record.knob, &record.undo) {
+            // What is below another image now keeps its caches until the guest ends.
+            return reopened_node(undo)
+                .map_or(Ok(true), |node| self.is_same_format_node(target, &node));
+        }
         match self.whereabouts(record)? {
             Whereabouts::InUse => return Ok(true),
             // libvirt may make it the disk's own again.
@@ -274,7 +314,10 @@ impl Settable for KnobIo<'_> {
     }
 
     /// A histogram of somebody else's is left alone.
-    fn check_change(&self, knob: &Knob, current: &str, _value: &str) -> HostResult<()> {
+    fn check_change(&self, knob: &Knob, current: &str, value: &str) -> HostResult<()> {
+        if let Knob::Disk { target, setting } = knob {
+            return self.check_disk_setting(target, *setting, value);
+        }
         if !matches!(knob, Knob::Histogram { .. }) || current != FOREIGN {
             return Ok(());
         }
@@ -282,6 +325,15 @@ impl Settable for KnobIo<'_> {
             what: format!("{}: {knob}", self.owner()),
             reason: "somebody else counts latencies in other buckets; it is left alone".into(),
         })
+    }
+
+    fn image_flushed_by(&self, knob: &Knob, current: &str, value: &str) -> Option<PathBuf> {
+        let Knob::Cache { target } = knob else {
+            return None;
+        };
+        let goes_direct = current == BUFFERED && value == DIRECT;
+        let disk = self.guest.disk(target).filter(|_| goes_direct)?;
+        disk.source.clone()
     }
 
     /// Refuses a knob that the guest has not opted in to, unless our own change of it is put back.
@@ -358,7 +410,7 @@ impl KnobIo<'_> {
         Err(HostError::Unsupported { what, reason })
     }
 
-    fn check_no_job(&self, target: &str) -> HostResult<()> {
+    pub(crate) fn check_no_job(&self, target: &str) -> HostResult<()> {
         if self.hypervisor.job_runs(&self.guest.uuid, target)? {
             return Err(HostError::JobRuns {
                 guest: self.guest.name.clone(),
@@ -368,14 +420,14 @@ impl KnobIo<'_> {
         Ok(())
     }
 
-    fn qmp(&self) -> HostResult<Qmp<'_>> {
+    pub(crate) fn qmp(&self) -> HostResult<Qmp<'_>> {
         match self.purpose {
             Purpose::Tune => Qmp::of(self.hypervisor, self.guest),
             Purpose::Restore => Ok(Qmp::to_put_back(self.hypervisor, self.guest)),
         }
     }
 
-    fn disk(&self, target: &str) -> HostResult<&GuestDisk> {
+    pub(crate) fn disk(&self, target: &str) -> HostResult<&GuestDisk> {
         self.guest
             .disk(target)
             .ok_or_else(|| HostError::Unsupported {
@@ -425,6 +477,7 @@ impl fmt::Display for Knob {
             Self::Polling { iothread } => write!(f, "iothread/{iothread}/poll_max_ns"),
             Self::Cache { target } => write!(f, "disk/{target}/cache"),
             Self::Histogram { target } => write!(f, "disk/{target}/histogram"),
+            Self::Disk { target, setting } => write!(f, "disk/{target}/{setting}"),
             Self::Device(knob) => write!(f, "queue/{knob}"),
         }
     }
@@ -458,6 +511,10 @@ impl FromStr for Knob {
             ("disk", "histogram") => Ok(Self::Histogram {
                 target: name.to_owned(),
             }),
+            ("disk", setting) => Ok(Self::Disk {
+                target: name.to_owned(),
+                setting: setting.parse().map_err(|_| error())?,
+            }),
             _ => Err(error()),
         }
     }
@@ -477,6 +534,14 @@ mod tests {
             },
             Knob::Histogram {
                 target: "vdb".into(),
+            },
+            Knob::Disk {
+                target: "vda".into(),
+                setting: DiskSetting::Throttle,
+            },
+            Knob::Disk {
+                target: "vda".into(),
+                setting: DiskSetting::Qcow2Cache,
             },
             Knob::Device(DeviceKnob::ReadAhead),
         ] {

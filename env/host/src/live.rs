@@ -15,11 +15,14 @@ use blkpilot_env::sample::{DeviceReference, DiskSettings, HostSample, Polling};
 use blkpilot_env::spec::{EnvSpec, Level};
 use blkpilot_env::window::HostWindow;
 
+use crate::cache_mask::BufferedLimits;
 use crate::channel::{ChannelConfig, Channels};
 use crate::cpuset::CpuSet;
+use crate::dedicated::{DedicatedCpuRule, DedicatedCpus};
 use crate::device::{DeviceChange, DeviceKnob, DeviceRules, DeviceState, Devices, state};
+use crate::disk_setting::DiskBounds;
 use crate::error::{HostError, HostResult};
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Hypervisor, Ring};
 use crate::in_force;
 use crate::inventory::{GuestRules, Inventory, RunningGuest};
 use crate::journal::{GuestLife, Journal, Record};
@@ -30,8 +33,11 @@ use crate::stats_reader::StatsReader;
 use crate::telemetry::{Sources, Telemetry, disk_id};
 use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
+use crate::write_back::WriteBackLimits;
 
+mod beside;
 mod devices;
+mod disks;
 mod environment;
 mod plan;
 
@@ -49,10 +55,18 @@ pub struct LiveHostConfig {
     pub channels: ChannelConfig,
     /// CPUs that no disk may be bound to.
     pub reserved_cpus: CpuSet,
+    /// Whether a disk may be bound to CPUs that are dedicated to other guests.
+    pub dedicated_cpus: DedicatedCpuRule,
     /// What may be done to the guests, beside what their metadata says.
     pub guests: GuestRules,
     /// What may be done to the host's block devices; nothing unless it says so.
     pub devices: DeviceRules,
+    /// When no disk goes over to buffered.
+    pub buffered: BufferedLimits,
+    /// How far dirty pages are written back before a disk goes over to direct.
+    pub write_back: WriteBackLimits,
+    /// What no guest's disks may be set beyond.
+    pub disks: DiskBounds,
     /// Reference latencies by kernel name of the device, in place of its class's.
     pub references: BTreeMap<String, DeviceReference>,
     /// Length of a decision interval.
@@ -65,6 +79,8 @@ pub struct LiveHostConfig {
     pub proc_root: PathBuf,
     /// `/sys`.
     pub sys_root: PathBuf,
+    /// `/`, below which the configuration of other daemons is.
+    pub root: PathBuf,
 }
 
 impl LiveHostConfig {
@@ -75,14 +91,19 @@ impl LiveHostConfig {
             journal,
             channels: ChannelConfig::Cores,
             reserved_cpus: CpuSet::default(),
+            dedicated_cpus: DedicatedCpuRule::default(),
             guests: GuestRules::default(),
             devices: DeviceRules::new(),
+            buffered: BufferedLimits::default(),
+            write_back: WriteBackLimits::default(),
+            disks: DiskBounds::default(),
             references: BTreeMap::new(),
             interval: Duration::from_secs(2),
             reward: RewardConfig::default(),
             episode_steps: None,
             proc_root: "/proc".into(),
             sys_root: "/sys".into(),
+            root: "/".into(),
         }
     }
 }
@@ -117,12 +138,18 @@ pub struct LiveHost {
     devices: Devices,
     inventory: Inventory,
     inventory_read_at: Duration,
+    /// It is to be read again whatever its age.
+    is_inventory_stale: bool,
     /// Since the journal was brought after it.
     is_inventory_new: bool,
     is_connected: bool,
     /// Since the last time that the guests were read.
     is_reconnected: bool,
+    /// Rung when guests may be others than before.
+    ring: Option<Ring>,
     histograms_tried: BTreeSet<(GuestLife, String)>,
+    /// Other daemons that tune this host.
+    beside: beside::Beside,
     /// What has been frozen since somebody last asked.
     frozen: Vec<Outcome>,
     spec: EnvSpec,
@@ -184,7 +211,7 @@ impl LiveHost {
     ) -> HostResult<Self> {
         let topology = Topology::read(&config.sys_root, &config.proc_root)?;
         let channels = Channels::new(&config.channels, &topology, &config.reserved_cpus)?;
-        let tuner = Tuner::new(Journal::open(&config.journal)?);
+        let tuner = Tuner::with_limits(Journal::open(&config.journal)?, config.write_back);
         let mut host = Self {
             telemetry: Telemetry::new(
                 &config.proc_root,
@@ -195,10 +222,13 @@ impl LiveHost {
             stats_reader: StatsReader::default(),
             inventory: Inventory::default(),
             inventory_read_at: Duration::ZERO,
+            is_inventory_stale: false,
             is_inventory_new: false,
             is_connected: true,
             is_reconnected: false,
+            ring: None,
             histograms_tried: BTreeSet::new(),
+            beside: beside::Beside::default(),
             frozen: Vec::new(),
             spec: spec(&config.devices),
             devices: Devices::new(&config.sys_root, config.devices.clone()),
@@ -243,6 +273,14 @@ impl LiveHost {
         self.tuner.records()
     }
 
+    /// Adds a note to the journal: why somebody passed the guard by.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn note(&self, text: &str) -> HostResult<()> {
+        self.tuner.note(text)
+    }
+
     /// A sample now. A lost connection is opened again once. A managed guest that is new gets a
     /// latency histogram. What somebody else has changed since the last one is frozen, which the
     /// masks of this one show.
@@ -256,7 +294,23 @@ impl LiveHost {
         self.frozen.extend(frozen?);
         let sample = self.sample_of(&stats)?;
         self.start_histograms();
+        self.write_back_migrating()?;
         Ok(sample)
+    }
+
+    /// What somebody should hear of dirty pages that are written back, since this was last called.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        self.tuner.take_notes()
+    }
+
+    /// libvirt takes no monitor command of a guest that migrates, so that its disks cannot go back to
+    /// direct; but it waits for fewer dirty pages when it is stopped.
+    fn write_back_migrating(&self) -> HostResult<()> {
+        for life in self.telemetry.migrating() {
+            let running = self.inventory.guests.get(&life.uuid);
+            running.map_or(Ok(()), |running| self.tuner.write_back_guest(running))?;
+        }
+        Ok(())
     }
 
     /// Knobs that have been frozen by samples since this was last called.
@@ -264,13 +318,38 @@ impl LiveHost {
         std::mem::take(&mut self.frozen)
     }
 
+    /// Lets `ring` be called whenever guests may be others than before, also after a reconnection:
+    /// [`LiveHost::refresh`] then tells.
+    pub fn watch_guests(&mut self, ring: Ring) {
+        self.hypervisor.watch_guests(&ring);
+        self.ring = Some(ring);
+    }
+
+    /// Reads which guests run and all about them, and brings the journal after what has become of them;
+    /// no sample is taken.
+    ///
+    /// # Errors
+    /// `Disconnected`, `Late` when too many guests hang, `Io`, `Journal`.
+    pub fn refresh(&mut self) -> HostResult<()> {
+        self.is_inventory_stale = true;
+        self.follow_guests().map(drop)
+    }
+
     fn sample_of(&mut self, stats: &[GuestStats]) -> HostResult<HostSample> {
+        let dedicated = match self.config.dedicated_cpus {
+            DedicatedCpuRule::Avoid => {
+                DedicatedCpus::of(self.inventory.guests.values().map(|running| &running.guest))
+            }
+            DedicatedCpuRule::Share => DedicatedCpus::default(),
+        };
         let sources = Sources {
             hypervisor: &self.hypervisor,
             inventory: &self.inventory,
             stats,
             channels: &self.channels,
             tuner: &self.tuner,
+            dedicated: &dedicated,
+            buffered: &self.config.buffered,
             now: self.clock.now(),
         };
         self.telemetry.sample(&sources)
@@ -405,7 +484,10 @@ impl LiveHost {
             other => other?,
         };
         let now = self.clock.now();
-        let is_old = now.saturating_sub(self.inventory_read_at) > INVENTORY_MAX_AGE;
+        // What happened while there was no connection was told to nobody.
+        let is_old = self.is_inventory_stale
+            || self.is_reconnected
+            || now.saturating_sub(self.inventory_read_at) > INVENTORY_MAX_AGE;
         if is_old || !self.inventory.is_current(&stats) {
             self.inventory = Inventory::read(
                 &*self.hypervisor,
@@ -415,6 +497,9 @@ impl LiveHost {
                 &self.devices,
             )?;
             self.inventory_read_at = now;
+            self.is_inventory_stale = false;
+            let (proc, root) = (&self.config.proc_root, &self.config.root);
+            self.beside.look(proc, root, now);
             self.is_inventory_new = true;
         }
         self.note_hanging();
@@ -436,6 +521,9 @@ impl LiveHost {
         if !self.is_connected {
             self.telemetry.forget_readers();
             self.hypervisor = (self.connector)()?;
+            if let Some(ring) = &self.ring {
+                self.hypervisor.watch_guests(ring);
+            }
             self.is_connected = true;
             self.is_reconnected = true;
         }

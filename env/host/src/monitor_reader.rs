@@ -21,6 +21,10 @@ pub(crate) struct MonitorReading {
     pub(crate) in_flight: BTreeMap<String, u32>,
     /// By target: whether a job runs.
     pub(crate) jobs: BTreeMap<String, bool>,
+    /// By the disk's QOM path: writes and flushes that have failed.
+    pub(crate) failed_writes: BTreeMap<String, u64>,
+    /// Whether the guest is migrating to another host.
+    pub(crate) migrates: bool,
 }
 
 /// What is asked of a guest.
@@ -104,10 +108,11 @@ fn read(hypervisor: &dyn Hypervisor, question: &Question) -> HostResult<MonitorR
         idle_targets,
     } = question;
     let qmp = Qmp::of(hypervisor, guest)?;
-    let mut reading = MonitorReading {
-        histograms: qmp.latency_histograms()?,
-        ..MonitorReading::default()
-    };
+    let mut reading = MonitorReading::default();
+    for (path, disk) in qmp.disk_readings()? {
+        reading.histograms.insert(path.clone(), disk.histogram);
+        reading.failed_writes.insert(path, disk.failed_writes);
+    }
     for disk in &guest.disks {
         // A guest that cannot tell its jobs is treated as if one ran.
         let job = hypervisor
@@ -121,6 +126,9 @@ fn read(hypervisor: &dyn Hypervisor, question: &Question) -> HostResult<MonitorR
             }
         }
     }
+    // Only a migration is told apart from other jobs, so only where one runs it is asked for.
+    let job_runs = reading.jobs.values().any(|runs| *runs);
+    reading.migrates = job_runs && hypervisor.migrates(&guest.uuid).unwrap_or(false);
     Ok(reading)
 }
 

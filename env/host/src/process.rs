@@ -82,6 +82,18 @@ fn qemu_at(root: &Path, pid: i32) -> Option<(String, QemuProcess)> {
     ))
 }
 
+#[cfg(test)]
+impl QemuProcess {
+    /// One that has ended.
+    pub(crate) fn fake(pid: i32) -> Self {
+        Self {
+            pid,
+            started_ticks: 0,
+            root: "/nowhere".into(),
+        }
+    }
+}
+
 impl QemuProcess {
     /// Whether it still runs, and its id was not given to another process.
     #[must_use]
@@ -299,6 +311,86 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert_eq!(this.is_direct(file.path()), Some(false));
         assert_eq!(this.is_direct(Path::new("/proc/version")), None);
+    }
+
+    /// A QEMU below a root of the test's own, with a thread.
+    fn fake_qemu(root: &Path) -> QemuProcess {
+        for (file, text) in [
+            ("task/8/comm", "IO iothread1\n"),
+            ("task/8/schedstat", "5000 300 2\n"),
+            ("task/8/status", "Cpus_allowed_list:\t0-1\n"),
+        ] {
+            let file = root.join("7").join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        }
+        QemuProcess {
+            pid: 7,
+            started_ticks: 0,
+            root: root.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_missing_broken_or_unreadable_is_named_and_keeps_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let qemu = fake_qemu(dir.path());
+        let file = dir.path().join("7/task/8/schedstat");
+        let times = ThreadTimes {
+            cpu_ns: 5000,
+            wait_ns: 300,
+        };
+        assert_eq!(qemu.thread_times(8).unwrap(), times);
+        let spoil: [fn(&Path); 4] = [
+            |file| fs::write(file, "").unwrap(),
+            |file| fs::write(file, "5000 many 2").unwrap(),
+            |file| fs::remove_file(file).unwrap(),
+            |file| fs::create_dir(file).unwrap(),
+        ];
+        for spoil in spoil {
+            spoil(&file);
+            let error = qemu.thread_times(8).unwrap_err().to_string();
+            assert!(error.contains("task/8/schedstat"), "{error}");
+            assert_eq!(qemu.threads().unwrap().iothreads, BTreeMap::from([(1, 8)]));
+            assert_eq!(qemu.affinity(8).unwrap().to_string(), "0-1");
+        }
+        fs::remove_dir(&file).unwrap();
+        fs::write(&file, "5000 300 2").unwrap();
+        assert_eq!(qemu.thread_times(8).unwrap(), times);
+        // Its thread has ended between two readings.
+        fs::remove_dir_all(dir.path().join("7/task/8")).unwrap();
+        assert!(qemu.affinity(8).is_err() && qemu.thread_times(8).is_err());
+        assert!(qemu.threads().unwrap().iothreads.is_empty());
+    }
+
+    /// Dead or gone (ENOENT, ESRCH, EACCES, as the kernel likes): an error of each file and no more.
+    #[test]
+    fn a_process_that_has_ended_is_an_error_of_its_files() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let qemu = QemuProcess {
+            pid,
+            started_ticks: 0,
+            root: "/proc".into(),
+        };
+        assert!(qemu.thread_times(pid).is_ok() && qemu.read_bytes().is_ok());
+        child.kill().unwrap();
+        // Dead, and not waited for: its files are there and some cannot be read.
+        let stat = format!("/proc/{pid}/stat");
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {}
+        let _ = (
+            qemu.read_bytes(),
+            qemu.affinity(pid),
+            qemu.is_direct(Path::new("/")),
+        );
+        child.wait().unwrap();
+        let error = qemu.read_bytes().unwrap_err().to_string();
+        assert!(error.contains(&pid.to_string()), "{error}");
+        assert!(qemu.thread_times(pid).is_err() && qemu.affinity(pid).is_err());
+        assert!(qemu.threads().is_err() && !qemu.is_alive());
     }
 
     #[test]

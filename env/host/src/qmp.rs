@@ -4,7 +4,10 @@
 //! only for guests that opted in; [`Qmp::of`] is the gate. The one way past it is
 //! [`Qmp::to_put_back`], for what we changed before a guest opted out.
 
+pub(crate) mod format_node;
+
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -77,6 +80,10 @@ struct BlockStats {
 
 #[derive(Deserialize)]
 struct Histograms {
+    #[serde(default)]
+    failed_wr_operations: u64,
+    #[serde(default)]
+    failed_flush_operations: u64,
     rd_latency_histogram: Option<Histogram>,
     wr_latency_histogram: Option<Histogram>,
 }
@@ -99,6 +106,15 @@ pub(crate) enum Whereabouts {
     },
     /// It has been closed.
     Closed,
+}
+
+/// What QEMU counts of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskReading {
+    /// Its latencies.
+    pub histogram: LatencyHistogram,
+    /// Writes and flushes that have failed since QEMU was started.
+    pub failed_writes: u64,
 }
 
 /// What the latency histogram of a disk is.
@@ -232,20 +248,24 @@ impl<'a> Qmp<'a> {
     /// `Qmp`, `Disconnected`, `GuestGone`.
     pub fn latency_histogram(&self, disk: &GuestDisk) -> HostResult<LatencyHistogram> {
         Ok(self
-            .latency_histograms()?
+            .disk_readings()?
             .remove(&disk.qom_path())
-            .unwrap_or(LatencyHistogram::Absent))
+            .map_or(LatencyHistogram::Absent, |reading| reading.histogram))
     }
 
-    /// The latency histograms of all disks by QOM path.
+    /// What QEMU counts of all disks, by QOM path.
     ///
     /// # Errors
     /// `Qmp`, `Disconnected`, `GuestGone`.
-    pub fn latency_histograms(&self) -> HostResult<BTreeMap<String, LatencyHistogram>> {
+    pub fn disk_readings(&self) -> HostResult<BTreeMap<String, DiskReading>> {
         let devices: Vec<BlockStats> = self.query("query-blockstats")?;
+        let reading = |stats: Histograms| DiskReading {
+            histogram: stats.merge(),
+            failed_writes: stats.failed_wr_operations + stats.failed_flush_operations,
+        };
         Ok(devices
             .into_iter()
-            .filter_map(|device| Some((device.qdev?, device.stats.merge())))
+            .filter_map(|device| Some((device.qdev?, reading(device.stats))))
             .collect())
     }
 
@@ -350,6 +370,12 @@ pub(crate) fn reopened_node(command: &str) -> Option<String> {
     text(&command["arguments"]["options"][0], "node-name").map(str::to_owned)
 }
 
+/// The file of the node that such a command is about.
+pub(crate) fn reopened_file(command: &str) -> Option<PathBuf> {
+    let command: Value = serde_json::from_str(command).ok()?;
+    text(&command["arguments"]["options"][0], "filename").map(PathBuf::from)
+}
+
 /// The command that removes a disk's latency histogram.
 pub(crate) fn stop_histogram_command(disk: &GuestDisk) -> Value {
     json!({ "execute": "block-latency-histogram-set", "arguments": { "id": disk.qom_path() } })
@@ -376,7 +402,8 @@ impl Histograms {
     }
 }
 
-fn boundaries_ns() -> impl Iterator<Item = u64> {
+/// The bounds of our latency histograms, by which they are told from those of others.
+pub(crate) fn boundaries_ns() -> impl Iterator<Item = u64> {
     LATENCY_BOUNDS_US
         .iter()
         .map(|us| u64::from(*us) * NS_PER_US)
@@ -552,6 +579,8 @@ mod tests {
             })
         };
         let both = Histograms {
+            failed_wr_operations: 0,
+            failed_flush_operations: 0,
             rd_latency_histogram: ours(),
             wr_latency_histogram: ours(),
         };
@@ -565,6 +594,8 @@ mod tests {
         });
         assert_eq!(
             Histograms {
+                failed_wr_operations: 0,
+                failed_flush_operations: 0,
                 rd_latency_histogram: ours(),
                 wr_latency_histogram: foreign
             }
@@ -573,6 +604,8 @@ mod tests {
         );
         assert_eq!(
             Histograms {
+                failed_wr_operations: 0,
+                failed_flush_operations: 0,
                 rd_latency_histogram: None,
                 wr_latency_histogram: None
             }

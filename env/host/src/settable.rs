@@ -1,5 +1,7 @@
 //! What the tuner needs of whatever has knobs: a running guest, a block device.
 
+use std::path::PathBuf;
+
 use crate::error::{HostError, HostResult};
 use crate::journal::Record;
 use crate::knob::Knob;
@@ -33,6 +35,9 @@ pub(crate) trait Settable {
     /// # Errors
     /// `Unsupported`, with the way out.
     fn check_change(&self, knob: &Knob, current: &str, value: &str) -> HostResult<()>;
+
+    /// The image whose dirty pages a change would wait for, while its disk stands still.
+    fn image_flushed_by(&self, knob: &Knob, current: &str, value: &str) -> Option<PathBuf>;
 
     /// Sets a knob, without reading it back.
     ///
@@ -72,12 +77,15 @@ pub(crate) trait Settable {
     fn complete(&self, record: &Record) -> HostResult<()>;
 }
 
-/// Sets a knob and reads it back.
+/// Sets a knob and reads it back, where it can be read: what QEMU does not report it has accepted.
 ///
 /// # Errors
 /// `ReadBack` when it did not take; as [`Settable::write`] and [`Settable::read`].
 pub(crate) fn write_and_check(io: &dyn Settable, knob: &Knob, value: &str) -> HostResult<()> {
     io.write(knob, value)?;
+    if !knob.is_reported() {
+        return Ok(());
+    }
     let found = io.read(knob)?;
     if found == value {
         return Ok(());

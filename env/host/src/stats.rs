@@ -30,6 +30,8 @@ pub struct GuestStats {
     pub name: String,
     /// `virDomainState`: 1 is running, 3 paused.
     pub state: u64,
+    /// The reason of the state, such as `virDomainPausedReason`.
+    pub state_reason: u64,
     /// Disks in libvirt's order. A layer below the top one is left out.
     pub disks: Vec<DiskStats>,
     /// `poll-max-ns` by IOThread id. Empty when the guest was busy.
@@ -71,6 +73,16 @@ pub struct IoCounters {
     pub bytes: u64,
     /// Time from submission to completion, summed, nanoseconds.
     pub time_ns: u64,
+}
+
+impl GuestStats {
+    /// Whether QEMU has paused the guest because of an I/O error: `VIR_DOMAIN_PAUSED_IOERROR`.
+    #[must_use]
+    pub fn is_paused_on_error(&self) -> bool {
+        const PAUSED: u64 = 3;
+        const IO_ERROR: u64 = 5;
+        (self.state, self.state_reason) == (PAUSED, IO_ERROR)
+    }
 }
 
 impl StatsRecord {
@@ -146,6 +158,7 @@ impl From<&StatsRecord> for GuestStats {
             uuid: record.uuid.clone(),
             name: record.name.clone(),
             state: record.number("state.state").unwrap_or_default(),
+            state_reason: record.number("state.reason").unwrap_or_default(),
             disks: disks.collect(),
             poll_max_ns: record.numbered("iothread", "poll-max-ns"),
             vcpu_time_ns: record.numbered("vcpu", "time"),
@@ -165,7 +178,8 @@ mod tests {
             ..StatsRecord::default()
         };
         for (key, value) in [
-            ("state.state", 1),
+            ("state.state", 3),
+            ("state.reason", 5),
             ("block.count", 1),
             ("block.0.rd.reqs", 7),
             ("block.0.rd.bytes", 28_672),
@@ -205,6 +219,7 @@ mod tests {
                 counters: Some(expected)
             }
         );
+        assert!(stats.is_paused_on_error());
         assert_eq!(stats.poll_max_ns, BTreeMap::from([(3, 32_768)]));
         assert_eq!(stats.vcpu_time_ns, BTreeMap::from([(0, 5), (1, 6)]));
     }

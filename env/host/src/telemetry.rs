@@ -1,6 +1,6 @@
 //! From libvirt, QEMU's monitor, procfs and sysfs to one [`HostSample`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,22 +8,27 @@ use std::time::{Duration, Instant};
 use blkpilot_env::observation::{MaskReason, Validity};
 use blkpilot_env::sample::{
     Cache, ChannelSample, DeviceClass, DeviceReference, DeviceSample, DiskMasks, DiskSample,
-    DiskSettings, HostSample, OpCounters, Polling, Reading,
+    DiskSettings, HostGauges, HostSample, OpCounters, Polling, Reading,
 };
 
 use crate::backing_device::BackingDevice;
 use crate::block_stack::Resolver;
+use crate::cache_mask::{BufferedLimits, CacheFacts, cache_mask, is_on_shared_storage};
 use crate::cachestat::cached_bytes;
-use crate::channel::Channels;
+use crate::channel::{Channel, Channels};
 use crate::cpuset::CpuSet;
+use crate::dedicated::DedicatedCpus;
 use crate::device::scheduler;
 use crate::error::HostResult;
+use crate::group_memory::taken_share;
 use crate::guest::{BootCache, BootIo, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::GuestLife;
 use crate::knob::{Knob, cache_obstacle, cache_of};
+use crate::layer::Layer;
 use crate::monitor_reader::{MonitorReader, MonitorReading};
+use crate::mounts::Mounts;
 use crate::process::{QemuProcess, QemuThreads, ThreadTimes};
 use crate::procfs_host::{CpuTimes, DeviceCounters, cpu_times, device_counters, host_gauges};
 use crate::qmp::LatencyHistogram;
@@ -46,6 +51,10 @@ pub(crate) struct Telemetry {
     without_histogram: Vec<(GuestLife, String)>,
     /// When we last changed a disk, by disk id.
     changed_at: BTreeMap<String, Duration>,
+    /// Guests that QEMU has paused because of an I/O error, in this life.
+    paused_on_error: BTreeSet<GuestLife>,
+    /// Guests that are migrating to another host, as last seen.
+    migrating: Vec<GuestLife>,
 }
 
 /// What one sample is made from.
@@ -55,6 +64,9 @@ pub(crate) struct Sources<'a> {
     pub(crate) stats: &'a [GuestStats],
     pub(crate) channels: &'a Channels,
     pub(crate) tuner: &'a Tuner,
+    /// CPUs that no disk of another guest is bound to.
+    pub(crate) dedicated: &'a DedicatedCpus,
+    pub(crate) buffered: &'a BufferedLimits,
     pub(crate) now: Duration,
 }
 
@@ -68,6 +80,11 @@ struct DiskSources<'a> {
     monitor: Option<&'a MonitorReading>,
     /// It has not answered in time.
     hangs: bool,
+    host: &'a HostGauges,
+    /// How much of its group's memory the guest has taken, see [`taken_share`].
+    group_memory: Option<f32>,
+    is_shared: bool,
+    has_write_errors: bool,
 }
 
 /// The reference latencies that a kind of device has unless the configuration says otherwise: those
@@ -101,6 +118,8 @@ impl Telemetry {
             last: BTreeMap::new(),
             without_histogram: Vec::new(),
             changed_at: BTreeMap::new(),
+            paused_on_error: BTreeSet::new(),
+            migrating: Vec::new(),
         }
     }
 
@@ -119,6 +138,10 @@ impl Telemetry {
         let guests = managed_guests(sources);
         let monitors = self.read_monitors(sources, &guests);
         let cpus = cpu_times(&self.proc_root)?;
+        let host = host_gauges(&self.proc_root, &cpus)?;
+        let mounts = Mounts::read(&self.proc_root).unwrap_or_default();
+        self.note_errors(&guests);
+        self.note_migrations(&monitors);
         let resolver = Resolver::new(&self.sys_root, &self.proc_root);
         let mut devices = Vec::new();
         let mut groups = BTreeMap::new();
@@ -131,11 +154,17 @@ impl Telemetry {
                 .and_then(|process| process.threads().ok())
                 .unwrap_or_default();
             let monitor = running.life.as_ref().and_then(|life| monitors.get(life));
+            let process = running.process.as_ref();
+            let group_memory =
+                process.and_then(|process| taken_share(&self.proc_root, process.pid, &mounts));
             for disk in &running.guest.disks {
                 let Some(counters) = self.counters(running, &disk.target, guest_stats) else {
                     continue;
                 };
-                let Some(device) = device_row(&resolver, disk, &mut devices) else {
+                let Some(stack) = disk.source.as_ref().map(|source| resolver.image(source)) else {
+                    continue;
+                };
+                let Some(device) = device_row(&resolver, &stack, &mut devices) else {
                     continue;
                 };
                 let from = DiskSources {
@@ -146,6 +175,10 @@ impl Telemetry {
                     threads: &threads,
                     monitor,
                     hangs: self.hangs(running),
+                    host: &host,
+                    group_memory,
+                    is_shared: is_on_shared_storage(&stack),
+                    has_write_errors: self.has_write_errors(sources, running, disk, monitor),
                 };
                 let sample = self.disk(sources, &from, device, &mut groups);
                 last.insert(sample.id.clone(), counters);
@@ -157,7 +190,7 @@ impl Telemetry {
             at: sources.now,
             channels: channel_samples(sources, &cpus, &devices),
             devices: self.device_samples(sources, &devices)?,
-            host: host_gauges(&self.proc_root, &cpus)?,
+            host,
             disks,
         })
     }
@@ -189,6 +222,44 @@ impl Telemetry {
         let answers = answers.collect();
         self.without_histogram = without_histogram(guests, &answers);
         answers
+    }
+
+    fn note_errors(&mut self, guests: &[(&RunningGuest, &GuestStats)]) {
+        let lives = guests
+            .iter()
+            .filter_map(|(running, stats)| Some((running.life.as_ref()?, stats)));
+        let known = &self.paused_on_error;
+        let has_error =
+            |life, stats: &GuestStats| stats.is_paused_on_error() || known.contains(life);
+        let failed = lives.filter(|(life, stats)| has_error(*life, stats));
+        self.paused_on_error = failed.map(|(life, _)| life.clone()).collect();
+    }
+
+    fn note_migrations(&mut self, monitors: &BTreeMap<GuestLife, MonitorReading>) {
+        let migrating = monitors.iter().filter(|(_, reading)| reading.migrates);
+        self.migrating = migrating.map(|(life, _)| life.clone()).collect();
+    }
+
+    /// Guests that were migrating to another host at the last sample.
+    pub(crate) fn migrating(&self) -> &[GuestLife] {
+        &self.migrating
+    }
+
+    /// Whether a write of a disk has failed in this life of its guest. Which disk a guest was paused for
+    /// is not told, so it counts for all.
+    fn has_write_errors(
+        &self,
+        sources: &Sources<'_>,
+        running: &RunningGuest,
+        disk: &GuestDisk,
+        monitor: Option<&MonitorReading>,
+    ) -> bool {
+        let failed = monitor.and_then(|monitor| monitor.failed_writes.get(&disk.qom_path()));
+        let is_paused = |life: &GuestLife| self.paused_on_error.contains(life);
+        let image = disk.source.as_deref();
+        failed.is_some_and(|count| *count > 0)
+            || running.life.as_ref().is_some_and(is_paused)
+            || image.is_some_and(|image| sources.tuner.has_failed_write_back(image))
     }
 
     /// Disks that completed nothing since the last sample: idle or stalled, which only their
@@ -280,12 +351,13 @@ impl Telemetry {
         let cache = from.disk.source.as_deref().map(cached_bytes);
         let cache = cache.and_then(HostResult::ok).ok_or(Validity::Unsupported);
         let settings = settings(sources.channels, from);
+        let default = defaults(sources, from, settings);
         DiskSample {
             device,
             group,
             settings,
-            default: defaults(sources, from, settings),
-            masks: masks(sources, from),
+            default,
+            masks: masks(sources, from, settings.cache, default.cache),
             reads: op_counters(from.counters.reads),
             writes: op_counters(from.counters.writes),
             flushes: from.counters.flushes,
@@ -311,16 +383,15 @@ impl Telemetry {
 /// below its image in a backing chain is not looked for: headers are read on storage that may hang.
 fn device_row(
     resolver: &Resolver,
-    disk: &GuestDisk,
+    stack: &Layer,
     devices: &mut Vec<BackingDevice>,
 ) -> Option<usize> {
-    let stack = resolver.image(disk.source.as_ref()?);
-    let name = BackingDevice::name_of(&stack)?;
+    let name = BackingDevice::name_of(stack)?;
     let known = devices.iter().position(|known| known.name == name);
     if known.is_some() {
         return known;
     }
-    devices.push(BackingDevice::of_stack(resolver, &stack)?);
+    devices.push(BackingDevice::of_stack(resolver, stack)?);
     Some(devices.len() - 1)
 }
 
@@ -382,7 +453,7 @@ fn channel_samples(
         .values()
         .any(|running| !running.guest.is_kvm);
     let interpreted_ns = interpreted_vcpu_ns(sources);
-    let channel = |(row, (channel, hw_queues)): (usize, (&crate::channel::Channel, u16))| {
+    let channel = |(row, (channel, hw_queues)): (usize, (&Channel, u16))| {
         let times = || channel.cpus.iter().filter_map(|cpu| cpus.get(cpu as usize));
         let guest_ns: u64 = times().map(|cpu| cpu.guest_ns).sum();
         ChannelSample {
@@ -560,7 +631,13 @@ fn defaults(sources: &Sources<'_>, from: &DiskSources<'_>, current: DiskSettings
     defaults
 }
 
-fn masks(sources: &Sources<'_>, from: &DiskSources<'_>) -> DiskMasks {
+/// `current` is the cache strategy in force, `default` the one without us.
+fn masks(
+    sources: &Sources<'_>,
+    from: &DiskSources<'_>,
+    current: Cache,
+    default: Cache,
+) -> DiskMasks {
     let iothread = from.disk.iothread;
     let thread_mask = |kind, knob: Option<Knob>| match knob {
         None => MaskReason::NoIoThread,
@@ -583,12 +660,15 @@ fn masks(sources: &Sources<'_>, from: &DiskSources<'_>) -> DiskMasks {
         },
     );
     let cache = if cache.is_allowed() {
-        cache_mask(from)
+        cache_mask(
+            &cache_facts(sources, from, current, default),
+            sources.buffered,
+        )
     } else {
         [cache; 2]
     };
     DiskMasks {
-        channel: vec![channel; sources.channels.list().len() + 1],
+        channel: channel_mask(sources, &from.running.guest.uuid, channel),
         cache,
         polling: [polling; 2],
     }
@@ -616,21 +696,42 @@ fn knob_mask(
     }
 }
 
-/// Direct, buffered.
-fn cache_mask(from: &DiskSources<'_>) -> [MaskReason; 2] {
-    let job_runs = from
-        .monitor
-        .and_then(|monitor| monitor.jobs.get(&from.disk.target));
-    match (cache_obstacle(from.disk, false), job_runs) {
-        (Some(_), _) => [MaskReason::Unsupported; 2],
-        // A guest whose monitor does not answer now would not take the change either.
-        (None, None) => [MaskReason::Unresponsive; 2],
-        (None, Some(true)) => [MaskReason::JobRunning; 2],
-        (None, Some(false)) if cache_obstacle(from.disk, true).is_some() => {
-            [MaskReason::Allowed, MaskReason::AioNative]
+/// Floating, then the channels. `all`: what holds for each of them.
+fn channel_mask(sources: &Sources<'_>, uuid: &str, all: MaskReason) -> Vec<MaskReason> {
+    let of_channel = |channel: &Channel| {
+        if all.is_allowed() && sources.dedicated.are_of_others(&channel.cpus, uuid) {
+            MaskReason::DedicatedCpu
+        } else {
+            all
         }
-        (None, Some(false)) if from.running.nodes.is_empty() => [MaskReason::Unsupported; 2],
-        (None, Some(false)) => [MaskReason::Allowed; 2],
+    };
+    let channels = sources.channels.list().iter().map(of_channel);
+    std::iter::once(all).chain(channels).collect()
+}
+
+fn cache_facts<'a>(
+    sources: &Sources<'_>,
+    from: &DiskSources<'a>,
+    current: Cache,
+    default: Cache,
+) -> CacheFacts<'a> {
+    let disk = from.disk;
+    let jobs = from.monitor.map(|monitor| &monitor.jobs);
+    let image = disk.source.as_deref();
+    CacheFacts {
+        is_barred: cache_obstacle(disk, false).is_some(),
+        job_runs: jobs.and_then(|jobs| jobs.get(&disk.target)).copied(),
+        has_nodes: !from.running.nodes.is_empty(),
+        is_native: disk.boot_io == BootIo::Native,
+        current,
+        default,
+        direct: image.map_or(MaskReason::Allowed, |image| {
+            sources.tuner.direct_mask(image)
+        }),
+        is_shared: from.is_shared,
+        has_write_errors: from.has_write_errors,
+        group_memory: from.group_memory,
+        host: from.host,
     }
 }
 
@@ -639,3 +740,6 @@ fn vcpu_share(channels: &Channels, running: &RunningGuest) -> Vec<f32> {
     let vcpus = (0..guest.vcpus).map(|vcpu| guest.vcpu_pins.get(&vcpu).or(guest.cpuset.as_ref()));
     channels.vcpu_share(&vcpus.collect::<Vec<_>>())
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use crate::cpuset::CpuSet;
 use crate::device::DeviceKnob;
@@ -11,9 +12,14 @@ use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{GuestLife, Intent, Journal, Life, Record, RecordState, owner};
 use crate::knob::{Change, Knob, Purpose};
 use crate::settable::{Settable, write_and_check};
+use crate::write_back::{WriteBackLimits, WriteBacks};
 
 mod device;
+mod disk;
+mod flush;
 mod follow;
+
+pub use disk::DiskAccess;
 
 /// Applies changes and takes them back.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub struct Tuner {
     /// Knobs that are on their way back while the journal cannot be written, so that it knows nothing
     /// of that.
     put_back: RefCell<BTreeSet<(Life, Knob)>>,
+    write_backs: WriteBacks,
 }
 
 /// What a change did.
@@ -121,9 +128,16 @@ impl Tuner {
     /// A tuner with this journal.
     #[must_use]
     pub fn new(journal: Journal) -> Self {
+        Self::with_limits(journal, WriteBackLimits::default())
+    }
+
+    /// A tuner with this journal that writes dirty pages back as far as this.
+    #[must_use]
+    pub fn with_limits(journal: Journal, limits: WriteBackLimits) -> Self {
         Self {
             journal,
             put_back: RefCell::default(),
+            write_backs: WriteBacks::new(limits),
         }
     }
 
@@ -133,6 +147,14 @@ impl Tuner {
     /// `Journal`.
     pub fn records(&self) -> HostResult<Vec<Record>> {
         self.journal.records()
+    }
+
+    /// Adds a note to the journal.
+    ///
+    /// # Errors
+    /// `Journal`.
+    pub fn note(&self, text: &str) -> HostResult<()> {
+        self.journal.note(text)
     }
 
     /// The record of a knob; `None` if we have not changed it.
@@ -166,7 +188,8 @@ impl Tuner {
     ///
     /// # Errors
     /// `NotOptedIn` and `Unsupported` before anything is written; `Frozen` when somebody else
-    /// changed the knob; `ReadBack` when it did not take; whatever the hypervisor says.
+    /// changed the knob; `WritingBack`, `WriteBackQueued` and `WritesTooFast` while a disk has too many
+    /// dirty pages to go over to direct; `ReadBack` when it did not take; whatever the hypervisor says.
     pub fn apply(
         &self,
         hypervisor: &dyn Hypervisor,
@@ -195,7 +218,7 @@ impl Tuner {
         {
             record = None;
         }
-        let current = io.read(&knob)?;
+        let current = self.value(io, life, &knob)?;
         io.check_change(&knob, &current, &value)?;
         if let Some(known) = &record {
             if self.was_put_back(io, known, &current) {
@@ -216,9 +239,13 @@ impl Tuner {
             previous: current,
             value,
         };
-        if applied.previous == applied.value {
+        // What an interrupted change has left of a knob that is not reported is not known.
+        let is_open = |record: &Record| record.state == RecordState::Intended;
+        let is_known = applied.knob.is_reported() || !record.as_ref().is_some_and(is_open);
+        if applied.previous == applied.value && is_known {
             return Ok(applied);
         }
+        self.check_written_back(io, &applied)?;
         let original = record.as_ref().map_or(&applied.previous, |r| &r.original);
         let undo = io.undo(&applied.knob, original, record.as_ref())?;
         let before = io.side_effects(&applied.knob);
@@ -250,11 +277,14 @@ impl Tuner {
                 .err()
                 .unwrap_or(error));
         }
+        self.end_write_back(io, &applied);
         Ok(applied)
     }
 
     /// Restores original values, the latest change first. One that fails does not stop the others.
-    /// A guest that has opted out since is put back too: what is undone is our own change.
+    /// A guest that has opted out since is put back too: what is undone is our own change. Disks that go
+    /// back to direct are written back first, all together for no longer than
+    /// [`WriteBackLimits::way_back`].
     ///
     /// # Errors
     /// `Journal`, when the records cannot be read at all.
@@ -265,8 +295,9 @@ impl Tuner {
         scope: &Scope,
     ) -> HostResult<Vec<Outcome>> {
         let mut outcomes = self.follow(hypervisor, inventory, scope)?;
-        outcomes
-            .extend(self.for_each(scope, |record| self.restore(hypervisor, inventory, record))?);
+        let deadline = self.begin_ways_back(scope)?;
+        let restore = |record: &Record| self.restore(hypervisor, inventory, record, deadline);
+        outcomes.extend(self.for_each(scope, restore)?);
         Ok(outcomes)
     }
 
@@ -342,6 +373,7 @@ impl Tuner {
         hypervisor: &dyn Hypervisor,
         inventory: &Inventory,
         record: &Record,
+        deadline: Instant,
     ) -> HostResult<Settlement> {
         let Some(io) = self.access(hypervisor, inventory, record, Purpose::Restore)? else {
             return Ok(Settlement::Moot);
@@ -350,7 +382,10 @@ impl Tuner {
         if !self.follow_node(&*io, record)? {
             return Ok(Settlement::Restored { original });
         }
-        let current = io.read(&record.knob)?;
+        let mut current = self.value(&*io, &record.life, &record.knob)?;
+        if self.wait_for_write_back(&*io, record, &current, deadline) {
+            current = self.value(&*io, &record.life, &record.knob)?;
+        }
         if self.is_back(&*io, record, &current)? {
             return Ok(self.put_back(record, current));
         }
@@ -407,7 +442,11 @@ impl Tuner {
             let original = record.original.clone();
             return Ok(Settlement::Restored { original });
         }
-        let current = io.read(&record.knob)?;
+        if record.state == RecordState::Intended && !record.knob.is_reported() {
+            // Nothing that is not reported has dirty pages to wait for.
+            return self.restore(hypervisor, inventory, record, Instant::now());
+        }
+        let current = self.value(&*io, &record.life, &record.knob)?;
         if record.state != RecordState::Frozen && self.is_original(&*io, record, &current)? {
             return Ok(Settlement::Restored { original: current });
         }
@@ -465,6 +504,22 @@ impl Tuner {
         Ok(is_original)
     }
 
+    /// The value of a knob in force; of one that is not reported what was accepted last, or what the guest
+    /// was started with.
+    fn value(&self, io: &dyn Settable, life: &Life, knob: &Knob) -> HostResult<String> {
+        let read = io.read(knob)?;
+        if knob.is_reported() {
+            return Ok(read);
+        }
+        let known = self.journal.record(life, knob)?;
+        // A way back that was cut short may have changed nothing.
+        let last = |record: Record| match record.state {
+            RecordState::Intended if record.value == record.original => record.previous,
+            _ => record.value,
+        };
+        Ok(known.map_or(read, last))
+    }
+
     fn drop_record(&self, life: &Life, knob: &Knob) -> HostResult<()> {
         self.journal.drop_record(life, knob)?;
         self.put_back
@@ -504,7 +559,7 @@ impl Tuner {
     /// A change that was journalled is made on the value that was journalled: to put it on stable
     /// storage takes long enough for somebody else to come between.
     fn check_still(&self, whose: &Whose<'_>, change: &Applied) -> HostResult<()> {
-        let found = whose.io.read(&change.knob)?;
+        let found = self.value(whose.io, whose.life, &change.knob)?;
         let record = self.journal.record(whose.life, &change.knob)?;
         record.map_or(Ok(()), |record| self.check_untouched(&record, &found))
     }
@@ -523,7 +578,7 @@ impl Tuner {
         is_first: bool,
     ) -> HostResult<()> {
         let Whose { io, life, .. } = *whose;
-        let Ok(found) = io.read(&change.knob) else {
+        let Ok(found) = self.value(io, life, &change.knob) else {
             return Ok(());
         };
         if !is_cut_short(change, &found)
@@ -659,6 +714,9 @@ mod model;
 
 #[cfg(test)]
 mod device_tests;
+
+#[cfg(test)]
+mod disk_tests;
 
 #[cfg(test)]
 mod watch_tests;

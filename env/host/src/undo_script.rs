@@ -9,8 +9,11 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::device::{DeviceKnob, SideEffects};
+use crate::disk_setting::DiskSetting;
 use crate::journal::{DeviceLife, GuestLife, Life, Record, RecordState};
 use crate::knob::Knob;
+use crate::qmp::{boundaries_ns, reopened_file};
+use crate::throttle::Throttle;
 
 /// What the steps call; it says what each does.
 const FUNCTIONS: &str = include_str!("undo_script.sh");
@@ -137,11 +140,38 @@ fn undoing(record: &Record) -> Result<String, String> {
         Knob::Cache { .. } => {
             let undo = undo()?;
             let node = quoted(&node_name(undo)?);
-            format!("cache {uuid} {node} {values} {}", quoted(undo))
+            let file = reopened_file(undo).unwrap_or_default();
+            let (undo, file) = (quoted(undo), quoted(&file.display().to_string()));
+            format!("cache {uuid} {node} {values} {undo} {file}")
         }
-        Knob::Histogram { .. } => format!("histogram {uuid} {}", quoted(undo()?)),
+        Knob::Histogram { .. } => {
+            let undo = undo()?;
+            let (qdev, buckets) = (quoted(&device_path(undo)?), quoted(&our_buckets()));
+            format!("histogram {uuid} {qdev} {buckets} {}", quoted(undo))
+        }
+        Knob::Disk { target, setting } => match setting {
+            DiskSetting::Throttle => throttle(&uuid, target, &values, original)?,
+            DiskSetting::Qcow2Cache => {
+                let original = quoted(original);
+                format!("qcow2_cache {uuid} {original} {}", quoted(undo()?))
+            }
+        },
         Knob::Device(knob) => device(*knob, &values, record.undo.as_deref()),
     })
+}
+
+/// All limits are named: what is left out would stay.
+fn throttle(uuid: &str, target: &str, values: &str, original: &str) -> Result<String, String> {
+    let original: Throttle = original
+        .parse()
+        .map_err(|_| format!("its journalled original is not understood: {original}"))?;
+    let words = original.virsh_words();
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    Ok(format!(
+        "throttle {uuid} {} {values} {}",
+        quoted(target),
+        words.join(" ")
+    ))
 }
 
 fn device(knob: DeviceKnob, values: &str, undo: Option<&str>) -> String {
@@ -177,6 +207,22 @@ fn node_name(undo: &str) -> Result<String, String> {
     };
     node.filter(is_id)
         .ok_or_else(|| format!("its journalled command names no node: {undo}"))
+}
+
+/// The device whose histogram a command ends, as QEMU calls it; it is looked for in QEMU's answer, so it
+/// must be what stands there as it is.
+fn device_path(undo: &str) -> Result<String, String> {
+    let command: Option<Value> = serde_json::from_str(undo).ok();
+    let path = command.and_then(|command| command["arguments"]["id"].as_str().map(str::to_owned));
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._".contains(c);
+    path.filter(|path| !path.is_empty() && path.chars().all(is_plain))
+        .ok_or_else(|| format!("its journalled command names no device: {undo}"))
+}
+
+/// The bounds that tell our histograms from those of others, nanoseconds, as they stand in JSON.
+fn our_buckets() -> String {
+    let bounds: Vec<String> = boundaries_ns().map(|ns| ns.to_string()).collect();
+    bounds.join(",")
 }
 
 /// A text as one word of the shell.

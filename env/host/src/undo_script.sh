@@ -151,28 +151,162 @@ cache_of() {
     done
 }
 
-# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND. QEMU writes dirty pages back before it goes over to
-# direct, which may take a while.
-cache() {
-    is_ours "$(cache_of "$1" "$2")" "$3" "$4" "$5" || return
+# write_back FILE: while its disk goes on being served, which stands still for what QEMU has to write when
+# it goes over to direct. Twice, since the second time there is only what became dirty in the first.
+write_back() {
+    if ! { sync -d "$1" && sync -d "$1"; } 2>/dev/null; then
+        say 'its dirty pages cannot be written back beforehand, so the disk stands still while QEMU does it'
+    fi
+}
+
+# no_job UUID: whether QEMU's block nodes may be reopened.
+no_job() {
     case $(v qemu-monitor-command "$1" '{"execute":"query-block-jobs"}') in
     *'"return":[]'*) ;;
     *)
         fail 'a block job runs on the guest: run this again after it'
-        return
+        return 1
         ;;
     esac
     case $(v domjobinfo "$1") in
     *None*) ;;
     *)
         fail 'a libvirt job runs on the guest: run this again after it'
-        return
+        return 1
         ;;
     esac
+}
+
+# cache UUID NODE ORIGINAL VALUE PREVIOUS COMMAND FILE
+cache() {
+    is_ours "$(cache_of "$1" "$2")" "$3" "$4" "$5" || return
+    no_job "$1" || return
+    if [ "$3" = direct ]; then write_back "$7"; fi
     monitor "$1" "$6" && is_back "$(cache_of "$1" "$2")" "$3"
 }
 
-# histogram UUID COMMAND
+# without_spaces TEXT
+without_spaces() (
+    set -f
+    IFS=' '
+    # shellcheck disable=SC2086 # split, to be put together without them
+    set -- $1
+    IFS=
+    printf '%s' "$*"
+)
+
+# stats_of ANSWER QDEV: what QEMU's answer to query-blockstats says of this device: an object of the list,
+# found by counting braces, since its keys stand in any order.
+stats_of() {
+    # A brace within ${} would end it.
+    rest=${1#*'"return":['} depth=0 object= brace='[{}]*'
+    while :; do
+        case $rest in
+        *$brace) ;;
+        *) return ;;
+        esac
+        head=${rest%%$brace}
+        rest=${rest#"$head"}
+        case $rest in
+        '{'*)
+            depth=$((depth + 1))
+            if [ "$depth" -eq 1 ]; then head= object=; fi
+            object=$object$head'{' rest=${rest#?}
+            ;;
+        *)
+            depth=$((depth - 1))
+            object=$object$head'}' rest=${rest#?}
+            if [ "$depth" -lt 0 ]; then return; fi
+            if [ "$depth" -eq 0 ]; then
+                case $object in
+                *'"qdev":"'"$2"'"'*)
+                    printf '%s' "$object"
+                    return
+                    ;;
+                esac
+            fi
+            ;;
+        esac
+    done
+}
+
+# buckets_of STATS: the bounds of its latency histograms, if all have the same.
+buckets_of() {
+    case $1 in
+    *'"boundaries":['*) ;;
+    *) return ;;
+    esac
+    bounds=${1#*'"boundaries":['}
+    bounds=${bounds%%']'*}
+    rest=$1
+    while :; do
+        case $rest in
+        *'"boundaries":['"$bounds"']'*) rest=${rest#*'"boundaries":['"$bounds"']'} ;;
+        *) break ;;
+        esac
+    done
+    # What is left has others.
+    case $rest in
+    *'"boundaries":['*) printf 'different ones' ;;
+    *) printf '%s' "$bounds" ;;
+    esac
+}
+
+# histogram UUID QDEV BUCKETS COMMAND. A histogram with other buckets is somebody else's.
 histogram() {
-    monitor "$1" "$2" && put_back absent
+    answer=$(v qemu-monitor-command "$1" '{"execute":"query-blockstats"}')
+    stats=$(stats_of "$(without_spaces "$answer")" "$2")
+    buckets=$(buckets_of "$stats")
+    case $stats in
+    '') fail 'QEMU does not say whether the disk has a latency histogram' ;;
+    *)
+        case $buckets in
+        '')
+            say 'is absent already'
+            undone=$((undone + 1))
+            ;;
+        "$3") monitor "$1" "$4" && put_back absent ;;
+        *) fail 'somebody else counts latencies in other buckets, which are left alone' ;;
+        esac
+        ;;
+    esac
+}
+
+# qcow2_cache UUID ORIGINAL COMMAND: QEMU does not tell what is in force.
+qcow2_cache() {
+    no_job "$1" && monitor "$1" "$3" && put_back "$2"
+}
+
+# throttle_of UUID TARGET: the limits of a disk as blkpilot writes them. What is 0, a burst of one second
+# and a group of the disk's own say nothing.
+throttle_of() {
+    v blkdeviotune "$1" "$2" --live | {
+        text= seen= group=
+        while read -r name value; do
+            name=${name%:} value=${value#: }
+            case $name in
+            '') continue ;;
+            esac
+            seen=yes
+            case $name=$value in
+            *=0 | *_max_length=1 | group_name= | group_name=: | group_name=/machine/*) ;;
+            group_name=*) group=" $name=$value" ;;
+            *) text="$text $name=$value" ;;
+            esac
+        done
+        text=${text# }
+        if [ -n "$seen" ]; then printf '%s' "${text:-none}${text:+$group}"; fi
+    }
+}
+
+# throttle UUID TARGET ORIGINAL VALUE PREVIOUS [OPTION VALUE]...
+throttle() {
+    uuid=$1 target=$2 original=$3
+    is_ours "$(throttle_of "$uuid" "$target")" "$3" "$4" "$5" || return
+    shift 5
+    if v blkdeviotune "$uuid" "$target" "$@" --live >/dev/null; then
+        is_back "$(throttle_of "$uuid" "$target")" "$original"
+    else
+        fail 'virsh blkdeviotune failed'
+    fi
 }

@@ -32,18 +32,45 @@ impl ChangeBudget {
     /// Whether a head was changed too recently to be changed again.
     #[must_use]
     pub fn dwells(&self, now: Duration, disk: &str, head: usize) -> bool {
+        !self.dwell_left(now, disk, head).is_zero()
+    }
+
+    /// For how long still a head may not be changed.
+    #[must_use]
+    pub fn dwell_left(&self, now: Duration, disk: &str, head: usize) -> Duration {
         let changed_at = self.changed_at.get(&(disk.to_owned(), head));
-        changed_at.is_some_and(|at| now.saturating_sub(*at) < self.dwell)
+        changed_at.map_or(Duration::ZERO, |at| (*at + self.dwell).saturating_sub(now))
+    }
+
+    /// Most disks that may be changed in a minute.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.changes_per_minute
+    }
+
+    /// How many disks may be changed now.
+    #[must_use]
+    pub fn left(&self, now: Duration) -> usize {
+        let is_recent = |at: &&Duration| now.saturating_sub(**at) < MINUTE;
+        self.changes_per_minute - self.recent.iter().filter(is_recent).count()
     }
 
     /// Whether as many disks were changed in the last minute as may be.
     #[must_use]
     pub fn is_spent(&self, now: Duration) -> bool {
-        self.recent.len() == self.changes_per_minute
-            && self
-                .recent
-                .front()
-                .is_some_and(|oldest| now.saturating_sub(*oldest) < MINUTE)
+        self.left(now) == 0
+    }
+
+    /// Time until `disks` more may be changed: as many as may be at most.
+    #[must_use]
+    pub fn wait(&self, now: Duration, disks: usize) -> Duration {
+        let missing = disks.min(self.changes_per_minute) as i64 - self.left(now) as i64;
+        let Ok(missing @ 1..) = usize::try_from(missing) else {
+            return Duration::ZERO;
+        };
+        let is_recent = |at: &&Duration| now.saturating_sub(**at) < MINUTE;
+        let recent = self.recent.iter().filter(is_recent).nth(missing - 1);
+        recent.map_or(Duration::ZERO, |at| (*at + MINUTE).saturating_sub(now))
     }
 
     /// Notes a change of some heads of one disk.
@@ -91,7 +118,12 @@ mod tests {
             for gap in gaps_ms {
                 now += Duration::from_millis(gap);
                 let in_last_minute = made.iter().filter(|at| now - **at < MINUTE).count();
+                prop_assert_eq!(budget.left(now), (most as usize).saturating_sub(in_last_minute));
                 prop_assert_eq!(budget.is_spent(now), in_last_minute >= most as usize);
+                // It says when it lets again, neither sooner nor later.
+                let wait = budget.wait(now, 1);
+                prop_assert!(!budget.is_spent(now + wait));
+                prop_assert!(wait.is_zero() || budget.is_spent(now + wait - Duration::from_nanos(1)));
                 if !budget.is_spent(now) {
                     budget.note(now, "a/vda", &[0]);
                     made.push(now);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::backoff::BackoffConfig;
 use super::breaker::BreakerConfig;
 use super::trial::TrialConfig;
 
@@ -18,6 +19,8 @@ pub struct GuardConfig {
     pub stall_windows: u32,
     /// When changes stop altogether.
     pub breaker: BreakerConfig,
+    /// For how long a level that did harm stays closed.
+    pub backoff: BackoffConfig,
 }
 
 impl Default for GuardConfig {
@@ -28,6 +31,7 @@ impl Default for GuardConfig {
             trial: TrialConfig::default(),
             stall_windows: 2,
             breaker: BreakerConfig::default(),
+            backoff: BackoffConfig::default(),
         }
     }
 }

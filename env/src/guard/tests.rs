@@ -8,7 +8,10 @@ use crate::observation::Validity;
 use crate::sim::{SimHost, presets};
 use crate::{Environment as _, Rng};
 
+mod device;
+mod harmful_policy;
 mod model;
+mod undo_model;
 
 const WINDOW: Duration = Duration::from_secs(2);
 
@@ -56,6 +59,18 @@ impl Host {
         let mut executed = self.obs.current.clone();
         executed.disks[[disk, CHANNEL_HEAD]] = level;
         guard.changed(self.now, &self.obs, &executed);
+        self.obs.current = executed;
+    }
+
+    /// Does what the guard has named, and tells it.
+    fn undo(&mut self, guard: &mut Guard, named: &Intervention) {
+        let ids = &self.obs.disk_ids;
+        let row = ids.iter().position(|id| *id == named.disk).unwrap();
+        let mut executed = self.obs.current.clone();
+        for (head, level) in named.levels.iter().enumerate() {
+            executed.disks[[row, head]] = *level;
+        }
+        guard.went_back(self.now, &self.obs, &executed, &named.disk);
         self.obs.current = executed;
     }
 
@@ -201,7 +216,7 @@ fn too_much_harm_stops_all_changes() {
     let named = guard.observe(&host.window);
     assert_eq!(named.len(), 3);
     for intervention in &named {
-        guard.went_back(host.now, &intervention.disk, 3);
+        host.undo(&mut guard, intervention);
     }
     let closed = host.restricted(&guard).masks.disks;
     assert!(closed.iter().all(|cell| *cell == MaskReason::BreakerOpen));
@@ -226,8 +241,7 @@ fn a_harmful_policy_keeps_no_disk_down_for_longer_than_the_bound() {
         bad = if is_bad { bad + 1 } else { 0 };
         longest = longest.max(bad);
         for named in guard.observe(&host.window) {
-            host.obs.current.disks[[0, CHANNEL_HEAD]] = named.levels[CHANNEL_HEAD];
-            guard.went_back(host.now, &named.disk, 3);
+            host.undo(&mut guard, &named);
             is_bad = false;
         }
     }

@@ -85,3 +85,33 @@ pub(crate) fn events(dir: &Path) -> Vec<Event> {
         .map(|entry| entry.unwrap().event)
         .collect()
 }
+
+/// What tells decisions of the tests below apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Of {
+    pub(crate) number: u128,
+    pub(crate) host: &'static str,
+    pub(crate) at_us: i64,
+    pub(crate) episode: u128,
+}
+
+/// A decision of a disk that somebody applied.
+pub(crate) fn decision_of(of: Of) -> DecisionRow {
+    let Event::Decision(mut row) = decision(of.number) else {
+        unreachable!()
+    };
+    row.host = of.host.to_owned();
+    row.at_us = of.at_us;
+    row.episode_id = EpisodeId(of.episode);
+    row.host_step_id = HostStepId(of.number / 2);
+    *row
+}
+
+/// Its outcome, ten seconds later.
+pub(crate) fn outcome_of(of: Of) -> OutcomeRow {
+    let Event::Outcome(mut row) = outcome(of.number) else {
+        unreachable!()
+    };
+    row.at_us = of.at_us + 10_000_000;
+    row
+}

@@ -19,32 +19,56 @@
 //! on a disk that honours flushes. What was appended but not committed may or may not be there
 //! afterwards. Several writers' events share one flush through [`CommitQueue`].
 //!
-//! This log is the durable front of the store that offline evaluation reads: sealed segments (all
-//! but the newest) never change again and are turned into Parquet files, whose footer is written
-//! last and which therefore cannot be the front themselves. Delivery is at least once: an event
-//! whose commit failed may have reached the disk and be sent again, so readers keep the first event
-//! of each id.
+//! Sealed segments (all but the newest) never change again. A [`Compactor`] turns them into Parquet
+//! files, one row per decision with its outcome, partitioned by host and day:
+//!
+//! ```text
+//! host=host-a/day=2025-03-09/part-000000000001.parquet
+//! ```
+//!
+//! [`Scan`] reads both together, in order, as columns or rows. The columns are [`columns::COLUMNS`].
+//!
+//! Delivery to the segments is at least once: an event whose commit failed may have reached the disk
+//! and be sent again, so readers keep the first event of each id.
 //!
 //! Reading order: [`schema`], [`turn`] (rows from a joint decision), [`writer`], [`queue`],
-//! [`reader`].
+//! [`columns`], [`compact`], [`scan`].
 //!
 //! Beside it stands [`recording`]: samples of a host, for calibration.
 
+pub mod columns;
+pub mod compact;
 pub mod error;
+pub mod files;
 #[cfg(test)]
 mod fixture;
+pub mod inventory;
+mod join;
 mod line;
+pub mod minari;
+mod names;
+mod part;
+mod place;
 pub mod queue;
 pub mod reader;
 pub mod recording;
+mod retain;
+pub mod scan;
 pub mod schema;
 mod segment;
 pub mod turn;
+pub mod verify;
 pub mod writer;
 
+pub use columns::{LoggedRow, Missing, SCHEMA_VERSION};
+pub use compact::{Compacted, Compactor};
 pub use error::LogError;
+pub use join::Horizon;
+pub use part::Footer;
 pub use queue::{CommitQueue, SubmitError};
 pub use reader::{Entry, Reader};
+pub use retain::{Dropped, Keep};
+pub use scan::{Batch, Query, Scan};
 pub use schema::{
     DecisionId, DecisionRow, EpisodeId, Event, Flaw, HeadRow, HostStepId, OutcomeRow, Seen, Source,
     Stage, Subject,

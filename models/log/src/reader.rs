@@ -1,10 +1,11 @@
 //! Reads a log from its oldest event to its newest, one at a time.
 
-use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{LogError, failed};
+use crate::files::{Disk, Files, is_missing};
 use crate::line::{LONGEST_LINE_BYTES, Piece, check, next_piece};
 use crate::schema::Event;
 use crate::segment::{self, check_header};
@@ -25,6 +26,7 @@ pub struct Entry {
 /// before a line that is not complete.
 #[derive(Debug)]
 pub struct Reader {
+    files: Arc<dyn Files>,
     /// Segments not yet begun, newest first.
     waiting: Vec<(u64, PathBuf)>,
     open: Option<Open>,
@@ -32,12 +34,17 @@ pub struct Reader {
     torn_bytes: u64,
 }
 
-#[derive(Debug)]
 struct Open {
     number: u64,
     path: PathBuf,
-    input: BufReader<File>,
+    input: BufReader<Box<dyn Read + Send>>,
     offset: u64,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at byte {}", self.path.display(), self.offset)
+    }
 }
 
 impl Reader {
@@ -46,14 +53,34 @@ impl Reader {
     /// # Errors
     /// `Io`.
     pub fn open(dir: &Path) -> Result<Self, LogError> {
-        let mut waiting = segment::list(dir)?;
-        waiting.reverse();
-        Ok(Self {
-            waiting,
+        let segments = segment::list(&Disk, dir)?;
+        Ok(Self::of(Arc::new(Disk), segments))
+    }
+
+    /// A reader of these segments, given by number from the oldest on.
+    pub(crate) fn of(files: Arc<dyn Files>, mut segments: Vec<(u64, PathBuf)>) -> Self {
+        segments.reverse();
+        Self {
+            files,
+            waiting: segments,
             open: None,
             line: Vec::new(),
             torn_bytes: 0,
-        })
+        }
+    }
+
+    /// A reader of one segment that is open when this returns: whoever removes it afterwards does
+    /// not hinder it.
+    pub(crate) fn begin(files: Arc<dyn Files>, number: u64, path: &Path) -> Result<Self, LogError> {
+        let input = files.open(path).map_err(failed("open", path))?;
+        let mut reader = Self::of(files, vec![]);
+        reader.open = Some(Open {
+            number,
+            path: path.to_owned(),
+            input: BufReader::new(input),
+            offset: 0,
+        });
+        Ok(reader)
     }
 
     /// Bytes behind the last complete line, so far: a write under way, or interrupted.
@@ -65,7 +92,7 @@ impl Reader {
     /// Begins the next segment; `false` at the end of the log.
     fn advance(&mut self) -> Result<bool, LogError> {
         while let Some((number, path)) = self.waiting.pop() {
-            match File::open(&path) {
+            match self.files.open(&path) {
                 Ok(file) => {
                     let input = BufReader::new(file);
                     self.open = Some(Open {
@@ -76,8 +103,8 @@ impl Reader {
                     });
                     return Ok(true);
                 }
-                // Retention removed it in the meantime.
-                Err(error) if segment::is_missing(&error) => {}
+                // It has become Parquet, or retention removed it, in the meantime.
+                Err(error) if is_missing(&error) => {}
                 Err(error) => return Err(failed("open", &path)(error)),
             }
         }

@@ -1,10 +1,10 @@
 //! The files of a log.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, Write as _};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use crate::error::{LogError, failed};
+use crate::files::{Files, Handle};
 use crate::line::{Header, HeaderLine, Piece, check, encode, next_piece};
 
 /// Version of the lines' content.
@@ -16,37 +16,47 @@ pub(crate) fn path_of(dir: &Path, number: u64) -> PathBuf {
 }
 
 /// The segments in `dir` by number; other files are not ours to look at.
-pub(crate) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
-    let mut segments = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
-        let path = entry.map_err(failed("list", dir))?.path();
-        let number = path
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .and_then(|s| s.parse().ok());
-        if let Some(number) = number.filter(|number| path == path_of(dir, *number)) {
-            segments.push((number, path));
-        }
-    }
+pub(crate) fn list(files: &dyn Files, dir: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
+    let names = files.list(dir).map_err(failed("list", dir))?.into_iter();
+    let segment = |name: String| {
+        let number = name.strip_suffix(".log")?.parse().ok()?;
+        let path = dir.join(name);
+        (path == path_of(dir, number)).then_some((number, path))
+    };
+    let mut segments: Vec<_> = names.filter_map(|found| segment(found.name)).collect();
     segments.sort_unstable();
     Ok(segments)
 }
 
 /// Makes a segment with its header; it is on the disk when this returns.
-pub(crate) fn create(dir: &Path, number: u64) -> Result<(File, u64), LogError> {
+pub(crate) fn create(
+    files: &dyn Files,
+    dir: &Path,
+    number: u64,
+) -> Result<(Box<dyn Handle>, u64), LogError> {
     let path = path_of(dir, number);
-    let file = File::options().append(true).create_new(true).open(&path);
-    let mut file = file.map_err(failed("create", &path))?;
-    let length = write_header(&mut file, &path, number)?;
-    sync_dir(dir)?;
-    Ok((file, length))
+    let mut file = files.create(&path).map_err(failed("create", &path))?;
+    let made = write_header(file.as_mut(), &path, number).and_then(|length| {
+        sync_dir(files, dir)?;
+        Ok(length)
+    });
+    if made.is_err() {
+        // On a full disk the name may have found room where the header did not. One that stays behind all
+        // the same is empty, and a reader passes it over.
+        let _ = files.remove(&path);
+    }
+    Ok((file, made?))
 }
 
 /// Writes the header to an empty segment.
-pub(crate) fn write_header(file: &mut File, path: &Path, number: u64) -> Result<u64, LogError> {
+pub(crate) fn write_header(
+    file: &mut dyn Handle,
+    path: &Path,
+    number: u64,
+) -> Result<u64, LogError> {
     let line = header(number);
     file.write_all(&line).map_err(failed("write", path))?;
-    file.sync_all().map_err(failed("sync", path))?;
+    file.sync().map_err(failed("sync", path))?;
     Ok(line.len() as u64)
 }
 
@@ -100,8 +110,8 @@ pub(crate) struct Scan {
 }
 
 /// Reads a segment through.
-pub(crate) fn scan(path: &Path) -> Result<Scan, LogError> {
-    let mut input = BufReader::new(File::open(path).map_err(failed("open", path))?);
+pub(crate) fn scan(files: &dyn Files, path: &Path) -> Result<Scan, LogError> {
+    let mut input = BufReader::new(files.open(path).map_err(failed("open", path))?);
     let (mut scan, mut bad, mut line) = (Scan::default(), 0, Vec::new());
     loop {
         let (piece, bytes) = next_piece(&mut input, &mut line).map_err(failed("read", path))?;
@@ -123,12 +133,6 @@ pub(crate) fn scan(path: &Path) -> Result<Scan, LogError> {
 }
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    let opened = File::open(dir).map_err(failed("open", dir))?;
-    opened.sync_all().map_err(failed("sync", dir))
-}
-
-/// Whether an error says that the file is not there (any more).
-pub(crate) fn is_missing(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
+pub(crate) fn sync_dir(files: &dyn Files, dir: &Path) -> Result<(), LogError> {
+    files.sync_dir(dir).map_err(failed("sync", dir))
 }

@@ -3,9 +3,13 @@
 use std::fs::{self, File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::compact::Compactor;
 use crate::error::{LogError, failed};
+use crate::files::{Disk, Files, Handle};
 use crate::line::{LONGEST_LINE_BYTES, encode};
+use crate::retain::{self, Keep};
 use crate::schema::Event;
 use crate::segment::{self, path_of};
 
@@ -41,10 +45,11 @@ pub struct Recovery {
 /// The only writer of a log. Dropping it loses what was appended and not committed.
 #[derive(Debug)]
 pub struct Writer {
+    files: Arc<dyn Files>,
     dir: PathBuf,
     config: Config,
-    /// Held for as long as the writer lives.
-    _lock: File,
+    /// Held for as long as the writer lives; a simulated disk has none.
+    _lock: Option<File>,
     segment: Segment,
     /// Lines that have not been handed to the operating system.
     pending: Vec<u8>,
@@ -54,7 +59,7 @@ pub struct Writer {
 #[derive(Debug)]
 struct Segment {
     number: u64,
-    file: File,
+    file: Box<dyn Handle>,
     /// Bytes handed to the operating system.
     length: u64,
 }
@@ -78,9 +83,20 @@ impl Writer {
     /// version, `Io`.
     pub fn open(dir: &Path, config: Config) -> Result<(Self, Recovery), LogError> {
         let lock = lock(dir)?;
-        let (segment, recovery) = newest(dir)?;
+        Self::open_on(Arc::new(Disk), Some(lock), dir, config)
+    }
+
+    /// As [`Writer::open`], of a log on other files whose directory is there and locked.
+    pub(crate) fn open_on(
+        files: Arc<dyn Files>,
+        lock: Option<File>,
+        dir: &Path,
+        config: Config,
+    ) -> Result<(Self, Recovery), LogError> {
+        let (segment, recovery) = newest(files.as_ref(), dir)?;
         let (dir, pending) = (dir.to_owned(), Vec::new());
         let mut writer = Self {
+            files,
             dir,
             config,
             _lock: lock,
@@ -123,7 +139,7 @@ impl Writer {
         self.check_state()?;
         self.write_pending()?;
         if self.state == State::Written {
-            let synced = self.segment.file.sync_data();
+            let synced = self.segment.file.sync();
             self.note(synced, "sync")?;
             self.state = State::Synced;
         }
@@ -149,10 +165,20 @@ impl Writer {
     /// As [`Writer::open`].
     pub fn recover(&mut self) -> Result<Recovery, LogError> {
         self.pending.clear();
-        let (_, recovery) = newest(&self.dir)?;
+        let (last, recovery) = newest(self.files.as_ref(), &self.dir)?;
         self.start_segment()?;
         self.state = State::Synced;
+        self.remove_if_empty(last.number);
         Ok(recovery)
+    }
+
+    /// Removes a segment without events that another has followed. One that cannot be removed does no harm.
+    fn remove_if_empty(&self, number: u64) {
+        let path = path_of(&self.dir, number);
+        let length = self.files.length(&path);
+        if length.is_ok_and(|length| length <= segment::header_bytes(number)) {
+            let _ = self.files.remove(&path);
+        }
     }
 
     /// Whether a write has failed and [`Writer::recover`] is due.
@@ -166,37 +192,24 @@ impl Writer {
     /// # Errors
     /// `Io`.
     pub fn sealed(&self) -> Result<Vec<PathBuf>, LogError> {
-        let segments = segment::list(&self.dir)?.into_iter();
+        let segments = segment::list(self.files.as_ref(), &self.dir)?.into_iter();
         Ok(segments
             .filter(|(n, _)| *n < self.segment.number)
             .map(|(_, path)| path)
             .collect())
     }
 
-    /// Removes the oldest sealed segments until the log takes at most `most_bytes`, and returns how
-    /// many went. The newest segment stays.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn retain(&mut self, most_bytes: u64) -> Result<usize, LogError> {
-        let sealed = self.sealed()?;
-        let size = |path: &PathBuf| {
-            fs::metadata(path)
-                .map(|m| m.len())
-                .map_err(failed("read", path))
-        };
-        let sizes: Vec<u64> = sealed.iter().map(size).collect::<Result<_, _>>()?;
-        let mut total = self.segment.length + sizes.iter().sum::<u64>();
-        let mut removed = 0;
-        for (path, bytes) in sealed.iter().zip(sizes) {
-            if total <= most_bytes {
-                break;
-            }
-            fs::remove_file(path).map_err(failed("remove", path))?;
-            total -= bytes;
-            removed += 1;
-        }
-        Ok(removed)
+    /// Number of the segment that is being written; those before it will not change again.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.segment.number
+    }
+
+    /// What turns this log's sealed segments into Parquet files and keeps its size within bounds.
+    /// There should be one at a time, and none without the writer: nobody else may change the log.
+    #[must_use]
+    pub fn compactor(&self, keep: Keep) -> Compactor {
+        Compactor::new(Arc::clone(&self.files), &self.dir, keep)
     }
 
     fn check_state(&self) -> Result<(), LogError> {
@@ -228,11 +241,11 @@ impl Writer {
     }
 
     fn start_segment(&mut self) -> Result<(), LogError> {
-        let last = segment::list(&self.dir)?
+        let last = segment::list(self.files.as_ref(), &self.dir)?
             .last()
             .map_or(0, |(number, _)| *number);
         let number = last.max(self.segment.number) + 1;
-        let created = segment::create(&self.dir, number);
+        let created = segment::create(self.files.as_ref(), &self.dir, number);
         if created.is_err() {
             self.state = State::Failed;
         }
@@ -280,34 +293,33 @@ pub fn lock(dir: &Path) -> Result<File, LogError> {
     }
 }
 
-/// The segment to go on with, without its torn tail; the first one of a new log.
-fn newest(dir: &Path) -> Result<(Segment, Recovery), LogError> {
-    let Some((number, path)) = segment::list(dir)?.pop() else {
-        let (file, length) = segment::create(dir, 1)?;
+/// The segment to go on with, without its torn tail; the first one of a new log. Numbers are never
+/// used again, whatever has become of their segments.
+fn newest(files: &dyn Files, dir: &Path) -> Result<(Segment, Recovery), LogError> {
+    let Some((number, path)) = segment::list(files, dir)?.pop() else {
+        let number = retain::highest_number(files, dir)? + 1;
+        let (file, length) = segment::create(files, dir, number)?;
         return Ok((
             Segment {
-                number: 1,
+                number,
                 file,
                 length,
             },
             Recovery::default(),
         ));
     };
-    let scan = segment::scan(&path)?;
-    let mut file = File::options()
-        .append(true)
-        .open(&path)
-        .map_err(failed("open", &path))?;
+    let scan = segment::scan(files, &path)?;
+    let mut file = files.append(&path).map_err(failed("open", &path))?;
     let torn_bytes = scan.length - scan.good_end;
     if torn_bytes > 0 {
-        file.set_len(scan.good_end)
+        file.set_length(scan.good_end)
             .map_err(failed("cut the torn tail of", &path))?;
-        file.sync_all().map_err(failed("sync", &path))?;
+        file.sync().map_err(failed("sync", &path))?;
     }
     let mut length = scan.good_end;
     if length == 0 {
-        length = segment::write_header(&mut file, &path, number)?;
-        segment::sync_dir(dir)?;
+        length = segment::write_header(file.as_mut(), &path, number)?;
+        segment::sync_dir(files, dir)?;
     }
     Ok((
         Segment {
@@ -486,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn full_segments_are_sealed_and_the_oldest_go_first() {
+    fn full_segments_are_sealed_and_empty_ones_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let (mut writer, _) = Writer::open(
             dir.path(),
@@ -501,14 +513,6 @@ mod tests {
         let sealed = writer.sealed().unwrap();
         assert!(sealed.len() >= 5, "{sealed:?}");
         assert_eq!(events(dir.path()).len(), 24);
-        let total: u64 = sealed.iter().map(|p| fs::metadata(p).unwrap().len()).sum();
-        assert_eq!(
-            writer.retain(total / 2).unwrap(),
-            sealed.len() - writer.sealed().unwrap().len()
-        );
-        let left = events(dir.path());
-        assert_eq!(left.last(), Some(&outcome(11)));
-        assert!(left.len() < 24 && !left.is_empty());
         writer.seal().unwrap();
         let sealed = writer.sealed().unwrap().len();
         writer.seal().unwrap();
@@ -574,7 +578,7 @@ mod tests {
         let (mut writer, _) = open(dir.path());
         write(&mut writer, &[decision(1)]);
         // A file that cannot be written stands in for a full or broken disk.
-        writer.segment.file = File::open(path_of(dir.path(), 1)).unwrap();
+        writer.segment.file = Box::new(File::open(path_of(dir.path(), 1)).unwrap());
         writer.append(&decision(2)).unwrap();
         assert!(matches!(
             writer.commit(),

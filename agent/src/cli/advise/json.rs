@@ -1,6 +1,7 @@
 //! Advice for scripts.
 
 use blkpilot_host::advice::{Advice, Evidence, Gain, Remedy, Requirement, Value as EvidenceValue};
+use blkpilot_proto::v1::TuningDaemon;
 use serde_json::{Value, json};
 
 use super::Report;
@@ -24,11 +25,16 @@ pub(super) fn report(report: &Report<'_>) -> Result<Value, CliError> {
 }
 
 fn live(live: &Live) -> Value {
+    let fighting = live
+        .proposal
+        .as_ref()
+        .map_or(&[][..], |proposal| &proposal.fighting[..]);
     let (host, decision, changes, problem) = match &live.proposal {
         Ok(Proposal {
             host,
             decision,
             changes,
+            ..
         }) => {
             let changes = changes.iter().map(change).collect();
             (Some(host), Some(decision), changes, None)
@@ -40,7 +46,19 @@ fn live(live: &Live) -> Value {
         "host": host,
         "decision": decision,
         "advice": changes,
+        "daemons": fighting.iter().map(daemon).collect::<Vec<_>>(),
         "problem": problem,
+    })
+}
+
+/// One that sets what the service may set.
+fn daemon(daemon: &TuningDaemon) -> Value {
+    json!({
+        "name": daemon.name,
+        "pid": daemon.pid,
+        "settings": daemon.settings,
+        "conflicts": daemon.conflicts,
+        "meaning": daemon.meaning,
     })
 }
 

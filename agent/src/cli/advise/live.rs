@@ -23,6 +23,8 @@ pub(super) struct Proposal {
     pub(super) decision: String,
     /// What would not stay as it is.
     pub(super) changes: Vec<LiveChange>,
+    /// Other daemons that set what this service may set.
+    pub(super) fighting: Vec<v1::TuningDaemon>,
 }
 
 /// A knob that would be turned.
@@ -47,7 +49,8 @@ impl Live {
         only: &[String],
     ) -> Result<Self, CliError> {
         let proposal = match propose(args).await {
-            Ok((host, decision)) => Ok(Proposal {
+            Ok((host, decision, fighting)) => Ok(Proposal {
+                fighting,
                 changes: changes(&decision, known, only),
                 host,
                 decision: decision.name,
@@ -62,11 +65,15 @@ impl Live {
     }
 }
 
-async fn propose(args: &ClientArgs) -> Result<(String, v1::Decision), CliError> {
+async fn propose(
+    args: &ClientArgs,
+) -> Result<(String, v1::Decision, Vec<v1::TuningDaemon>), CliError> {
     let mut session = Session::open(args).await?;
     let host = host_name(&session.host);
     let decision = session.client.propose(v1::ProposeRequest { host }).await?;
-    Ok((session.host, decision.into_inner()))
+    let mut beside = session.host().await?.unwrap_or_default().tuning_daemons;
+    beside.retain(|daemon| !daemon.conflicts.is_empty());
+    Ok((session.host, decision.into_inner(), beside))
 }
 
 fn changes(decision: &v1::Decision, known: &[Subject], only: &[String]) -> Vec<LiveChange> {

@@ -31,6 +31,23 @@ pub(super) fn report(report: &Report<'_>) -> Result<String, CliError> {
 }
 
 fn live(live: &Live) -> String {
+    let fighting = live.proposal.iter().flat_map(|proposal| &proposal.fighting);
+    let fighting = fighting.map(|daemon| {
+        format!(
+            "  {} ({}) sets {} too: {}",
+            daemon.name,
+            daemon.settings.join(", "),
+            daemon.conflicts.join(", "),
+            daemon.meaning
+        )
+    });
+    std::iter::once(proposed(live))
+        .chain(fighting)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn proposed(live: &Live) -> String {
     match &live.proposal {
         Err(problem) => format!("LIVE\n  what could be changed now is not known: {problem}"),
         Ok(proposal) if proposal.changes.is_empty() => format!(

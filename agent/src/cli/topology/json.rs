@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use blkpilot_env::observation::Validity;
 use blkpilot_env::sample::DeviceClass;
+use blkpilot_host::TuningDaemon;
 use blkpilot_host::block_device::NvmeController;
 use blkpilot_host::hardware_queue::HardwareQueue;
 use blkpilot_host::image_chain::Image;
@@ -28,6 +29,7 @@ pub(super) fn report(report: &Report) -> Value {
         "channels": Value::from_iter(channels),
         "devices": Value::from_iter(report.devices.iter().map(device)),
         "disks": Value::from_iter(report.disks.iter().map(disk)),
+        "daemons": Value::from_iter(report.daemons.iter().map(daemon)),
         "unreadable": report.unreadable,
     })
 }
@@ -106,6 +108,17 @@ fn interrupt(interrupt: &Interrupt) -> Value {
         "handlers": interrupt.handlers,
         "cpus": interrupt.cpus.to_string(),
         "count": interrupt.count,
+    })
+}
+
+fn daemon(daemon: &TuningDaemon) -> Value {
+    let claims = daemon.claims.iter().map(ToString::to_string);
+    json!({
+        "name": daemon.kind.name(),
+        "pid": daemon.pid,
+        "settings": daemon.settings,
+        "claims": Value::from_iter(claims),
+        "meaning": daemon.meaning(),
     })
 }
 

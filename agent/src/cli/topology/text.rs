@@ -18,6 +18,9 @@ pub(super) fn report(report: &Report, with_queues: bool) -> String {
     if !report.disks.is_empty() {
         parts.push(disks(report));
     }
+    if !report.daemons.is_empty() {
+        parts.push(daemons(report));
+    }
     for (uuid, problem) in &report.unreadable {
         parts.push(format!("guest {uuid}: {problem}"));
     }
@@ -247,6 +250,30 @@ fn disks(report: &Report) -> String {
         ]);
     }
     table.trim_fmt()
+}
+
+/// Other daemons that tune the host, with what they set that blkpilot could set.
+fn daemons(report: &Report) -> String {
+    let mut table = table(&["DAEMON", "PID", "SET TO", "SETS TOO", ""]);
+    for daemon in &report.daemons {
+        let claims: Vec<String> = daemon.claims.iter().map(ToString::to_string).collect();
+        table.add_row([
+            daemon.kind.to_string(),
+            daemon.pid.to_string(),
+            daemon.settings.join("; "),
+            or_absent(claims.join("; ")),
+            daemon.meaning().to_owned(),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+fn or_absent(text: String) -> String {
+    if text.is_empty() {
+        ABSENT.to_owned()
+    } else {
+        text
+    }
 }
 
 fn or_nothing(table: &Table, nothing: &str) -> String {

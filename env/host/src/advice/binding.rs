@@ -49,14 +49,16 @@ fn advise_one(
     Some(advice)
 }
 
-/// CPUs that no vCPU of any guest is pinned to, those of the NUMA node of `beside` where there are any.
+/// CPUs that no vCPU of any guest is pinned to, those of the NUMA node of `beside` where there are any. Not
+/// isolated ones: they were set apart for something else, and the scheduler leaves what is pinned to several
+/// of them on the first.
 fn free_cpus(guests: &[Subject], beside: &CpuSet, host: &HostFacts) -> Option<CpuSet> {
     let pinned = |cpu: &u32| guests.iter().any(|guest| guest.pins.has_vcpu_on(*cpu));
     let free: CpuSet = host
         .topology
         .online
         .iter()
-        .filter(|cpu| !pinned(cpu))
+        .filter(|cpu| !pinned(cpu) && !host.topology.isolated.contains(*cpu))
         .collect();
     let node = host.topology.node_of(beside);
     let near = host
@@ -108,6 +110,19 @@ mod tests {
         assert_eq!(better(&pinned("0;0;0;0", "0")).unwrap(), "1-3");
         assert_eq!(better(&pinned("0;1;2;3", "0-3")).unwrap(), "4-7");
         assert_eq!(better(&pinned("4;5;4;5", "4")).unwrap(), "6-7");
+    }
+
+    #[test]
+    fn an_iothread_is_not_sent_to_isolated_cpus() {
+        let on = |isolated: &str| {
+            let mut host = host();
+            host.topology.isolated = isolated.parse().unwrap();
+            let advice = advice_of(Kind::Binding, &pinned("0;0;0;0", "0"), &host)?;
+            Some(advice.summary)
+        };
+        assert_eq!(on("1-2").unwrap(), "pin IOThread 1 to CPUs 3");
+        assert_eq!(on("1-3").unwrap(), "pin IOThread 1 to CPUs 4-7");
+        assert_eq!(on("1-7"), None);
     }
 
     #[test]

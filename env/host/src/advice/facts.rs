@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::statfs;
 use procfs::{FromRead as _, Meminfo};
 
+use crate::block_device::Scheduler;
 use crate::error::{HostError, HostResult};
 use crate::topology::Topology;
+use crate::tuning_daemon::TuningDaemon;
 
 /// File systems that several hosts may have mounted: f_type in statfs(2), and a name for people.
 /// FUSE stands for whatever is behind it, GlusterFS among others.
@@ -56,6 +58,8 @@ pub struct HostFacts {
     pub has_iommu: bool,
     /// Devices at the bottom, by kernel name.
     pub devices: BTreeMap<String, DeviceFacts>,
+    /// Other daemons that tune the host.
+    pub daemons: Vec<TuningDaemon>,
 }
 
 /// A pool of huge pages.
@@ -127,7 +131,7 @@ impl fmt::Display for Version {
 }
 
 impl HostFacts {
-    /// Reads what procfs and sysfs say; `devices` is empty still. Nothing is written.
+    /// Reads what procfs and sysfs say; `devices` and `daemons` are empty still. Nothing is written.
     ///
     /// # Errors
     /// `Io`, `Parse`.
@@ -152,6 +156,7 @@ impl HostFacts {
             default_huge_page_kib: memory.hugepagesize.unwrap_or(0) / 1024,
             has_iommu: entries(&sys.join("kernel/iommu_groups")).next().is_some(),
             devices: BTreeMap::new(),
+            daemons: Vec::new(),
         })
     }
 }
@@ -189,18 +194,17 @@ impl DeviceFacts {
     #[must_use]
     pub fn read(sys: &Path, name: &str) -> Self {
         let dir = sys.join("block").join(name);
-        let offered = text(&dir.join("queue/scheduler")).unwrap_or_default();
-        let chosen = |word: &str| Some(word.strip_prefix('[')?.strip_suffix(']')?.to_owned());
-        let bare = |word: &str| word.trim_matches(['[', ']']).to_owned();
-        let words = || offered.split_whitespace();
+        // Without brackets there is nothing to choose.
+        let offered = text(&dir.join("queue/scheduler")).filter(|text| text.contains('['));
+        let scheduler = offered.map(|text| Scheduler::parse(&text));
         let wwid = |attribute| {
             let value = text(&dir.join(attribute))?;
             Some(Wwid { attribute, value })
         };
         let totalvfs = text(&dir.join("device/device/sriov_totalvfs"));
         Self {
-            scheduler: words().find_map(chosen),
-            schedulers: words().map(bare).collect(),
+            schedulers: scheduler.iter().flat_map(|s| s.available.clone()).collect(),
+            scheduler: scheduler.map(|scheduler| scheduler.current),
             wwid: ["wwid", "device/wwid"].into_iter().find_map(wwid),
             sriov_totalvfs: totalvfs.and_then(|n| n.parse().ok()).unwrap_or(0),
             is_remote: is_remote(&dir),
@@ -288,6 +292,8 @@ mod tests {
         assert_eq!((device.sriov_totalvfs, device.is_remote), (32, false));
         write(sys, "block/nvme0n1/device/transport", "tcp\n");
         assert!(DeviceFacts::read(sys, "nvme0n1").is_remote);
+        write(sys, "block/dm-0/queue/scheduler", "none\n");
+        assert_eq!(DeviceFacts::read(sys, "dm-0").scheduler, None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod binding;
 mod cache;
+mod daemon;
 pub mod edit;
 pub mod facts;
 mod huge_pages;
@@ -54,6 +55,8 @@ pub enum Kind {
     VhostUser,
     /// I/O scheduler of a device of the host.
     Scheduler,
+    /// Another daemon that moves the threads of a tuned guest.
+    Daemon,
 }
 
 /// Something that a next boot can bring.
@@ -66,7 +69,7 @@ pub struct Advice {
     pub kind: Kind,
     /// The guest; `None` for a device of the host.
     pub guest: Option<GuestName>,
-    /// What it is about: a disk's target, `memory`, or a device.
+    /// What it is about: a disk's target, `memory`, a device, or another daemon.
     pub subject: String,
     /// What to do.
     pub summary: String,
@@ -255,6 +258,7 @@ impl fmt::Display for Kind {
             Self::Sriov => "sriov",
             Self::VhostUser => "vhost-user-blk",
             Self::Scheduler => "scheduler",
+            Self::Daemon => "daemon",
         })
     }
 }
@@ -294,6 +298,7 @@ pub fn advise(guests: &[Subject], host: &HostFacts) -> Vec<Advice> {
         }
         advice.extend(binding::advise(guest, guests, host));
         advice.extend(huge_pages::advise(guest, host, &mut budget));
+        advice.extend(daemon::advise(guest, host));
     }
     advice.extend(scheduler::advise(guests, host));
     advice

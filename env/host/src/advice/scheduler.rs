@@ -7,6 +7,7 @@ use blkpilot_env::sample::DeviceClass;
 use super::facts::DeviceFacts;
 use super::subject::Measured;
 use super::{Advice, Evidence, Gain, HostFacts, Kind, Remedy, Requirement, Subject, SubjectDisk};
+use crate::device::DeviceKnob;
 use crate::telemetry::default_reference;
 
 /// A disk moves at least this share of a device's bytes: it is the heavy one.
@@ -25,11 +26,16 @@ struct Tenant<'a> {
 pub(super) fn advise(guests: &[Subject], host: &HostFacts) -> Vec<Advice> {
     let devices = host.devices.iter();
     devices
-        .filter_map(|(name, device)| advise_device(name, device, guests))
+        .filter_map(|(name, device)| advise_device(name, device, guests, host))
         .collect()
 }
 
-fn advise_device(name: &str, device: &DeviceFacts, guests: &[Subject]) -> Option<Advice> {
+fn advise_device(
+    name: &str,
+    device: &DeviceFacts,
+    guests: &[Subject],
+    host: &HostFacts,
+) -> Option<Advice> {
     let current = device.scheduler.as_deref()?;
     let tenants = tenants(name, guests);
     let class = class(name, guests)?;
@@ -64,15 +70,28 @@ fn advise_device(name: &str, device: &DeviceFacts, guests: &[Subject]) -> Option
             // The kernel loads the module of one that is not listed, if there is one.
             is_met: is_offered.then_some(true),
         }],
-        cautions: vec![
-            "it holds for everything on the device, other guests and the host included".to_owned(),
-        ],
+        cautions: cautions(name, host),
         remedy: Remedy::File {
             path: rule_path(id),
             content: rule(name, device, wanted),
             then: "udevadm control --reload && udevadm trigger --subsystem-match=block --action=change",
         },
     })
+}
+
+fn cautions(device: &str, host: &HostFacts) -> Vec<String> {
+    let everything = "it holds for everything on the device, other guests and the host included";
+    // It comes after udev, and again whenever its profile changes.
+    let overruled = host.daemons.iter().filter_map(|daemon| {
+        let claim = daemon.sets(device, DeviceKnob::Scheduler)?;
+        Some(format!(
+            "{} sets it too, after udev ({}): change it there instead",
+            daemon.kind, claim.source
+        ))
+    });
+    std::iter::once(everything.to_owned())
+        .chain(overruled)
+        .collect()
 }
 
 /// The disks whose requests wait at the device, if they wait.
@@ -269,6 +288,24 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn a_daemon_that_would_overrule_the_rule_is_named() {
+        let root = crate::sysfs::tests::tree(&[
+            ("etc/tuned/active_profile", "mine"),
+            ("etc/tuned/mine/tuned.conf", "[disk]\nelevator=bfq\n"),
+        ]);
+        let words = "python3 /usr/sbin/tuned";
+        crate::tuning_daemon::tests::process(root.path(), 7, "tuned", "usr/bin/python3", words);
+        let proc = root.path().join("proc");
+        let host = HostFacts {
+            daemons: crate::tuning_daemon::tuning_daemons(&proc, root.path()),
+            ..scheduled("nvme0n1", "mq-deadline")
+        };
+        let advice = advice_of(Kind::Scheduler, &on("nvme0n1"), &host).unwrap();
+        let said = "tuned sets it too, after udev ([disk] elevator=bfq): change it there instead";
+        assert_eq!(advice.cautions[1], said);
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub struct Subject {
     pub xml: String,
     /// Whether it runs now.
     pub is_running: bool,
+    /// Its QEMU; `None` when it does not run or was not looked for.
+    pub qemu_pid: Option<i32>,
+    /// Whether libvirt places its vCPUs, as numad advises, when it starts: `<vcpu placement='auto'>`.
+    pub has_automatic_placement: bool,
     /// Whether libvirt keeps its definition; else whoever starts it does.
     pub is_persistent: bool,
     /// Snapshots that libvirt knows of.
@@ -135,6 +139,11 @@ impl Subject {
             guest,
             xml: definition.xml.clone(),
             is_running: live.is_some(),
+            qemu_pid: None,
+            has_automatic_placement: root
+                .child("vcpu")
+                .and_then(|vcpu| vcpu.attribute("placement"))
+                == Some("auto"),
             is_persistent: definition.is_persistent,
             snapshots: definition.snapshots,
             machine: machine.unwrap_or_default().to_owned(),

@@ -14,8 +14,10 @@ use crate::block_stack::Resolver;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::Hypervisor;
 use crate::libvirt::Libvirt;
+use crate::process::find_qemus;
 use crate::stats::GuestStats;
 use crate::stats_reader::StatsReader;
+use crate::tuning_daemon::tuning_daemons;
 
 /// Blocks of stat(2) have this size whatever the file system's own is.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -59,6 +61,12 @@ pub fn survey(uri: &str, window: Duration) -> HostResult<Survey> {
             Ok(guest) => guests.push(guest),
             Err(error) => unreadable.push((name, error.to_string())),
         }
+    }
+    host.daemons = tuning_daemons(proc, Path::new("/"));
+    let mut qemus = find_qemus(proc)?;
+    for guest in &mut guests {
+        let own = qemus.remove(&guest.guest.uuid).unwrap_or_default();
+        guest.qemu_pid = own.first().map(|process| process.pid);
     }
     measure(uri, window, &mut guests)?;
     let resolver = Resolver::new(sys, proc);

@@ -28,6 +28,7 @@ pub(super) fn host() -> HostFacts {
         default_huge_page_kib: 2048,
         has_iommu: true,
         devices: devices.into(),
+        daemons: Vec::new(),
     }
 }
 

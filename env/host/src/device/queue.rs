@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{DeviceKnob, SideEffect, SideEffects};
+use crate::block_device::Scheduler;
 use crate::error::{HostError, HostResult};
 use crate::journal::{Record, RecordState};
 use crate::knob::Knob;
@@ -63,7 +64,7 @@ impl Queue<'_> {
     pub(crate) fn value(&self, knob: DeviceKnob) -> HostResult<String> {
         let text = self.text(knob)?;
         Ok(match knob {
-            DeviceKnob::Scheduler => scheduler_in_force(&text).to_owned(),
+            DeviceKnob::Scheduler => Scheduler::parse(&text).current,
             _ => text,
         })
     }
@@ -74,10 +75,7 @@ impl Queue<'_> {
     /// As [`Queue::value`].
     pub(crate) fn schedulers(&self) -> HostResult<Vec<String>> {
         let text = self.text(DeviceKnob::Scheduler)?;
-        let names = text.split_whitespace();
-        Ok(names
-            .map(|name| name.trim_matches(['[', ']']).to_owned())
-            .collect())
+        Ok(Scheduler::parse(&text).available)
     }
 
     fn text(&self, knob: DeviceKnob) -> HostResult<String> {
@@ -177,6 +175,10 @@ impl Settable for Queue<'_> {
         self.check(self.mine(knob)?, value)
     }
 
+    fn image_flushed_by(&self, _knob: &Knob, _current: &str, _value: &str) -> Option<PathBuf> {
+        None
+    }
+
     /// Whether it is allowed was checked of the knob that is turned: what the kernel changes along with
     /// a scheduler may go back without being enabled itself.
     fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {
@@ -254,14 +256,6 @@ impl Queue<'_> {
             }),
         }
     }
-}
-
-/// `none [mq-deadline] kyber`; a device that has no scheduler says `none`.
-fn scheduler_in_force(text: &str) -> &str {
-    let marked = text
-        .split_once('[')
-        .and_then(|(_, rest)| rest.split_once(']'));
-    marked.map_or(text, |(name, _)| name)
 }
 
 fn way_out(source: &io::Error) -> &'static str {

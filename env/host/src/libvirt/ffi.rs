@@ -1,6 +1,8 @@
 //! The libvirt calls that the safe wrapper lacks or leaks: the only unsafe code over libvirt.
 #![allow(unsafe_code)]
 
+pub(super) mod events;
+
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
 
@@ -11,6 +13,7 @@ use virt_sys as sys;
 
 use crate::cpuset::CpuSet;
 use crate::stats::{StatValue, StatsRecord};
+use crate::throttle::Params;
 
 /// Keeps libvirt from printing errors on standard error itself; they are returned instead.
 pub(super) fn silence() {
@@ -202,6 +205,25 @@ pub(super) fn set_poll_max_ns(
     }
 }
 
+/// What the libvirt job that runs on a domain does, by `virDomainJobOperation`; `None` when none runs.
+/// The safe wrapper makes a `Vec` of the list, which is null then and never Rust's to free.
+pub(super) fn job_operation(domain: &Domain) -> Result<Option<i32>, Error> {
+    let mut kind = 0;
+    let mut params: sys::virTypedParameterPtr = ptr::null_mut();
+    let (mut count, mut operation) = (0, 0);
+    let name = sys::VIR_DOMAIN_JOB_OPERATION.as_ptr();
+    // SAFETY: the domain is valid while borrowed; libvirt fills in the other arguments, looks for the
+    // name, a C string, in its own list, which may be null when it is empty, and frees it once.
+    unsafe {
+        if sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut params, &mut count, 0) < 0 {
+            return Err(Error::last_error());
+        }
+        let found = sys::virTypedParamsGetInt(params, count, name, &mut operation);
+        sys::virTypedParamsFree(params, count);
+        Ok((found == 1).then_some(operation))
+    }
+}
+
 /// Runs a command of QEMU's monitor and returns its reply. Taints the domain (`custom-monitor`).
 pub(super) fn monitor_command(domain: &Domain, command: &CString) -> Result<String, Error> {
     let mut reply = ptr::null_mut();
@@ -214,6 +236,100 @@ pub(super) fn monitor_command(domain: &Domain, command: &CString) -> Result<Stri
         let text = text(reply);
         nix::libc::free(reply.cast());
         Ok(text)
+    }
+}
+
+/// The limits of a disk of a running domain, by libvirt's names.
+pub(super) fn throttle(domain: &Domain, target: &CString) -> Result<Params, Error> {
+    let get = |params: sys::virTypedParameterPtr, count: &mut i32| {
+        let flags = sys::VIR_DOMAIN_AFFECT_LIVE | sys::VIR_TYPED_PARAM_STRING_OKAY;
+        // SAFETY: the domain is valid while borrowed, the target is a C string, and there is room for
+        // `count` parameters; for none libvirt only says how many there are.
+        let result = unsafe {
+            sys::virDomainGetBlockIoTune(domain.as_ptr(), target.as_ptr(), params, count, flags)
+        };
+        if result < 0 {
+            Err(Error::last_error())
+        } else {
+            Ok(())
+        }
+    };
+    let mut count = 0;
+    get(ptr::null_mut(), &mut count)?;
+    let room = usize::try_from(count).unwrap_or(0);
+    // SAFETY: a parameter is plain data for which all zeros is a valid value: an empty name.
+    let mut list: Vec<sys::virTypedParameter> = vec![unsafe { std::mem::zeroed() }; room];
+    get(list.as_mut_ptr(), &mut count)?;
+    let filled = usize::try_from(count).unwrap_or(0).min(room);
+    // SAFETY: libvirt has filled in the first `count`, whose strings are freed once, below.
+    unsafe {
+        let params = read_throttle(&list[..filled]);
+        sys::virTypedParamsClear(list.as_mut_ptr(), count);
+        Ok(params)
+    }
+}
+
+/// # Safety
+/// The parameters must be ones that libvirt filled in.
+unsafe fn read_throttle(list: &[sys::virTypedParameter]) -> Params {
+    let mut params = Params::default();
+    for param in list {
+        // SAFETY: as above.
+        match unsafe { (text(param.field.as_ptr()), read_value(param)) } {
+            (name, Some(StatValue::Number(value))) => params.numbers.push((name, value)),
+            (_, Some(StatValue::Text(group))) => params.group = Some(group),
+            (_, None) => {}
+        }
+    }
+    params
+}
+
+/// Sets limits of a disk of a running domain.
+pub(super) fn set_throttle(
+    domain: &Domain,
+    target: &CString,
+    numbers: &[(CString, u64)],
+    group: Option<&CString>,
+) -> Result<(), Error> {
+    let mut params: sys::virTypedParameterPtr = ptr::null_mut();
+    let (mut count, mut capacity) = (0, 0);
+    // SAFETY: libvirt allocates `params` in the first call and it is freed once in the last; names and
+    // the group are C strings, which libvirt copies; the domain is valid while borrowed.
+    unsafe {
+        let mut result = 0;
+        for (name, value) in numbers {
+            if result != 0 {
+                break;
+            }
+            result = sys::virTypedParamsAddULLong(
+                &mut params,
+                &mut count,
+                &mut capacity,
+                name.as_ptr(),
+                *value,
+            );
+        }
+        if let (0, Some(group)) = (result, group) {
+            result = sys::virTypedParamsAddString(
+                &mut params,
+                &mut count,
+                &mut capacity,
+                sys::VIR_DOMAIN_BLOCK_IOTUNE_GROUP_NAME.as_ptr(),
+                group.as_ptr(),
+            );
+        }
+        if result == 0 {
+            result = sys::virDomainSetBlockIoTune(
+                domain.as_ptr(),
+                target.as_ptr(),
+                params,
+                count,
+                sys::VIR_DOMAIN_AFFECT_LIVE,
+            );
+        }
+        let error = (result < 0).then(Error::last_error);
+        sys::virTypedParamsFree(params, count);
+        error.map_or(Ok(()), Err)
     }
 }
 
@@ -231,9 +347,8 @@ pub(super) fn block_job_runs(domain: &Domain, target: &CString) -> Result<bool, 
     }
 }
 
-/// What is called for each tunable of a running domain that somebody has set: UUID, name of the tunable,
-/// value.
-pub(super) type OnTuned = Box<dyn Fn(&str, &str, &str) + Send + Sync>;
+/// What is called for tunables of a running domain that somebody has set: UUID, names and values.
+pub(super) type OnTuned = Box<dyn Fn(&str, &[(String, StatValue)]) + Send + Sync>;
 
 /// Calls `on_tuned` on the event loop's thread until [`unwatch_tunables`]. Returns the id of that.
 pub(super) fn watch_tunables(connect: &Connect, on_tuned: OnTuned) -> Result<i32, Error> {
@@ -292,12 +407,10 @@ unsafe extern "C" fn on_tunable(
         }
         let uuid = text(uuid.as_ptr());
         let on_tuned = &*opaque.cast::<OnTuned>();
-        for index in 0..usize::try_from(count).unwrap_or(0) {
-            let param = &*params.add(index);
-            if let Some(StatValue::Text(value)) = read_value(param) {
-                on_tuned(&uuid, &text(param.field.as_ptr()), &value);
-            }
-        }
+        let params = (0..usize::try_from(count).unwrap_or(0)).map(|index| &*params.add(index));
+        let tuned =
+            params.filter_map(|param| Some((text(param.field.as_ptr()), read_value(param)?)));
+        on_tuned(&uuid, &tuned.collect::<Vec<_>>());
     }
 }
 

@@ -1,7 +1,8 @@
-//! A connection to libvirt: what blkpilot reads from it and the three things it writes.
+//! A connection to libvirt: what blkpilot reads from it and the few things it writes.
 
 mod definitions;
 mod ffi;
+mod guest_events;
 mod tunables;
 
 use std::ffi::CString;
@@ -15,8 +16,11 @@ use virt::event;
 
 use crate::cpuset::CpuSet;
 use crate::error::{HostError, HostResult};
-use crate::hypervisor::{Hypervisor, TunedByOthers};
+use crate::hypervisor::{Hypervisor, Ring, TunedByOthers};
+use crate::knob::Knob;
 use crate::stats::GuestStats;
+use crate::throttle::Throttle;
+use guest_events::GuestEvents;
 use tunables::Tunables;
 
 /// A dead libvirtd is noticed after this many seconds times [`KEEPALIVE_COUNT`].
@@ -29,12 +33,17 @@ pub struct Libvirt {
     connect: Connect,
     /// From the first time that somebody asks what others tune; `None` in it where libvirt refused.
     tunables: OnceLock<Option<Tunables>>,
+    /// From the first time that somebody wants to hear of guests.
+    guest_events: OnceLock<GuestEvents>,
 }
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
         if let Some(Some(tunables)) = self.tunables.get() {
             tunables.unwatch(&self.connect);
+        }
+        if let Some(events) = self.guest_events.get() {
+            events.unwatch(&self.connect);
         }
     }
 }
@@ -78,6 +87,7 @@ impl Libvirt {
             uri: uri.to_owned(),
             connect,
             tunables: OnceLock::new(),
+            guest_events: OnceLock::new(),
         })
     }
 
@@ -171,8 +181,13 @@ impl Hypervisor for Libvirt {
         let action = format!("binding IOThread {iothread} to CPUs {cpus}");
         let domain = self.domain(uuid)?;
         let bind = || ffi::pin_iothread(&domain, iothread, cpus);
+        let ours = || TunedByOthers {
+            uuid: uuid.to_owned(),
+            knob: Knob::Channel { iothread },
+            value: cpus.to_string(),
+        };
         let bound = match self.tunables.get() {
-            Some(Some(tunables)) => tunables.bind(uuid, iothread, cpus, bind),
+            Some(Some(tunables)) => tunables.tune(&ours(), bind),
             _ => bind(),
         };
         bound.map_err(|error| self.guest_error(uuid, &action, &error))
@@ -191,6 +206,32 @@ impl Hypervisor for Libvirt {
             .map_err(|error| self.guest_error(uuid, &action, &error))
     }
 
+    fn throttle(&self, uuid: &str, target: &str) -> HostResult<Throttle> {
+        let name = c_target(target)?;
+        let params = ffi::throttle(&self.domain(uuid)?, &name).map_err(|error| {
+            self.guest_error(uuid, &format!("reading the limits of {target}"), &error)
+        })?;
+        Ok(Throttle::default().replaced(&params))
+    }
+
+    fn set_throttle(&self, uuid: &str, target: &str, throttle: &Throttle) -> HostResult<()> {
+        let (domain, name) = (self.domain(uuid)?, c_target(target)?);
+        let params = throttle.params();
+        let c_text =
+            |text: &str| CString::new(text).map_err(|_| HostError::parse("limits of a disk", text));
+        let group = params.group.as_deref().map(c_text).transpose()?;
+        let number = |(name, value): &(String, u64)| Ok((c_text(name)?, *value));
+        let numbers = params.numbers.iter().map(number);
+        let numbers: Vec<(CString, u64)> = numbers.collect::<HostResult<_>>()?;
+        let set = || ffi::set_throttle(&domain, &name, &numbers, group.as_ref());
+        let done = match self.tunables.get() {
+            Some(Some(tunables)) => tunables.tune(&tunables::throttled(uuid, target, &params), set),
+            _ => set(),
+        };
+        let action = format!("limiting {target} to {throttle}");
+        done.map_err(|error| self.guest_error(uuid, &action, &error))
+    }
+
     fn monitor(&self, uuid: &str, command: &str) -> HostResult<String> {
         let text =
             CString::new(command).map_err(|_| HostError::parse("monitor command", command))?;
@@ -206,9 +247,16 @@ impl Hypervisor for Libvirt {
         if job.r#type != 0 {
             return Ok(true);
         }
-        let name = CString::new(target).map_err(|_| HostError::parse("disk target", target))?;
+        let name = c_target(target)?;
         ffi::block_job_runs(&domain, &name)
             .map_err(|error| self.guest_error(uuid, "reading its block job", &error))
+    }
+
+    fn migrates(&self, uuid: &str) -> HostResult<bool> {
+        const MIGRATION_OUT: i32 = virt_sys::VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT as i32;
+        let operation = ffi::job_operation(&self.domain(uuid)?)
+            .map_err(|error| self.guest_error(uuid, "reading its job", &error))?;
+        Ok(operation == Some(MIGRATION_OUT))
     }
 
     fn tuned_by_others(&self) -> Vec<TunedByOthers> {
@@ -216,6 +264,15 @@ impl Hypervisor for Libvirt {
         let tunables = self.tunables.get_or_init(watch);
         tunables.as_ref().map(Tunables::take).unwrap_or_default()
     }
+
+    fn watch_guests(&self, ring: &Ring) {
+        self.guest_events
+            .get_or_init(|| GuestEvents::watch(&self.connect, ring));
+    }
+}
+
+fn c_target(target: &str) -> HostResult<CString> {
+    CString::new(target).map_err(|_| HostError::parse("disk target", target))
 }
 
 /// Starts libvirt's event loop once per program: keepalive needs it, and it has to be there before

@@ -1,5 +1,5 @@
-//! Bindings of IOThreads that others change, from libvirt's tunable event
-//! (`VIR_DOMAIN_EVENT_ID_TUNABLE`, which names the new value but not who set it).
+//! Bindings of IOThreads and limits of disks that others change, from libvirt's tunable event
+//! (`VIR_DOMAIN_EVENT_ID_TUNABLE`, which names the new values but not who set them).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,16 +8,19 @@ use virt::error::Error;
 
 use super::ffi;
 use crate::cpuset::CpuSet;
+use crate::disk_setting::DiskSetting;
 use crate::hypervisor::TunedByOthers;
 use crate::knob::Knob;
+use crate::stats::StatValue;
+use crate::throttle::Params;
 
-/// Bindings kept at most while nobody asks for them.
+/// What was tuned, kept at most while nobody asks for them.
 const MAX_KEPT: usize = 10_000;
 
 /// What has been told and not been asked for yet.
 #[derive(Debug, Default)]
 struct Told {
-    /// Our own bindings whose events have not come yet, oldest first.
+    /// Our own changes whose events have not come yet, oldest first.
     ours: Vec<TunedByOthers>,
     others: Vec<TunedByOthers>,
 }
@@ -33,9 +36,9 @@ impl Tunables {
     pub(super) fn watch(connect: &Connect) -> Result<Self, Error> {
         let told = Arc::<Mutex<Told>>::default();
         let noted = Arc::clone(&told);
-        let on_tuned = move |uuid: &str, tunable: &str, value: &str| {
-            if let Some(binding) = binding(uuid, tunable, value) {
-                lock(&noted).note(binding);
+        let on_tuned = move |uuid: &str, tuned: &[(String, StatValue)]| {
+            for tuned in changes(uuid, tuned) {
+                lock(&noted).note(tuned);
             }
         };
         let id = ffi::watch_tunables(connect, Box::new(on_tuned))?;
@@ -46,25 +49,18 @@ impl Tunables {
         ffi::unwatch_tunables(connect, self.id);
     }
 
-    /// Makes a binding of our own, whose event is not told on.
-    pub(super) fn bind<E>(
+    /// Makes a change of our own, whose event is not told on.
+    pub(super) fn tune<E>(
         &self,
-        uuid: &str,
-        iothread: u32,
-        cpus: &CpuSet,
-        bind: impl FnOnce() -> Result<(), E>,
+        ours: &TunedByOthers,
+        make: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let ours = TunedByOthers {
-            uuid: uuid.to_owned(),
-            knob: Knob::Channel { iothread },
-            value: cpus.to_string(),
-        };
         lock(&self.told).ours.push(ours.clone());
-        let bound = bind();
-        if bound.is_err() {
-            lock(&self.told).forget(&ours);
+        let made = make();
+        if made.is_err() {
+            lock(&self.told).forget(ours);
         }
-        bound
+        made
     }
 
     pub(super) fn take(&self) -> Vec<TunedByOthers> {
@@ -73,21 +69,21 @@ impl Tunables {
 }
 
 impl Told {
-    fn note(&mut self, binding: TunedByOthers) {
-        if !self.forget(&binding) && self.others.len() < MAX_KEPT {
-            self.others.push(binding);
+    fn note(&mut self, tuned: TunedByOthers) {
+        if !self.forget(&tuned) && self.others.len() < MAX_KEPT {
+            self.others.push(tuned);
         }
     }
 
-    /// Strikes out a binding of ours, and those before it of the same knob: events keep their order, so
+    /// Strikes out a change of ours, and those before it of the same knob: events keep their order, so
     /// theirs will not come any more. Returns whether there was one.
-    fn forget(&mut self, binding: &TunedByOthers) -> bool {
-        let Some(last) = self.ours.iter().position(|ours| ours == binding) else {
+    fn forget(&mut self, tuned: &TunedByOthers) -> bool {
+        let Some(last) = self.ours.iter().position(|ours| ours == tuned) else {
             return false;
         };
         let mut index = 0;
         self.ours.retain(|ours| {
-            let is_past = index <= last && ours.uuid == binding.uuid && ours.knob == binding.knob;
+            let is_past = index <= last && ours.uuid == tuned.uuid && ours.knob == tuned.knob;
             index += 1;
             !is_past
         });
@@ -97,6 +93,45 @@ impl Told {
 
 fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
     told.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one event tells: a binding each, or the limits of one disk that were named.
+fn changes(uuid: &str, tuned: &[(String, StatValue)]) -> Vec<TunedByOthers> {
+    let text = |(name, value): &(String, StatValue)| match value {
+        StatValue::Text(text) => Some((name.clone(), text.clone())),
+        StatValue::Number(_) => None,
+    };
+    let texts = tuned.iter().filter_map(text);
+    let bindings = texts.filter_map(|(name, value)| binding(uuid, &name, &value));
+    bindings.chain(limits(uuid, tuned)).collect()
+}
+
+/// Limits of our own, as their event will tell them.
+pub(super) fn throttled(uuid: &str, target: &str, params: &Params) -> TunedByOthers {
+    let mut params = params.clone();
+    params.numbers.sort();
+    TunedByOthers {
+        uuid: uuid.to_owned(),
+        knob: Knob::Disk {
+            target: target.to_owned(),
+            setting: DiskSetting::Throttle,
+        },
+        value: params.to_string(),
+    }
+}
+
+/// `blkdeviotune.disk` set to `vda` beside `blkdeviotune.total_iops_sec` set to 100.
+fn limits(uuid: &str, tuned: &[(String, StatValue)]) -> Option<TunedByOthers> {
+    let (mut disk, mut params) = (None, Params::default());
+    for (name, value) in tuned {
+        let name = name.strip_prefix("blkdeviotune.")?;
+        match value {
+            StatValue::Text(target) if name == "disk" => disk = Some(target),
+            StatValue::Text(group) => params.group = Some(group.clone()),
+            StatValue::Number(number) => params.numbers.push((name.to_owned(), *number)),
+        }
+    }
+    Some(throttled(uuid, disk?, &params))
 }
 
 /// `cputune.iothreadpin3` set to `0-1` is a binding.
@@ -126,6 +161,36 @@ mod tests {
         assert_eq!(binding(UUID, "cputune.vcpupin1", "0"), None);
         assert_eq!(binding(UUID, "cputune.iothreadpin", "0"), None);
         assert_eq!(binding(UUID, "cputune.iothreadpin1", "x"), None);
+    }
+
+    #[test]
+    fn limits_of_a_disk_are_told_as_they_were_named_and_ours_are_known_by_it() {
+        let number = |name: &str, value| (format!("blkdeviotune.{name}"), StatValue::Number(value));
+        let text = |name: &str, value: &str| {
+            (
+                format!("blkdeviotune.{name}"),
+                StatValue::Text(value.to_owned()),
+            )
+        };
+        let event = [
+            text("disk", "vda"),
+            number("total_iops_sec", 7),
+            number("read_iops_sec", 0),
+            text("group_name", "gold"),
+        ];
+        let told = changes(UUID, &event);
+        let params: Params = "total_iops_sec=7 read_iops_sec=0 group_name=gold"
+            .parse()
+            .unwrap();
+        assert_eq!(told, [throttled(UUID, "vda", &params)]);
+        assert_eq!(told[0].knob.to_string(), "disk/vda/throttle");
+        assert_eq!(changes(UUID, &event[1..]), []);
+        let mut ours = Told {
+            ours: told.clone(),
+            others: vec![],
+        };
+        ours.note(told[0].clone());
+        assert!(ours.others.is_empty() && ours.ours.is_empty());
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl LiveHost {
 pub(super) fn disks_of(running: &RunningGuest, knob: &Knob) -> Vec<String> {
     let concerns = |disk: &&GuestDisk| match knob {
         Knob::Channel { iothread } | Knob::Polling { iothread } => disk.iothread == Some(*iothread),
-        Knob::Cache { target } => disk.target == *target,
+        Knob::Cache { target } | Knob::Disk { target, .. } => disk.target == *target,
         Knob::Histogram { .. } | Knob::Device(_) => false,
     };
     running

@@ -260,6 +260,70 @@ fn a_failed_change_leaves_settings_and_journal_as_before() {
     assert_eq!(bench.tuner.records().unwrap(), []);
 }
 
+/// One setting is refused for as long as the kernel refuses it, whatever it says; the others are set, read and
+/// watched all the while, and it works again by itself.
+#[test]
+fn a_setting_that_the_kernel_refuses_keeps_no_other_and_comes_back_by_itself() {
+    use nix::libc::{EACCES, EBUSY, EINVAL, EIO, ENODEV, ENOENT};
+    for errno in [EINVAL, EBUSY, EACCES, ENOENT, ENODEV, EIO] {
+        let bench = Bench::new();
+        let inventory = |refuses: bool| {
+            let mut inventory = bench.host.inventory();
+            let writer = crate::device::Writer::new(move |path: &std::path::Path, value: &str| {
+                if refuses && path.ends_with("queue/rq_affinity") {
+                    return Err(std::io::Error::from_raw_os_error(errno));
+                }
+                std::fs::write(path, value)
+            });
+            inventory.devices = inventory.devices.written_by(writer);
+            inventory
+        };
+        let set = |knob: D, value: &str, inventory: &Inventory| {
+            let value = value.to_owned();
+            let change = DeviceChange { knob, value };
+            bench.tuner.apply_to_device(inventory, "loop3", &change)
+        };
+        let refusing = inventory(true);
+        let refusal = set(D::RqAffinity, "2", &refusing).unwrap_err().to_string();
+        let kernel = std::io::Error::from_raw_os_error(errno).to_string();
+        for part in ["loop3", "rq_affinity = 2", &kernel] {
+            assert!(refusal.contains(part), "{refusal}");
+        }
+        assert_eq!(bench.tuner.records().unwrap(), [], "{kernel}");
+        set(D::ReadAhead, "64", &refusing).unwrap();
+        assert_eq!(bench.watch(), []);
+        set(D::RqAffinity, "2", &inventory(false)).unwrap();
+        assert!(bench.rollback_in(&inventory(false)).len() == 2);
+        assert_eq!(bench.values(), ORIGINAL);
+    }
+}
+
+/// A file that cannot be read now freezes nothing and drops no record: it is looked at again.
+#[test]
+fn a_setting_that_cannot_be_read_is_left_as_it_is_until_it_can() {
+    let bench = Bench::new();
+    bench.apply(D::ReadAhead, "64").unwrap();
+    bench.apply(D::RqAffinity, "2").unwrap();
+    let file = bench.host.root().join("block/loop3/queue/read_ahead_kb");
+    // Gone between two readings, and then there but not to be read (EISDIR, whoever runs this).
+    std::fs::remove_file(&file).unwrap();
+    for unreadable in [false, true] {
+        if unreadable {
+            std::fs::create_dir(&file).unwrap();
+        }
+        assert_eq!(bench.watch(), []);
+        let settled = bench.rollback();
+        let failed = |settlement: &&Settlement| matches!(settlement, Settlement::Failed { .. });
+        assert_eq!(settled.iter().filter(failed).count(), 1, "{settled:?}");
+        assert_eq!(bench.host.value(D::RqAffinity), "1");
+        assert_eq!(bench.tuner.records().unwrap().len(), 1);
+    }
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::write(&file, "64\n").unwrap();
+    let original = "128".to_owned();
+    assert_eq!(bench.rollback(), [Settlement::Restored { original }]);
+}
+
 /// The host dies after the scheduler has gone back, before what went with it has.
 #[test]
 fn a_way_back_that_a_crash_cut_short_is_brought_to_its_end() {

@@ -2,6 +2,7 @@
 //! snapshot has put below another, disks that were unplugged.
 
 use super::*;
+use crate::disk_setting::DiskSetting;
 
 impl Tuner {
     /// Brings the journal after the guests, as an inventory that was just read has them. Where a guest
@@ -116,12 +117,19 @@ fn is_handed_on(running: &RunningGuest, knob: &Knob) -> bool {
 }
 
 fn is_saved(knob: &Knob) -> bool {
-    matches!(knob, Knob::Channel { .. } | Knob::Polling { .. })
+    match knob {
+        Knob::Channel { .. } | Knob::Polling { .. } => true,
+        // `<iotune>` is in the XML that it saves.
+        Knob::Disk { setting, .. } => *setting == DiskSetting::Throttle,
+        Knob::Cache { .. } | Knob::Histogram { .. } | Knob::Device(_) => false,
+    }
 }
 
 fn is_unplugged(running: &RunningGuest, knob: &Knob) -> bool {
     match knob {
-        Knob::Cache { target } | Knob::Histogram { target } => running.guest.disk(target).is_none(),
+        Knob::Cache { target } | Knob::Histogram { target } | Knob::Disk { target, .. } => {
+            running.guest.disk(target).is_none()
+        }
         Knob::Channel { .. } | Knob::Polling { .. } | Knob::Device(_) => false,
     }
 }

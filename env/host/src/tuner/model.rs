@@ -382,7 +382,7 @@ impl Trial {
 
 /// Whether libvirt saves it with a guest.
 fn is_saved(knob: &Knob) -> bool {
-    matches!(knob, Knob::Channel { .. } | Knob::Polling { .. })
+    !matches!(knob, Knob::Cache { .. } | Knob::Histogram { .. })
 }
 
 fn scope(extent: Extent) -> Scope {

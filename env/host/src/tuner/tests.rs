@@ -31,7 +31,7 @@ impl Bench {
         self.tuner.apply(&self.host, &running, change)
     }
 
-    fn rollback(&self, started: u64) -> Vec<Settlement> {
+    pub(super) fn rollback(&self, started: u64) -> Vec<Settlement> {
         let outcomes = self
             .tuner
             .rollback(&self.host, &self.host.inventory(started), &Scope::Host)

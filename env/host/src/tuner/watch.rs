@@ -1,12 +1,14 @@
 //! What somebody else changes is noticed at each sample.
 
 use super::{Outcome, Settlement, Tuner, Way, is_ours, outcome};
+use crate::disk_setting::DiskSetting;
 use crate::error::{HostError, HostResult};
 use crate::hypervisor::{Hypervisor, TunedByOthers};
 use crate::inventory::{Inventory, RunningGuest};
 use crate::journal::{DeviceLife, Life, Record, RecordState};
 use crate::knob::{Knob, Purpose};
 use crate::settable::{Settable, write_and_check};
+use crate::throttle::{Params, Throttle};
 
 impl Tuner {
     /// Compares the journal with what is in force, and freezes what somebody else has changed since
@@ -43,6 +45,7 @@ impl Tuner {
                 continue;
             };
             let told = last_told(&told, &record);
+            let told = told.as_deref();
             let differs = |seen: String| !is_ours(&record, &seen);
             if told.is_none() && !seen(running, &record.knob).is_some_and(differs) {
                 continue;
@@ -133,12 +136,30 @@ fn unfrozen(found: &str, error: &HostError) -> Settlement {
 
 /// The last value that libvirt says somebody else gave a knob. One that was ours just before cannot be
 /// told from ours.
-fn last_told<'a>(told: &'a [TunedByOthers], record: &Record) -> Option<&'a str> {
+fn last_told(told: &[TunedByOthers], record: &Record) -> Option<String> {
     let is_about = |told: &&TunedByOthers| {
         let life = record.life.guest();
         life.is_some_and(|life| life.uuid == told.uuid) && told.knob == record.knob
     };
     let last = told.iter().rfind(is_about)?;
-    let is_theirs = last.value != record.value && last.value != record.previous;
-    is_theirs.then_some(&last.value)
+    let value = whole(record, &last.value);
+    let is_theirs = value != record.value && value != record.previous;
+    is_theirs.then_some(value)
+}
+
+/// What somebody has told of a knob as a whole: of a throttle libvirt names what was set, the rest stays.
+fn whole(record: &Record, told: &str) -> String {
+    let is_throttle = matches!(
+        record.knob,
+        Knob::Disk {
+            setting: DiskSetting::Throttle,
+            ..
+        }
+    );
+    let throttle = record.value.parse::<Throttle>().ok();
+    let named = told.parse::<Params>().ok();
+    match throttle.zip(named).filter(|_| is_throttle) {
+        Some((throttle, named)) => throttle.after(&named).to_string(),
+        None => told.to_owned(),
+    }
 }

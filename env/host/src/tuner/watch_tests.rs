@@ -20,7 +20,7 @@ fn changed() -> Bench {
 
 impl Bench {
     /// A sample that sees what is in force.
-    fn watch(&self) -> Vec<Outcome> {
+    pub(super) fn watch(&self) -> Vec<Outcome> {
         self.watch_as(|knob| self.host.running(1).knobs(&self.host).read(knob).ok())
     }
 

@@ -26,15 +26,39 @@ iothreadpin) printf '%s' "$3" >cpus ;;
 domstats) printf "Domain: 'web'\n  iothread.count=1\n  iothread.1.poll-max-ns=%s\n  iothread.1.poll-grow=0\n" "$(cat poll)" ;;
 iothreadset) printf '%s' "$4" >poll ;;
 domjobinfo) cat job ;;
+blkdeviotune)
+    shift 2
+    if [ "$*" = --live ]; then
+        cat tune
+    else
+        printf '%s\n' "$@" >tuned
+        printf 'read_iops_sec  : 500\nread_iops_sec_max: 900\nsize_iops_sec  : 8192\ngroup_name     : gold two\nread_iops_sec_max_length: 3\n\n' >tune
+    fi ;;
 qemu-monitor-command)
     case $2 in
     --hmp) printf 'libvirt-1-storage: /x (file)\n    Cache mode:       writeback%s\n\n' "$(cat direct)" ;;
     *query-block-jobs*) cat blockjobs ;;
+    *l2-cache*) printf '%s' "$2" >reopened; printf '{"return":{},"id":"libvirt-9"}' ;;
     *blockdev-reopen*) printf '%s' "$2" >command; printf ', direct' >direct; printf '{"return":{},"id":"libvirt-9"}' ;;
+    *query-blockstats*) cat blockstats ;;
     *block-latency*) printf '%s' "$2" >histogram; printf '{"return":{},"id":"libvirt-9"}' ;;
     esac ;;
 esac
 "##;
+
+/// What QEMU says of a disk with these histograms, and of one beside it that has another, whose keys stand
+/// in another order.
+fn blockstats(buckets: &[&str]) -> String {
+    let histograms = ["rd", "wr"].iter().zip(buckets).map(|(way, bounds)| {
+        format!(r#""{way}_latency_histogram":{{"bins":[0,1],"boundaries":[{bounds}]}},"#)
+    });
+    let histograms: String = histograms.collect();
+    let other = r#"{"stats":{"wr_latency_histogram":{"boundaries":[7,8],"bins":[1,2,3]}},"qdev":"/machine/xy","node-name":"n"}"#;
+    let parent = r#"{"node-name":"libvirt-1-storage","stats":{"rd_bytes":3}}"#;
+    format!(
+        r#"{{"return":[{other},{{"device":"","parent":{parent},"stats":{{{histograms}"rd_bytes":5}},"qdev":"/machine/x"}},{other}],"id":"libvirt-5"}}"#
+    )
+}
 
 struct Host(tempfile::TempDir);
 
@@ -53,6 +77,7 @@ impl Host {
             ("job", "Job type:         None"),
             ("blockjobs", r#"{"return":[],"id":"libvirt-3"}"#),
             ("log", ""),
+            ("blockstats", &blockstats(&[&our_buckets(), &our_buckets()])),
         ] {
             host.write(file, text);
         }
@@ -154,17 +179,54 @@ fn everything_goes_back_in_every_shell() {
         assert_eq!(host.read("histogram"), STOP);
         assert_eq!(host.read("connected"), "qemu:///system");
         assert_eq!(stderr(&output), "");
-        // Once more changes nothing: all of it is back but the histogram, which cannot be told.
+        // Once more changes nothing.
         host.write("log", "");
+        host.write("blockstats", &blockstats(&[]));
+        fs::remove_file(host.path().join("histogram")).unwrap();
         assert!(
-            host.run_by(shell, &undo_script(&all()[1..], None))
+            host.run_by(shell, &undo_script(&all(), None))
                 .status
                 .success()
         );
         let log = host.read("log");
         let wrote = |line: &str| ["iothreadpin", "iothreadset"].contains(&line);
         assert!(!log.lines().any(wrote), "{log}");
+        assert_eq!(host.read("histogram"), "");
     }
+}
+
+#[test]
+fn dirty_pages_are_written_back_before_a_reopen_to_direct_where_they_can_be() {
+    let image = r#"/it's "here" $(touch pwned)"#;
+    let cache = &all()[1..2];
+    for (status, is_told) in [("true", false), ("false", true)] {
+        let host = Host::new();
+        host.write(
+            "sync",
+            &format!("#!/bin/sh\necho \"sync $1 $2\" >>log\n{status}\n"),
+        );
+        let sync = host.path().join("sync");
+        fs::set_permissions(sync, fs::Permissions::from_mode(0o755)).unwrap();
+        let output = host.run(cache);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(host.read("command"), REOPEN);
+        let log = host.read("log");
+        let line = format!("sync -d {image}\n");
+        let before = log.rfind(&line).unwrap();
+        assert_eq!(log.matches(&line).count(), if is_told { 1 } else { 2 });
+        let reopened = log.rfind("qemu-monitor-command").unwrap();
+        assert!(before < reopened, "{log}");
+        assert_eq!(stdout(&output).contains("stands still"), is_told);
+    }
+    let host = Host::new();
+    let buffered = Record {
+        original: "buffered".into(),
+        value: "direct".into(),
+        ..cache[0].clone()
+    };
+    host.write("direct", ", direct");
+    host.run(&[buffered]);
+    assert!(!host.read("log").contains("sync"));
 }
 
 #[test]
@@ -206,6 +268,45 @@ fn what_somebody_else_set_is_left_alone() {
     );
     assert_eq!(host.run(&[frozen]).status.code(), Some(1));
     assert_eq!(host.read("cpus"), "1");
+}
+
+#[test]
+fn a_histogram_with_other_buckets_is_somebody_elses_and_stays() {
+    let ours = our_buckets();
+    let longer = format!("{ours},9");
+    for shell in shells() {
+        for theirs in [
+            &["7,8", "7,8"][..],
+            &[&ours, "7,8"],
+            &["7,8", &ours],
+            &[&longer, &longer],
+        ] {
+            let host = Host::new();
+            host.write("blockstats", &blockstats(theirs));
+            let output = host.run_by(shell, &undo_script(&all()[..1], None));
+            assert_eq!(output.status.code(), Some(1), "{shell:?} {theirs:?}");
+            assert!(stderr(&output).contains("somebody else counts"));
+            assert_eq!(host.read("histogram"), "");
+        }
+        // Whatever spaces libvirt puts between.
+        let host = Host::new();
+        let spaced = blockstats(&[&ours]).replace([','], ", ").replace(':', ": ");
+        host.write("blockstats", &spaced);
+        let output = host.run_by(shell, &undo_script(&all()[..1], None));
+        assert!(output.status.success(), "{shell:?}: {}", stderr(&output));
+        assert_eq!(host.read("histogram"), STOP);
+    }
+    for silent in ["", "error", r#"{"return":[],"id":"libvirt-5"}"#] {
+        let host = Host::new();
+        host.write("blockstats", silent);
+        let output = host.run(&all()[..1]);
+        assert!(
+            stderr(&output).contains("does not say"),
+            "{}",
+            stderr(&output)
+        );
+        assert_eq!(host.read("histogram"), "");
+    }
 }
 
 #[test]
@@ -290,6 +391,97 @@ fn an_empty_journal_makes_a_script_that_succeeds_and_no_libvirt_one_that_fails()
     let output = host.run(&[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is libvirtd running"));
+}
+
+const REOPEN_CACHES: &str = r#"{"execute":"blockdev-reopen","arguments":{"options":[{"node-name":"libvirt-1-format","l2-cache-size":1048576}]}}"#;
+
+/// Limits, set over those of a group of the guest's XML, and qcow2 caches.
+fn of_disk() -> Vec<Record> {
+    let gold = "read_iops_sec=500 read_iops_sec_max=900 size_iops_sec=8192 read_iops_sec_max_length=3 group_name=gold two";
+    let ours = "total_iops_sec=200 group_name=gold two";
+    vec![
+        record("disk/vda/throttle", gold, ours, None),
+        record(
+            "disk/vda/qcow2-cache",
+            "as-booted",
+            "l2-cache-size=2097152",
+            Some(REOPEN_CACHES),
+        ),
+    ]
+}
+
+/// As virsh shows it: what is not limited too.
+const OURS: &str = "total_bytes_sec: 0\ntotal_iops_sec : 200\nread_iops_sec  : 0\ngroup_name     : gold two\nread_iops_sec_max_length: 0\n\n";
+
+#[test]
+fn limits_and_caches_of_a_disk_go_back_in_every_shell() {
+    for shell in shells() {
+        let host = Host::new();
+        host.write("tune", OURS);
+        let output = host.run_by(shell, &undo_script(&of_disk(), None));
+        assert!(output.status.success(), "{shell:?}: {}", stderr(&output));
+        assert!(stdout(&output).contains("2 undone"), "{}", stdout(&output));
+        let tuned = host.read("tuned");
+        for words in [
+            "--read-iops-sec\n500\n",
+            "--total-iops-sec\n0\n",
+            "--read-iops-sec-max-length\n3\n",
+            "--group-name\ngold two\n--live\n",
+        ] {
+            assert!(tuned.contains(words), "{shell:?}: {tuned}");
+        }
+        assert_eq!(host.read("reopened"), REOPEN_CACHES);
+        // Once more changes nothing of the limits, which are back.
+        host.write("tuned", "");
+        assert!(
+            host.run_by(shell, &undo_script(&of_disk()[..1], None))
+                .status
+                .success()
+        );
+        assert_eq!(host.read("tuned"), "");
+    }
+}
+
+#[test]
+fn limits_of_somebody_else_stay_and_a_group_of_the_disks_own_is_none() {
+    let host = Host::new();
+    host.write("tune", &OURS.replace("200", "300"));
+    let output = host.run(&of_disk()[..1]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(
+        said.contains("somebody else set it to total_iops_sec=300 group_name=gold two"),
+        "{said}"
+    );
+    assert_eq!(host.read("tuned"), "");
+
+    let own = OURS.replace(
+        "gold two",
+        "/machine/peripheral/virtio-disk0/virtio-backend",
+    );
+    host.write("tune", &own);
+    let mut alone = of_disk().remove(0);
+    alone.value = "total_iops_sec=200".into();
+    assert!(host.run(&[alone]).status.success());
+    // None at all is what it is called where the disk has no limits.
+    host.write("tune", "total_bytes_sec: 0\ngroup_name     : \n");
+    let none = record("disk/vda/throttle", "none", "total_iops_sec=200", None);
+    let output = host.run(&[none]);
+    assert!(
+        stdout(&output).contains("is none already"),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn caches_of_a_disk_stay_while_a_job_runs() {
+    let host = Host::new();
+    host.write("job", "Job type:         Unbounded");
+    let output = host.run(&of_disk()[1..]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("run this again after it"));
+    assert_eq!(host.read("reopened"), "");
 }
 
 /// A scheduler that was changed on a host that has booted once, whose kernel has changed the number of

@@ -2,21 +2,23 @@
 
 use proptest::prelude::*;
 
-use super::world::{GUESTS, Sight};
+use super::world::{GUESTS, KNOBS, Sight};
 use crate::fake::Fault;
 
 /// Values that we set, and that others set, by knob in the order of `knobs`.
-pub(super) const OURS: [&[&str]; 4] = [
+pub(super) const OURS: [&[&str]; KNOBS] = [
     &["0", "1", "0-3"],
     &["0", "16384"],
     &["buffered", "direct"],
     &["counting"],
+    &["total_iops_sec=200", "none", "write_bytes_sec=2097152"],
 ];
-pub(super) const THEIRS: [&[&str]; 4] = [
+pub(super) const THEIRS: [&[&str]; KNOBS] = [
     &["2", "2-3", "0-3"],
     &["5000", "32768"],
     &["direct", "buffered"],
     &["foreign", "absent"],
+    &["read_iops_sec=500 group_name=gold", "none"],
 ];
 
 /// All CPUs, and the one that [`Fault::AppliedThenTaken`] binds to.
@@ -80,8 +82,8 @@ impl What {
 }
 
 fn what() -> impl Strategy<Value = What> {
-    let place = || (0..GUESTS, 0..4_usize);
-    let valued = |values: [&'static [&'static str]; 4]| {
+    let place = || (0..GUESTS, 0..KNOBS);
+    let valued = |values: [&'static [&'static str]; KNOBS]| {
         place().prop_flat_map(move |(guest, knob)| (Just(guest), Just(knob), 0..values[knob].len()))
     };
     let sight = prop_oneof![

@@ -40,7 +40,7 @@ pub(super) fn run_script(
 
 /// What one step sets: the original, where what is in force is what we set.
 fn step_of(words: &[String], now: impl Fn(&Knob) -> String) -> Option<(Knob, String)> {
-    let [channel, polling, cache, histogram] = knobs();
+    let [channel, polling, cache, histogram, throttle] = knobs();
     let (knob, values) = match words[0].as_str() {
         "pin" => (channel, &words[3..6]),
         "polling" => (polling, &words[3..6]),
@@ -49,6 +49,7 @@ fn step_of(words: &[String], now: impl Fn(&Knob) -> String) -> Option<(Knob, Str
             assert!(words[6].contains(&direct), "{words:?}");
             (cache, &words[3..6])
         }
+        "throttle" => (throttle, &words[3..6]),
         // The monitor has no command that tells whose histogram it is.
         "histogram" => return Some((histogram, "absent".to_owned())),
         step => {

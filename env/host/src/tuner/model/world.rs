@@ -5,12 +5,15 @@ use blkpilot_env::sample::Cache;
 use super::daemon::Lifeline;
 use super::*;
 use crate::cpuset::CpuSet;
+use crate::disk_setting::DiskSetting;
 use crate::fake::{FakeHypervisor, Fault, Slot};
-use crate::hypervisor::TunedByOthers;
+use crate::hypervisor::{Ring, TunedByOthers};
 use crate::knob::{BUFFERED, DIRECT, FOREIGN};
 use crate::stats::GuestStats;
+use crate::throttle::Throttle;
 
 pub(super) const GUESTS: usize = 2;
+pub(super) const KNOBS: usize = 5;
 const NAMES: [&str; GUESTS] = ["web", "db"];
 pub(super) const UUIDS: [&str; GUESTS] = [
     "ee81b14e-982c-47f4-ac22-70486068cb15",
@@ -47,14 +50,26 @@ pub(super) struct World {
     writes: Slot<Vec<Write>>,
 }
 
-pub(super) fn knobs() -> [Knob; 4] {
+pub(super) fn knobs() -> [Knob; KNOBS] {
     let target = || "vda".to_owned();
     [
         Knob::Channel { iothread: 1 },
         Knob::Polling { iothread: 1 },
         Knob::Cache { target: target() },
         Knob::Histogram { target: target() },
+        Knob::Disk {
+            target: target(),
+            setting: DiskSetting::Throttle,
+        },
     ]
+}
+
+/// A guest that has opted in to all of them.
+fn guest(guest: usize) -> FakeHypervisor {
+    let mut host = FakeHypervisor::named(NAMES[guest], UUIDS[guest]);
+    let opted_in = "mode=\"auto\" knobs=\"channel cache polling throttle\"";
+    host.xml = host.xml.replace("mode=\"auto\"", opted_in);
+    host
 }
 
 /// The change that sets a knob to a value in its canonical form.
@@ -79,6 +94,11 @@ pub(super) fn change(knob: &Knob, value: &str) -> Change {
         Knob::Histogram { target } => Change::Histogram {
             target: target.clone(),
         },
+        Knob::Disk { target, setting } => Change::Disk {
+            target: target.clone(),
+            setting: *setting,
+            value: value.to_owned(),
+        },
         Knob::Device(_) => unreachable!("{knob} is not a guest's"),
     }
 }
@@ -87,7 +107,7 @@ impl World {
     /// `lifeline`: of the process that tunes the guests.
     pub(super) fn new(lifeline: Lifeline) -> Self {
         Self {
-            guests: [0, 1].map(|i| FakeHypervisor::named(NAMES[i], UUIDS[i])),
+            guests: [0, 1].map(guest),
             sights: [Sight::Seen; GUESTS],
             starts: [1; GUESTS],
             boot: 0,
@@ -135,19 +155,21 @@ impl World {
     pub(super) fn boot_guest(&mut self, guest: usize) {
         self.starts[guest] += 1;
         self.sights[guest] = Sight::Seen;
-        self.guests[guest] = FakeHypervisor::named(NAMES[guest], UUIDS[guest]);
+        self.guests[guest] = self::guest(guest);
     }
 
-    /// A guest goes on where it was saved: libvirt has set bindings and polling again, and QEMU has opened
-    /// the images as the XML says.
+    /// A guest goes on where it was saved: libvirt has set bindings, polling and limits again, and QEMU has
+    /// opened the images as the XML says.
     pub(super) fn restore_guest(&mut self, guest: usize) {
         let saved = &self.guests[guest];
         let (cpus, poll_max_ns) = (saved.cpus.borrow().clone(), saved.poll_max_ns.get());
+        let throttle = saved.throttle.borrow().clone();
         self.boot_guest(guest);
         let restored = &self.guests[guest];
         restored.is_resumed.set(true);
         *restored.cpus.borrow_mut() = cpus;
         restored.poll_max_ns.set(poll_max_ns);
+        *restored.throttle.borrow_mut() = throttle;
     }
 
     /// libvirt tells of somebody else's change.
@@ -180,6 +202,7 @@ impl World {
                 Some(boundaries) if *boundaries == FOREIGN_BOUNDARIES => FOREIGN.to_owned(),
                 Some(_) => "counting".to_owned(),
             },
+            Knob::Disk { .. } => host.throttle.borrow().to_string(),
             Knob::Device(_) => unreachable!("{knob} is not a guest's"),
         }
     }
@@ -195,6 +218,7 @@ impl World {
                 let boundaries = (value == FOREIGN).then(|| FOREIGN_BOUNDARIES.to_vec());
                 *host.histogram.borrow_mut() = boundaries;
             }
+            Knob::Disk { .. } => *host.throttle.borrow_mut() = value.parse().unwrap(),
             Knob::Device(_) => unreachable!("{knob} is not a guest's"),
         }
     }
@@ -294,9 +318,21 @@ impl Hypervisor for World {
         })
     }
 
+    fn throttle(&self, uuid: &str, target: &str) -> HostResult<Throttle> {
+        self.answer(|| self.guests[self.at(uuid)?].throttle(uuid, target))
+    }
+
+    fn set_throttle(&self, uuid: &str, target: &str, throttle: &Throttle) -> HostResult<()> {
+        let guest = self.at(uuid)?;
+        let [.., knob] = knobs();
+        self.write(guest, &knob, || {
+            self.guests[guest].set_throttle(uuid, target, throttle)
+        })
+    }
+
     fn monitor(&self, uuid: &str, command: &str) -> HostResult<String> {
         let guest = self.at(uuid)?;
-        let [.., cache, histogram] = knobs();
+        let [_, _, cache, histogram, _] = knobs();
         let ask = || self.guests[guest].monitor(uuid, command);
         if command.contains("blockdev-reopen") {
             self.write(guest, &cache, ask)
@@ -307,6 +343,10 @@ impl Hypervisor for World {
         }
     }
 
+    fn migrates(&self, _uuid: &str) -> HostResult<bool> {
+        Ok(false)
+    }
+
     fn job_runs(&self, uuid: &str, target: &str) -> HostResult<bool> {
         self.answer(|| self.guests[self.at(uuid)?].job_runs(uuid, target))
     }
@@ -315,4 +355,6 @@ impl Hypervisor for World {
         let told = self.guests.iter();
         told.flat_map(FakeHypervisor::tuned_by_others).collect()
     }
+
+    fn watch_guests(&self, _ring: &Ring) {}
 }

@@ -1,0 +1,82 @@
+//! `blkpilot evaluate`.
+
+mod bandit;
+mod cases;
+mod edge;
+mod multihead;
+mod report;
+mod sequential;
+mod table;
+mod text;
+
+use std::fs;
+use std::path::PathBuf;
+
+use blkpilot_models::ope::OpeError;
+use clap::{Args, Subcommand};
+
+use super::CliError;
+use super::output::print;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum EvaluateCommand {
+    /// Evaluate policies on a folder of reference logs, with every estimator, interval and diagnostic
+    ///
+    /// Reads meta.json and, of bandit_log.csv, seq_*.csv, seqvar_*.csv, multihead_log.csv and
+    /// edge_cases.json, what meta.json tells the sizes of or what is there. A log that cannot be evaluated
+    /// is refused with the row and field.
+    Cases(CasesArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CasesArgs {
+    /// The folder
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Write every figure to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Why a folder cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+enum EvaluateError {
+    /// A file that cannot be read.
+    #[error("{file}: {problem}")]
+    File { file: String, problem: String },
+    /// A log that is wrong, or an estimate that cannot be made of it.
+    #[error("{file}: {source}")]
+    Log {
+        file: String,
+        #[source]
+        source: OpeError,
+    },
+}
+
+impl EvaluateError {
+    /// Puts the file before what is wrong with it.
+    fn within(file: &str) -> impl Fn(OpeError) -> Self {
+        move |source| Self::Log {
+            file: file.to_owned(),
+            source,
+        }
+    }
+}
+
+pub(super) fn run(command: &EvaluateCommand) -> Result<(), CliError> {
+    match command {
+        EvaluateCommand::Cases(args) => cases(args),
+    }
+}
+
+fn cases(args: &CasesArgs) -> Result<(), CliError> {
+    let report = cases::evaluate(&args.dir).map_err(|error| {
+        let dir = args.dir.display();
+        CliError::Failed(format!("{dir}: {error}"))
+    })?;
+    if let Some(file) = &args.json {
+        fs::write(file, format!("{report:#}\n"))
+            .map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+    }
+    print(text::report(&report))
+}
