@@ -8,6 +8,9 @@
 //! logarithm of the time up to `longest_retry` and by one per level in each `longest_retry` from then on.
 //!
 //! The rate, the dwell and the breaker make it less; they are not needed for the bound.
+//!
+//! [`Harmful::Any`] is not held to it yet where changes of several disks harm one at a time: whom to blame is
+//! not found then, and what is left goes on.
 
 use std::time::Duration;
 
