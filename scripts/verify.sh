@@ -66,7 +66,8 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
 
 # Tests at full counts, of which only what they print is kept.
 readonly -a env_test=(cargo test --quiet --release -p blkpilot-env)
-readonly -a live_test=(cargo test --quiet -p blkpilot-tests)
+# With the features of the whole workspace, as `make test` builds them: nothing is built twice.
+readonly -a live_test=(cargo test --quiet --workspace)
 
 for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
 for proof in "${chosen[@]}"; do
