@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
-    trial-poor-cache trial-poor-binding calibration guard kills faults jobs soak
+    trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
     shift log-power log-kills log-readers sampling cache bench
 )
 usage() {
@@ -36,6 +36,8 @@ readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 # Times that a writer of the decision log is killed.
 readonly log_kills=${BLKPILOT_VERIFY_LOG_KILLS:-1000}
+# Windows for which a policy always chooses the worst, and neighbours that make a change look bad.
+readonly harm_windows=${BLKPILOT_VERIFY_HARM_WINDOWS:-1200} neighbours=${BLKPILOT_VERIFY_NEIGHBOURS:-20}
 # Faults of each kind, and jobs of each kind on each guest.
 readonly faults=${BLKPILOT_VERIFY_FAULTS:-10} jobs=${BLKPILOT_VERIFY_JOBS:-10}
 # Cycles of the guest whose best setting changes, for each way to set it.
@@ -73,7 +75,7 @@ for proof in "${chosen[@]}"; do rm -rf "$out/${proof//-/_}"; done
 for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
-        discrete-event | simulator-properties | journal | guard | kills | faults | jobs | soak | shift | cache \
+        discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
             | log-power | log-kills | sampling) ;;
         *) cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins; break ;;
     esac
@@ -104,6 +106,9 @@ if is_chosen calibration; then
 fi
 record guard "The guard on real guests: false alarms, and how soon harm is undone" \
     env BLKPILOT_AA_WINDOWS=300 BLKPILOT_HARMS=20 "${live_test[@]}" --test live_guard -- --nocapture
+record harm "A policy and neighbours that mean harm, on real guests" \
+    env BLKPILOT_HARM_WINDOWS="$harm_windows" BLKPILOT_NEIGHBOURS="$neighbours" \
+    "${live_test[@]}" --test live_harm -- --nocapture --test-threads=1
 record kills "The daemon killed while it changes a guest that checks what it reads" \
     env BLKPILOT_KILLS="$kills" "${live_test[@]}" --test live_kills -- --nocapture
 record faults "What the daemon in mode auto goes on after: libvirtd, QEMU, guests and disks that go and come" \

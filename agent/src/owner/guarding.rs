@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Unrest;
-use blkpilot_env::guard::{Guard, GuardConfig, Held, Intervention};
+use blkpilot_env::guard::{Guard, GuardConfig, Harm, Held, Intervention};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
@@ -133,8 +133,10 @@ impl Owner {
         if !self.is_attached_live() && !self.is_automatic(seen, disk) {
             tracing::warn!(host = self.config.name, disk, %harm, "the last change seems to do harm; it was asked for, so it stays");
             self.watch.guard.settle(disk);
-            // Whoever asks for harm again and again is stopped too.
-            self.watch.note_failure();
+            // Whoever asks for harm again and again is stopped too, if it is known to be theirs.
+            if !matches!(harm, Harm::Unexplained { .. }) {
+                self.watch.note_failure();
+            }
             return Ok(());
         }
         let Some((observation, action)) = self.way_back(seen, intervention) else {

@@ -1,16 +1,15 @@
 //! How long a policy that means to do harm can keep a disk above its objective, by the guard's rules.
 //!
-//! Three facts bound it, whatever the policy chooses. A change that pushes a disk which met its
-//! objective above it is undone after so many windows in a row ([`windows_per_change`]). What was undone
-//! stays closed, so that in a given time one level of one disk is undone only so many times
-//! ([`undone_per_level`]). And each change that is undone names at least one level. So a disk is above its
-//! objective for at most as many windows as the product says ([`harmed_windows`]), which grows with the
-//! logarithm of the time up to `longest_retry` and by one per level in each `longest_retry` from then on.
+//! Three facts bound it, whatever the policy chooses. A disk that can meet its objective is above it for so
+//! many windows in a row at most, until what hurts it is undone ([`windows_in_a_row`]): by a trial, or in the
+//! end because everything goes back. What was undone stays closed, and so does what is left meanwhile, so
+//! that in a given time one level of one disk is undone or left only so many times ([`undone_per_level`]).
+//! And no row ends before a level that hurts the disk is undone or left. So a disk is above its objective for
+//! at most as many windows as the product says ([`harmed_windows`]), which grows with the logarithm of the
+//! time up to `longest_retry` and by one per level in each `longest_retry` from then on.
 //!
-//! The rate, the dwell and the breaker make it less; they are not needed for the bound.
-//!
-//! [`Harmful::Any`] is not held to it yet where changes of several disks harm one at a time: whom to blame is
-//! not found then, and what is left goes on.
+//! The rate, the dwell and the breaker make it less; only the length of a row needs the breaker, since at
+//! its end other levels may follow until it opens.
 
 use std::time::Duration;
 
@@ -19,26 +18,30 @@ use super::config::GuardConfig;
 /// What a harmful level does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Harmful {
-    /// It harms the disk that has it, while its trial lasts.
+    /// It harms the disk that has it, from its change on.
     Itself,
-    /// It harms any disk, from the window after the change on.
+    /// It harms any disk, at once or later, with others or alone.
     Any,
-    /// It harms the disk that has it, at any time.
-    ItselfLater,
 }
 
-/// Windows, at most, for which one change keeps a disk above an objective that it met: after the last of
-/// them it goes back.
+/// Windows, at most, for which levels in force keep a disk above an objective that it can meet: after the
+/// last of them they go back.
 #[must_use]
 pub fn windows_per_change(config: &GuardConfig, harmful: Harmful) -> u32 {
-    let trial = &config.trial;
-    let (enough, late) = (trial.objective_windows.max(1), trial.late_windows.max(1));
     match harmful {
-        Harmful::Itself => enough,
-        // The harmed disk's own change is blamed first, and perhaps was made a window later.
-        Harmful::Any => 2 * enough + 1,
-        // Another change of it, made just then, is blamed first.
-        Harmful::ItselfLater => late + enough + 1,
+        Harmful::Itself => config.trial.objective_windows.max(1),
+        Harmful::Any => config.trial.longest_doubt(),
+    }
+}
+
+/// Windows in a row, at most, for which a disk is above an objective that it can meet. Where it is not
+/// known what hurts it, what is changed next goes back after one window each, until the breaker opens.
+#[must_use]
+pub fn windows_in_a_row(config: &GuardConfig, harmful: Harmful) -> u32 {
+    let windows = windows_per_change(config, harmful);
+    match harmful {
+        Harmful::Itself => windows,
+        Harmful::Any => windows.saturating_add(config.breaker.failures),
     }
 }
 

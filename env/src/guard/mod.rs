@@ -8,6 +8,7 @@
 //! - [`budget`]: how soon and how often anything may be changed;
 //! - [`trial`]: a window before a change against windows after it, with untouched disks as controls;
 //! - [`objective`]: for how many windows a disk has been above its objective;
+//! - [`last_resort`]: everything goes back where nobody is to blame;
 //! - [`stall`]: requests in flight and none completed;
 //! - [`backoff`]: a level that did harm stays closed, longer each time;
 //! - [`device`]: a setting of a device, judged by all disks on it;
@@ -23,6 +24,7 @@ pub mod budget;
 pub mod config;
 pub mod device;
 pub mod exploration;
+pub mod last_resort;
 pub mod neighbour;
 pub mod objective;
 pub mod opening;
@@ -44,6 +46,7 @@ use budget::ChangeBudget;
 pub use config::GuardConfig;
 use device::{DeviceIntervention, DeviceWatch};
 use exploration::{Calm, Unrest};
+use last_resort::LastResort;
 use objective::ObjectiveWatch;
 use opening::{Closed, Limit};
 use stall::StallWatch;
@@ -81,6 +84,18 @@ pub enum Harm {
     /// It has been above its objective for long, which it met before it was first changed: it goes back
     /// to what it had without us.
     Late {
+        /// For how many windows in a row.
+        windows: u32,
+        /// Its p99 in the last of them, microseconds.
+        p99_us: f64,
+        /// The objective, microseconds.
+        objective_us: f64,
+    },
+    /// A disk has been above its objective for long, which it can meet, whatever was undone: everything
+    /// goes back to what it is without us.
+    Unexplained {
+        /// That disk.
+        disk: String,
         /// For how many windows in a row.
         windows: u32,
         /// Its p99 in the last of them, microseconds.
@@ -132,6 +147,15 @@ impl fmt::Display for Harm {
                 f,
                 "p99 {p99_us:.0} µs, above its objective of {objective_us:.0} µs for {windows} windows"
             ),
+            Self::Unexplained {
+                disk,
+                windows,
+                p99_us,
+                objective_us,
+            } => write!(
+                f,
+                "p99 {p99_us:.0} µs of {disk}, above its objective of {objective_us:.0} µs for {windows} windows, and not known why"
+            ),
             Self::Stall { windows } => write!(
                 f,
                 "nothing completed in {windows} windows with requests in flight"
@@ -145,8 +169,8 @@ impl fmt::Display for Harm {
 pub struct Intervention {
     /// `guest/target`.
     pub disk: String,
-    /// The levels that it shall have: those before the change or, of [`Harm::Late`], those without us;
-    /// in the order of the disk heads.
+    /// The levels that it shall have: those before the change or, of [`Harm::Late`] and
+    /// [`Harm::Unexplained`], those without us; in the order of the disk heads.
     pub levels: Vec<Level>,
     /// Why.
     pub harm: Harm,
@@ -186,6 +210,7 @@ pub struct Guard {
     backoff: LevelBackoff,
     trials: TrialWatch,
     objective: ObjectiveWatch,
+    last_resort: LastResort,
     stalls: StallWatch,
     breaker: Breaker,
     calm: Calm,
@@ -204,6 +229,10 @@ impl Guard {
             backoff: LevelBackoff::new(config.backoff),
             trials: TrialWatch::new(config.trial),
             objective: ObjectiveWatch::new(config.trial.p99_objective_us),
+            last_resort: LastResort::new(
+                config.trial.p99_objective_us,
+                config.trial.longest_doubt(),
+            ),
             stalls: StallWatch::new(config.stall_windows),
             breaker: Breaker::new(config.breaker),
             calm: Calm::new(config.trial.p99_objective_us),
@@ -282,33 +311,34 @@ impl Guard {
     /// Notes what has been changed on the host that `obs` shows: `executed` took effect in place of
     /// what was in force. Changes that somebody asked for count as much as a policy's.
     pub fn changed(&mut self, now: Duration, obs: &Observation, executed: &JointAction) {
-        for change in changes(obs, executed) {
+        for mut change in changes(obs, executed) {
             let is_cache_changed = change.heads.contains(&CACHE_HEAD);
-            self.note_left(now, &change);
+            self.note_left(now, &mut change);
             self.budget.note(now, change.disk, &change.heads);
             self.devices.disk_changed(change.disk);
+            let Levels { now, default, .. } = &change.levels;
+            self.last_resort.note(change.disk, now, default);
             self.trials
                 .begin(change.disk, change.levels, is_cache_changed);
         }
     }
 
-    /// What is left while the objective is missed counts as undone: else a policy could leave in time, and
-    /// come back.
-    fn note_left(&mut self, now: Duration, change: &DiskChange<'_>) {
-        let is_missed = self.objective.missed(change.disk).is_some();
-        if !is_missed || !self.trials.is_met_before(change.disk) {
+    /// What is left while a disk misses an objective that it can meet counts as undone, so that there is no
+    /// way back to it either: else a policy could leave in time, and come back.
+    fn note_left(&mut self, now: Duration, change: &mut DiskChange<'_>) {
+        let mut missing = self.objective.last_missed();
+        if !missing.any(|disk| self.last_resort.can_meet(disk)) {
             return;
         }
         let Levels {
             before, default, ..
-        } = &change.levels;
-        for head in change
-            .heads
-            .iter()
-            .filter(|head| before[**head] != default[**head])
-        {
-            self.backoff
-                .note_undone(now, change.disk, *head, before[*head]);
+        } = &mut change.levels;
+        for head in &change.heads {
+            let (was, default) = (&mut before[*head], default[*head]);
+            if *was != default {
+                self.backoff.note_undone(now, change.disk, *head, *was);
+                *was = default;
+            }
         }
     }
 
@@ -405,10 +435,20 @@ impl Guard {
         self.windows = self.windows.wrapping_add(1);
         self.calm.observe(window);
         self.objective.observe(window);
-        let mut interventions = self.trials.observe(window, &self.objective);
+        self.last_resort.observe(window);
+        let blamed = self.trials.observe(window, &self.objective);
+        let mut interventions = self.last_resort.interventions(&self.objective);
+        let is_named = |of: &[Intervention], disk: &str| of.iter().any(|known| known.disk == disk);
+        for one in blamed {
+            if !is_named(&interventions, &one.disk) {
+                interventions.push(one);
+            }
+        }
         for (disk, windows) in self.stalls.observe(window) {
-            let is_named = interventions.iter().any(|known| known.disk == disk);
-            if let (false, Some(levels)) = (is_named, self.trials.levels_before(&disk)) {
+            if is_named(&interventions, &disk) {
+                continue;
+            }
+            if let Some(levels) = self.trials.levels_before(&disk) {
                 let harm = Harm::Stall { windows };
                 interventions.push(Intervention { disk, levels, harm });
             }
@@ -419,6 +459,7 @@ impl Guard {
     /// Lets a disk keep what it has, whatever it brought and will bring.
     pub fn settle(&mut self, disk: &str) {
         self.trials.settle(disk);
+        self.last_resort.forget(disk);
     }
 
     /// Notes that a disk went back, with those on its IOThread: `executed` took effect in place of what
@@ -432,6 +473,10 @@ impl Guard {
         disk: &str,
     ) {
         self.breaker.note_failure(now);
+        if self.last_resort.names(disk, &self.objective) {
+            // What it has still is somebody else's.
+            self.last_resort.forget(disk);
+        }
         let row = obs.disk_ids.iter().position(|id| id == disk);
         let in_force = row.map(|row| executed.disks.row(row).to_vec());
         self.end_trial(disk, &in_force.unwrap_or_default());
@@ -442,6 +487,8 @@ impl Guard {
             }
             let all: Vec<usize> = (0..change.levels.now.len()).collect();
             self.budget.note(now, change.disk, &all);
+            let Levels { now, default, .. } = &change.levels;
+            self.last_resort.note(change.disk, now, default);
             if change.disk != disk {
                 self.end_trial(change.disk, &change.levels.now);
             }
@@ -459,6 +506,7 @@ impl Guard {
         for change in changes(obs, executed) {
             self.budget.note(now, change.disk, &change.heads);
             self.trials.forget(change.disk);
+            self.last_resort.forget(change.disk);
         }
     }
 }

@@ -67,6 +67,12 @@ impl ObjectiveWatch {
         self.missed.get(disk).filter(|m| m.windows > 0).copied()
     }
 
+    /// The disks that were above their objective in the last window that said anything of them, those that
+    /// have gone back since included.
+    pub fn last_missed(&self) -> impl Iterator<Item = &String> {
+        self.missed.keys()
+    }
+
     /// The disks that are above their objective.
     pub fn all_missed(&self) -> impl Iterator<Item = (&String, &Missed)> {
         self.missed.iter().filter(|(_, missed)| missed.windows > 0)
@@ -80,8 +86,9 @@ impl ObjectiveWatch {
     }
 }
 
-/// Requests that nothing comes of are above any objective.
-fn p99_us(row: &DiskRow) -> Option<f64> {
+/// A window's p99 of a disk, microseconds; `None` where it says nothing of it. Requests that nothing comes
+/// of are above any objective.
+pub(super) fn p99_us(row: &DiskRow) -> Option<f64> {
     if is_silent(row) {
         Some(f64::INFINITY)
     } else {

@@ -69,6 +69,16 @@ impl Default for TrialConfig {
     }
 }
 
+impl TrialConfig {
+    /// Windows for which a disk may miss its objective because of an earlier change that is not undone
+    /// yet: as long it hides what a change does to it that is made meanwhile.
+    #[must_use]
+    pub fn longest_doubt(&self) -> u32 {
+        let (late, enough) = (self.late_windows.max(1), self.objective_windows.max(1));
+        late.saturating_add(enough).saturating_add(1)
+    }
+}
+
 /// Logarithms of a disk's latencies in one window, in ln µs; `None` where it completed nothing.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Latency {
@@ -203,12 +213,6 @@ impl TrialWatch {
     #[must_use]
     pub fn is_on_trial(&self, disk: &str) -> bool {
         self.trials.contains_key(disk)
-    }
-
-    /// Whether a disk met its objective before changes that were kept.
-    #[must_use]
-    pub fn is_met_before(&self, disk: &str) -> bool {
-        self.settled.get(disk).is_some_and(|settled| settled.met)
     }
 
     /// Whether that of any disk is.
@@ -355,7 +359,7 @@ impl TrialWatch {
             let is_judged = trial.after.windows.len() >= self.config.windows as usize;
             // While it may be why an objective is missed, its own or another's, it is not let off.
             let is_suspect = others.iter().any(|other| {
-                other.began_during(trial) || other.missed.in_all <= self.longest_doubt()
+                other.began_during(trial) || other.missed.in_all <= self.config.longest_doubt()
             });
             let is_over = is_judged && missed.is_none() && !is_suspect;
             match harm {
@@ -381,17 +385,6 @@ impl TrialWatch {
         } else {
             self.settled.remove(disk);
         }
-    }
-
-    /// Windows for which a disk may miss its objective because of an earlier change that is not undone
-    /// yet: as long it hides what a change does to it that is made meanwhile.
-    fn longest_doubt(&self) -> u32 {
-        let TrialConfig {
-            objective_windows,
-            late_windows,
-            ..
-        } = self.config;
-        late_windows.max(1) + objective_windows.max(1) + 1
     }
 
     /// Ends a trial: what is in force stays.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::*;
-use crate::guard::bound::{Harmful, harmed_windows, windows_per_change};
+use crate::guard::bound::{Harmful, harmed_windows, windows_in_a_row};
 use crate::observation::head_slice;
 
 const DISKS: usize = 3;
@@ -181,12 +181,11 @@ impl Attack {
     fn check(&self) {
         for victim in 0..DISKS {
             let mine: Vec<&Hurt> = self.hurts.iter().filter(|h| h.victim == victim).collect();
-            let kind = if mine.iter().all(|h| h.disk == victim && h.delay == 0) {
+            let is_own = |hurt: &&Hurt| hurt.disk == victim && hurt.delay == 0;
+            let kind = if mine.iter().all(is_own) {
                 Harmful::Itself
-            } else if mine.iter().all(|hurt| hurt.delay == 0) {
-                Harmful::Any
             } else {
-                Harmful::ItselfLater
+                Harmful::Any
             };
             let bound = harmed_windows(&self.config, mine.len() as u64, self.host.now, kind);
             assert!(
@@ -194,13 +193,7 @@ impl Attack {
                 "{} windows harmed, {bound} at most: {mine:?}",
                 self.harmed[victim]
             );
-            // Another harmful level may follow at once, until the breaker opens.
-            let follow = if kind == Harmful::Itself {
-                1
-            } else {
-                self.config.breaker.failures
-            };
-            let longest = follow * windows_per_change(&self.config, kind);
+            let longest = windows_in_a_row(&self.config, kind);
             assert!(
                 self.longest[victim] <= longest,
                 "{} in a row, {longest} at most: {mine:?}",
@@ -213,7 +206,7 @@ impl Attack {
 fn hurt() -> impl Strategy<Value = Hurt> {
     let delay = prop_oneof![3 => Just(0_u32), 1 => 1_u32..30];
     (0..DISKS, 0..3_usize, 0..5_u32, 0..DISKS, delay).prop_map(
-        |(disk, head, level, other, delay)| Hurt {
+        |(disk, head, level, victim, delay)| Hurt {
             disk,
             head,
             level: if head == CHANNEL_HEAD {
@@ -221,8 +214,7 @@ fn hurt() -> impl Strategy<Value = Hurt> {
             } else {
                 (level % 2) as Level
             },
-            // What harms another does so at once: see the bound.
-            victim: if delay == 0 { other } else { disk },
+            victim,
             delay,
         },
     )

@@ -48,6 +48,7 @@ enum Why {
     Other,
     Stall,
     Late,
+    Unexplained,
 }
 
 /// One disk in one window, in ln µs.
@@ -92,6 +93,10 @@ struct Story {
     went_back_at: usize,
     /// The number of its last change.
     changed_as: usize,
+    /// What a policy has given it, as far as it is not its default.
+    given: Option<Vec<Level>>,
+    /// Whether it met its objective: of windows above it those in which nothing was changed.
+    met: Vec<bool>,
 }
 
 struct Model {
@@ -167,7 +172,18 @@ impl Model {
         p99.is_none_or(|p99| p99.exp() <= objective_us)
     }
 
-    fn change(&mut self, disk: usize, head: usize, levels_before: Vec<Level>, levels: Vec<Level>) {
+    fn change(
+        &mut self,
+        disk: usize,
+        head: usize,
+        mut levels_before: Vec<Level>,
+        levels: Vec<Level>,
+    ) {
+        if (0..DISKS).any(|disk| self.has_missed(disk, 1) && self.can_meet(disk)) {
+            // There is no way back to what is left then.
+            levels_before[head] = self.defaults[disk][head];
+        }
+        self.disks[disk].given = (levels != self.defaults[disk]).then(|| levels.clone());
         let at = self.disks[disk].shown.len();
         let others = (0..DISKS).filter(|other| *other != disk);
         let others = others.filter(|other| self.disks[*other].on_trial.is_none());
@@ -199,6 +215,47 @@ impl Model {
             met,
             controls,
         });
+    }
+
+    fn has_missed(&self, disk: usize, windows: usize) -> bool {
+        let missed = |objective_us| self.disks[disk].missed(objective_us, 0);
+        self.config.trial.p99_objective_us.map_or(0, missed) >= windows
+    }
+
+    fn can_meet(&self, disk: usize) -> bool {
+        let met = &self.disks[disk].met;
+        let last = &met[met.len().saturating_sub(8)..];
+        let times = last.iter().filter(|met| **met).count();
+        times >= last.len() - times
+    }
+
+    /// Whether a disk has missed for long an objective that it can meet.
+    fn is_in_trouble(&self, disk: usize) -> bool {
+        let Some(objective_us) = self.config.trial.p99_objective_us else {
+            return false;
+        };
+        let doubt = self.config.trial.late_windows + self.config.trial.objective_windows + 1;
+        // One that has just gone back has to miss it once more.
+        let story = &self.disks[disk];
+        let is_missing = story.missed(objective_us, story.went_back_at) > 0;
+        is_missing && self.has_missed(disk, doubt as usize) && self.can_meet(disk)
+    }
+
+    fn note_met(&mut self) {
+        let Some(objective_us) = self.config.trial.p99_objective_us else {
+            return;
+        };
+        let is_anything_given = self.disks.iter().any(|story| story.given.is_some());
+        for story in &mut self.disks {
+            let met = match story.shown.last() {
+                Some(Some(Shown { hangs: true, .. })) => false,
+                Some(Some(Shown { p99: Some(p99), .. })) => p99.exp() <= objective_us,
+                _ => continue,
+            };
+            if met || !is_anything_given {
+                story.met.push(met);
+            }
+        }
     }
 
     fn shift(&self, change: &Change, judged: usize) -> (f64, f64) {
@@ -323,6 +380,7 @@ impl Model {
                 story.known.push(i);
             }
         }
+        self.note_met();
         let mut named = vec![];
         let mut kept = vec![];
         for disk in 0..DISKS {
@@ -345,6 +403,12 @@ impl Model {
             let is_named = named.iter().any(|(known, ..)| *known == disk);
             let levels = self.stalled(disk).filter(|_| !is_named);
             named.extend(levels.map(|levels| (disk, levels, Why::Stall)));
+        }
+        if (0..DISKS).any(|disk| self.is_in_trouble(disk)) {
+            for disk in (0..DISKS).filter(|disk| self.disks[*disk].given.is_some()) {
+                named.retain(|(known, ..)| *known != disk);
+                named.push((disk, self.defaults[disk].clone(), Why::Unexplained));
+            }
         }
         named
     }
@@ -389,7 +453,11 @@ impl Model {
         });
     }
 
-    fn go_back(&mut self, disk: usize, levels: &[Level]) {
+    fn go_back(&mut self, disk: usize, levels: &[Level], in_force: &[Level]) {
+        if levels != in_force {
+            let is_given = levels != self.defaults[disk];
+            self.disks[disk].given = is_given.then(|| levels.to_vec());
+        }
         let missing = self.config.trial.p99_objective_us.map(|objective_us| {
             let row = |story: &Story| story.missed(objective_us, story.went_back_at);
             self.disks.iter().map(row).collect::<Vec<usize>>()
@@ -404,12 +472,13 @@ impl Model {
                 *known = known_of[..known_of.len().saturating_sub(row.min(age))].to_vec();
             }
             self.disks[disk].known = change.before;
-        } else if let Some(mut kept) = self.disks[disk].kept.take() {
+        } else {
             // What is in force is known anew, and nobody's control.
             self.changes += 1;
             self.disks[disk].changed_as = self.changes;
             self.disks[disk].known = vec![];
-            if levels != default {
+            let kept = self.disks[disk].kept.take();
+            if let Some(mut kept) = kept.filter(|_| levels != default) {
                 kept.levels_before = default.clone();
                 kept.levels = levels.to_vec();
                 self.disks[disk].kept = Some(kept);
@@ -419,6 +488,7 @@ impl Model {
     }
 
     fn stays(&mut self, disk: usize) {
+        self.disks[disk].given = None;
         if self.disks[disk].on_trial.is_some() {
             self.keep(disk);
         } else {
@@ -498,8 +568,9 @@ impl Course {
                 self.model.stays(disk);
             }
             Answer::GoesBack => {
+                let in_force = self.host.obs.current.disks.row(disk).to_vec();
                 self.host.undo(&mut self.guard, named);
-                self.model.go_back(disk, &named.levels);
+                self.model.go_back(disk, &named.levels, &in_force);
             }
         }
     }
@@ -550,6 +621,7 @@ fn why(harm: &Harm) -> Why {
         Harm::Other { .. } => Why::Other,
         Harm::Late { .. } => Why::Late,
         Harm::Stall { .. } => Why::Stall,
+        Harm::Unexplained { .. } => Why::Unexplained,
     }
 }
 
