@@ -19,6 +19,9 @@ use thiserror::Error;
 use crate::mode::{Knob, Mode};
 
 /// A host with its guests. Calls may block, but never on one guest, and are made by one thread.
+///
+/// What has a body here is what only a live host does: one whose guests neither come nor go, and which has no
+/// settings beside those in its [`EnvSpec`], leaves it as it is.
 pub trait HostBackend: Send {
     /// What stands behind it.
     fn kind(&self) -> BackendKind;
@@ -49,16 +52,20 @@ pub trait HostBackend: Send {
 
     /// Lets `ring` be called, from any thread, whenever guests may be others than before, as far as the
     /// host can tell. [`HostBackend::refresh`] then does.
-    fn watch_guests(&mut self, ring: Ring);
+    fn watch_guests(&mut self, _ring: Ring) {}
 
     /// Finds out which guests run now, for [`HostBackend::guests`]; the window goes on.
     ///
     /// # Errors
     /// `Unavailable`.
-    fn refresh(&mut self) -> Result<(), BackendError>;
+    fn refresh(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Other daemons that tune this host, as last looked for.
-    fn tuning_daemons(&self) -> Vec<DaemonStatus>;
+    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
+        vec![]
+    }
 
     /// Applies an action that was checked against the masks of `observation`, as far as it can be:
     /// what fails keeps its value and is named.
@@ -93,25 +100,34 @@ pub trait HostBackend: Send {
     ///
     /// # Errors
     /// `Unavailable`.
-    fn devices(&self) -> Result<Vec<DeviceState>, BackendError>;
+    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
+        Ok(vec![])
+    }
 
     /// Keeps a note with the journal; a host without one drops it.
     ///
     /// # Errors
     /// `Unavailable`.
-    fn note(&mut self, text: &str) -> Result<(), BackendError>;
+    fn note(&mut self, _text: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Changes settings of a block device, by kernel name.
     ///
     /// # Errors
     /// `Unavailable`, with what refused it and the way out.
-    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError>;
+    fn change_device(&mut self, device: &str, _action: &DeviceAction) -> Result<(), BackendError> {
+        let problem = format!("device {device}: it has no settings that can be changed here");
+        Err(BackendError::Unavailable(problem))
+    }
 
     /// The virtual disks of which some setting beyond the heads may be changed, or is.
     ///
     /// # Errors
     /// `Unavailable`.
-    fn disks(&self) -> Result<Vec<DiskState>, BackendError>;
+    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
+        Ok(vec![])
+    }
 
     /// Changes such settings of a disk. Returns what they would be set to, of a check.
     ///
@@ -120,11 +136,16 @@ pub trait HostBackend: Send {
     fn change_disk(
         &mut self,
         disk: &DiskName,
-        action: &DiskAction,
-    ) -> Result<Vec<Planned>, BackendError>;
+        _action: &DiskAction,
+    ) -> Result<Vec<Planned>, BackendError> {
+        let problem = format!("disk {disk}: it has no settings that can be changed here");
+        Err(BackendError::Unavailable(problem))
+    }
 
     /// What the guard may limit, and does, as far as it is known without asking a guest.
-    fn limits(&self) -> GuardLimits;
+    fn limits(&self) -> GuardLimits {
+        GuardLimits::default()
+    }
 }
 
 /// A virtual disk of a guest; written `guest/target`.

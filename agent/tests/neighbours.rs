@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use blkpilot_agent::admission::Modes;
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
-    GuardLimits, GuestStatus, HostBackend, Planned, Window,
+    BackendError, BackendKind, DiskAction, DiskName, Execution, GuardLimits, GuestStatus,
+    HostBackend, Planned, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
@@ -25,8 +25,7 @@ use blkpilot_env::guard::neighbour::NeighbourConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Observation};
-use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DiskSetting, DiskState, Ring};
+use blkpilot_host::{DiskSetting, DiskState};
 use blkpilot_models::baseline::KeepDefault;
 use tempfile::TempDir;
 
@@ -77,22 +76,6 @@ impl HostBackend for Limited {
         self.host.guests()
     }
 
-    fn watch_guests(&mut self, ring: Ring) {
-        self.host.watch_guests(ring);
-    }
-
-    fn refresh(&mut self) -> Result<(), BackendError> {
-        self.host.refresh()
-    }
-
-    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
-        self.host.tuning_daemons()
-    }
-
-    fn note(&mut self, text: &str) -> Result<(), BackendError> {
-        self.host.note(text)
-    }
-
     fn apply(
         &mut self,
         obs: &Observation,
@@ -111,14 +94,6 @@ impl HostBackend for Limited {
 
     fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
         self.host.unfreeze(guest, knob)
-    }
-
-    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
-        self.host.devices()
-    }
-
-    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
-        self.host.change_device(device, action)
     }
 
     fn disks(&self) -> Result<Vec<DiskState>, BackendError> {

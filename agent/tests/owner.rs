@@ -10,8 +10,7 @@ use std::time::Duration;
 use blkpilot_agent::admission::{Choice, Modes};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
-    FrozenKnob, GuardLimits, GuestStatus, HostBackend, Planned, Window,
+    BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
@@ -29,8 +28,7 @@ use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{
     EnvSpec, Environment as _, JointAction, Observation, ResetOptions, Rng, TurnView,
 };
-use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DiskState, Ring};
+use blkpilot_host::Ring;
 use blkpilot_log::{Stage, Subject};
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
@@ -133,10 +131,6 @@ impl HostBackend for Fragile {
         self.check()
     }
 
-    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
-        self.host.tuning_daemons()
-    }
-
     fn apply(
         &mut self,
         obs: &Observation,
@@ -195,34 +189,6 @@ impl HostBackend for Fragile {
         let mut frozen = self.fate.frozen.lock().unwrap();
         frozen.retain(|known| known.knob != knob);
         Ok("in force".to_owned())
-    }
-
-    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
-        self.host.devices()
-    }
-
-    fn note(&mut self, text: &str) -> Result<(), BackendError> {
-        self.host.note(text)
-    }
-
-    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
-        self.host.change_device(device, action)
-    }
-
-    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
-        self.host.disks()
-    }
-
-    fn change_disk(
-        &mut self,
-        disk: &DiskName,
-        action: &DiskAction,
-    ) -> Result<Vec<Planned>, BackendError> {
-        self.host.change_disk(disk, action)
-    }
-
-    fn limits(&self) -> GuardLimits {
-        self.host.limits()
     }
 }
 

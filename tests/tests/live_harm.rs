@@ -24,7 +24,7 @@ use blkpilot_agent::decision::{Decision, PolicyRef, Source};
 use blkpilot_agent::handle::{
     ChangeCall, DeviceCall, DeviceRequest, HostHandle, Request, ShownWindow,
 };
-use blkpilot_agent::history::Recorder;
+use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::names::Row;
@@ -36,7 +36,9 @@ use blkpilot_env::guard::bound::{Harmful, harmed_windows, windows_per_change};
 use blkpilot_env::observation::Validity;
 use blkpilot_env::{EnvError, EnvSpec, Environment as _, Level, ResetOptions, Rng, TurnView};
 use blkpilot_host::channel::ChannelConfig;
-use blkpilot_host::{CpuSet, DeviceKnob, DeviceRules};
+use blkpilot_host::{
+    BufferedLimits, CpuSet, DedicatedCpuRule, DeviceKnob, DeviceRules, DiskBounds,
+};
 use blkpilot_models::baseline::KeepDefault;
 use blkpilot_models::{Choice, Policy, PolicyError};
 use blkpilot_tests::fixture::{CacheMode, DiskSpec, Fixture, GuestSpec, IoMode, OptIn};
@@ -115,7 +117,10 @@ impl Service {
             on_exit: OnExit::Keep,
             channels: ChannelConfig::Cores,
             reserved_cpus: CpuSet::default(),
+            dedicated_cpus: DedicatedCpuRule::default(),
             devices,
+            buffered: BufferedLimits::default(),
+            disks: DiskBounds::default(),
         };
         let spec = blkpilot_host::live::spec(&libvirt.devices);
         let modes = Modes {
@@ -146,8 +151,9 @@ impl Service {
             clock: Box::new(ManualClock::default()),
             seed: 1,
             connect: Box::new(connect),
-            recorder: Recorder::open(&dir.path().join("decisions"), 1 << 30).unwrap(),
+            recorder: Recorder::open(&dir.path().join("decisions"), &LogConfig::default()).unwrap(),
             guard,
+            neighbours: None,
         };
         let (host, _) = start(config).unwrap();
         Self {

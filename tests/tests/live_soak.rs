@@ -93,7 +93,10 @@ baseline = \"random\"
 dwell = \"100ms\"
 changes_per_minute = 6000
 stall_windows = 1000
-tolerated_ratio = 100";
+tolerated_ratio = 100
+# Parquet is made of it many times, not once at the end.
+[log]
+segment_mib = 4";
     let binary = env!("CARGO_BIN_EXE_blkpilot-under-test");
     let mut blkpilot = Blkpilot::new(binary, &fixture, &host, tables);
     let pid = blkpilot.serve();

@@ -8,14 +8,9 @@ use blkpilot_env::sim::{Scenario, SimHost};
 use blkpilot_env::{
     EnvError, EnvSpec, Environment as _, JointAction, MaskReason, Observation, ResetOptions,
 };
-use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DiskState, Ring};
 use ndarray::s;
 
-use super::{
-    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
-    GuardLimits, GuestStatus, HostBackend, Planned, Window,
-};
+use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
 use crate::config::GuestConfig;
 use crate::mode::Knob;
 use crate::names::guest_of;
@@ -180,18 +175,6 @@ impl HostBackend for SimulatedHost {
         targets.into_iter().map(status).collect()
     }
 
-    /// Guests neither come nor go by themselves.
-    fn watch_guests(&mut self, _ring: Ring) {}
-
-    fn refresh(&mut self) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    /// A simulated host has no processes.
-    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
-        vec![]
-    }
-
     fn apply(&mut self, _: &Observation, action: &JointAction) -> Result<Execution, BackendError> {
         self.next = action.clone();
         Ok(Execution {
@@ -227,36 +210,5 @@ impl HostBackend for SimulatedHost {
     fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
         let problem = format!("guest {guest}: {knob} is not frozen: nobody else is here");
         Err(BackendError::Unavailable(problem))
-    }
-
-    /// Those of a simulated host have a scheduler alone, which is a head.
-    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
-        Ok(vec![])
-    }
-
-    fn note(&mut self, _: &str) -> Result<(), BackendError> {
-        Ok(())
-    }
-
-    fn change_device(&mut self, device: &str, _: &DeviceAction) -> Result<(), BackendError> {
-        let problem = format!("device {device}: it is simulated and has no such settings");
-        Err(BackendError::Unavailable(problem))
-    }
-
-    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
-        Ok(vec![])
-    }
-
-    fn change_disk(
-        &mut self,
-        disk: &DiskName,
-        _: &DiskAction,
-    ) -> Result<Vec<Planned>, BackendError> {
-        let problem = format!("disk {disk}: it is simulated and has no such settings");
-        Err(BackendError::Unavailable(problem))
-    }
-
-    fn limits(&self) -> GuardLimits {
-        GuardLimits::default()
     }
 }

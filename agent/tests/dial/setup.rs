@@ -7,8 +7,7 @@ use std::time::Duration;
 use blkpilot_agent::admission::Modes;
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
-    BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
-    GuardLimits, GuestStatus, HostBackend, Planned, Window,
+    BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
 };
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
@@ -24,8 +23,6 @@ use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Level, Observation, Rng, TurnView};
-use blkpilot_host::device::DeviceState;
-use blkpilot_host::{DiskState, Ring};
 use blkpilot_log::{DecisionRow, Event, Reader, Subject};
 use blkpilot_models::{Choice, Policy, PolicyError};
 use tempfile::TempDir;
@@ -71,18 +68,6 @@ impl HostBackend for Watched {
         self.host.guests()
     }
 
-    fn watch_guests(&mut self, ring: Ring) {
-        self.host.watch_guests(ring);
-    }
-
-    fn refresh(&mut self) -> Result<(), BackendError> {
-        self.host.refresh()
-    }
-
-    fn tuning_daemons(&self) -> Vec<DaemonStatus> {
-        self.host.tuning_daemons()
-    }
-
     fn apply(
         &mut self,
         obs: &Observation,
@@ -103,34 +88,6 @@ impl HostBackend for Watched {
 
     fn unfreeze(&mut self, guest: &str, knob: &str) -> Result<String, BackendError> {
         self.host.unfreeze(guest, knob)
-    }
-
-    fn devices(&self) -> Result<Vec<DeviceState>, BackendError> {
-        self.host.devices()
-    }
-
-    fn note(&mut self, text: &str) -> Result<(), BackendError> {
-        self.host.note(text)
-    }
-
-    fn change_device(&mut self, device: &str, action: &DeviceAction) -> Result<(), BackendError> {
-        self.host.change_device(device, action)
-    }
-
-    fn disks(&self) -> Result<Vec<DiskState>, BackendError> {
-        self.host.disks()
-    }
-
-    fn change_disk(
-        &mut self,
-        disk: &DiskName,
-        action: &DiskAction,
-    ) -> Result<Vec<Planned>, BackendError> {
-        self.host.change_disk(disk, action)
-    }
-
-    fn limits(&self) -> GuardLimits {
-        self.host.limits()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::error::{HostError, HostResult};
 use crate::hypervisor::{Hypervisor, Ring};
 use crate::in_force;
 use crate::inventory::{GuestRules, Inventory, RunningGuest};
-use crate::journal::{GuestLife, Journal, Record};
+use crate::journal::{Journal, Record};
 use crate::knob::{ADAPTIVE_POLL_MAX_NS, Change, Knob};
 use crate::settable::Settable as _;
 use crate::stats::GuestStats;
@@ -35,6 +35,7 @@ use crate::topology::Topology;
 use crate::tuner::{Applied, Outcome, Scope, Tuner};
 use crate::write_back::WriteBackLimits;
 
+mod attempts;
 mod beside;
 mod devices;
 mod disks;
@@ -147,7 +148,8 @@ pub struct LiveHost {
     is_reconnected: bool,
     /// Rung when guests may be others than before.
     ring: Option<Ring>,
-    histograms_tried: BTreeSet<(GuestLife, String)>,
+    /// Starts of histograms.
+    histograms: attempts::Attempts,
     /// Other daemons that tune this host.
     beside: beside::Beside,
     /// What has been frozen since somebody last asked.
@@ -227,7 +229,7 @@ impl LiveHost {
             is_connected: true,
             is_reconnected: false,
             ring: None,
-            histograms_tried: BTreeSet::new(),
+            histograms: attempts::Attempts::default(),
             beside: beside::Beside::default(),
             frozen: Vec::new(),
             spec: spec(&config.devices),
@@ -533,17 +535,29 @@ impl LiveHost {
     }
 
     /// Without a histogram a disk's p99 is unknown, which is no reason to fail: QEMU may not know
-    /// the command.
+    /// the command, or may be busy and take it later.
     fn start_histograms(&mut self) {
+        let now = self.clock.now();
         for (life, target) in self.telemetry.take_without_histogram() {
-            let is_new = self.histograms_tried.insert((life.clone(), target.clone()));
-            if let Some(running) = self.inventory.guests.get(&life.uuid).filter(|_| is_new) {
-                let change = Change::Histogram { target };
-                let _ = self.tuner.apply(&*self.hypervisor, running, &change);
+            let Some(running) = self.inventory.guests.get(&life.uuid) else {
+                continue;
+            };
+            if self.histograms.is_due(now, &life, &target) {
+                let change = Change::Histogram {
+                    target: target.clone(),
+                };
+                if self
+                    .tuner
+                    .apply(&*self.hypervisor, running, &change)
+                    .is_ok()
+                {
+                    // If it is stopped, somebody else has done so.
+                    self.histograms.succeeded(&life, &target);
+                }
             }
         }
         let guests = &self.inventory.guests;
-        self.histograms_tried.retain(|(life, target)| {
+        self.histograms.retain(|life, target| {
             guests.get(&life.uuid).is_some_and(|running| {
                 running.life.as_ref() == Some(life) && running.guest.disk(target).is_some()
             })
