@@ -77,7 +77,7 @@ for proof in "${chosen[@]}"; do
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
             | log-power | log-kills | sampling) ;;
-        *) cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins; break ;;
+        *) cargo build --release --workspace --bins; break ;;
     esac
 done
 record cartpole "CartPole-v1 by the same PPO, five seeds" \
@@ -128,7 +128,7 @@ record log-readers "The decision log as others read it: Polars, DuckDB, DataFusi
     scripts/log-readers.sh "$out/log_readers"
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
-    cargo test --quiet --release -p blkpilot-tests --test live_sampling -- --nocapture
+    cargo test --quiet --release --workspace --test live_sampling -- --nocapture
 record cache "The cache strategy where it is dangerous: misses, and the stall of a disk that goes direct" \
     env BLKPILOT_CACHE_FULL=1 "${live_test[@]}" --test live_cache -- --nocapture --test-threads=1
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh
