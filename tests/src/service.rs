@@ -86,9 +86,21 @@ data_dir = \"data\"
     /// # Panics
     /// When it is refused, or the guest does not answer for a minute.
     pub fn set(&self, level: &str) {
+        self.apply(level, &[]);
+    }
+
+    /// As [`Blkpilot::set`], past rate and breaker.
+    ///
+    /// # Panics
+    /// As [`Blkpilot::set`].
+    pub fn force(&self, level: &str, reason: &str) {
+        self.apply(level, &["--force", reason]);
+    }
+
+    fn apply(&self, level: &str, more: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let set = self.run(&["apply", "--set", level]);
+            let set = self.run(&[&["apply", "--set", level], more].concat());
             if set.status.success() {
                 return;
             }

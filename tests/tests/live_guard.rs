@@ -157,7 +157,11 @@ fn what_does_harm_is_undone_within_its_trial() {
     let harms = std::env::var("BLKPILOT_HARMS").map_or(FEW_HARMS, |n| n.parse().unwrap());
     let log = blkpilot.dir().join("data/decisions");
     for harm in 1..=harms {
-        blkpilot.set("well-tuned/vda:cache=direct");
+        // After the third the breaker would not let it.
+        blkpilot.force(
+            "well-tuned/vda:cache=direct",
+            "the guard is put to the test",
+        );
         let deadline = Instant::now() + PATIENCE;
         while cache_changes(&log).len() < 2 * harm {
             assert!(Instant::now() < deadline, "the change is not undone");
