@@ -62,7 +62,7 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
         printf '# %s\n\n' "$title"
         printf 'Command: `%s`  \n' "${*//$PWD\//}"
         printf 'Commit: `%s`  \nMachine: %s  \nTook: %d s\n\n' "$commit" "$machine" $((SECONDS - start))
-        printf '```text\n%s\n```\n' "$(sed -E "s/^\.+//; /^(running [0-9]+ test|test [^r]|test r.* (\.\.\.|has been running))/d; s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/stdout")"
+        printf '```text\n%s\n```\n' "$(sed -E "s/^\.+//; /^(running [0-9]+ test|test [^r]|test result|test r.* (\.\.\.|has been running))/d; s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/stdout")"
     } >"$docs/$file.md"
 }
 
