@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build deb test demo bench verify lint fmt clean
+.PHONY: help setup build deb test demo bench bench-peers verify lint fmt clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: ## Install what is missing: packages, libtorch, the test guest
 	@scripts/setup.sh
@@ -25,6 +25,9 @@ demo: setup ## Set up, train, compare, and retune a running guest
 
 bench: setup ## Run the benchmarks; writes target/bench.json
 	@scripts/bench.sh
+
+bench-peers: ## Measure offline evaluation beside obp and SCOPE-RL; no libtorch needed
+	@scripts/bench-peers.sh
 
 verify: setup ## Run the long proofs and write docs/verification
 	@scripts/verify.sh

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift log-power log-kills log-readers sampling cache bench
+    shift log-power log-kills log-readers coverage sampling cache bench
 )
 usage() {
     cat <<TEXT
@@ -76,7 +76,7 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | log-power | log-kills | sampling) ;;
+            | log-power | log-kills | coverage | sampling) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
@@ -126,6 +126,8 @@ record log-kills "A process that writes and compacts the decision log, killed at
     env BLKPILOT_KILLS="$log_kills" cargo test --quiet --release -p blkpilot-log --test kill
 record log-readers "The decision log as others read it: Polars, DuckDB, DataFusion, Minari" \
     scripts/log-readers.sh "$out/log_readers"
+record coverage "How often 95 % intervals of offline evaluation cover the true value" \
+    env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-models --test ope_coverage -- --nocapture
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
     cargo test --quiet --release --workspace --test live_sampling -- --nocapture

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_env::sim::Scenario;
-use blkpilot_models::Checkpoint;
 use blkpilot_models::oracle::Limits;
 use blkpilot_models::scenario_file::{self, ScenarioFileError};
+use blkpilot_models::{Checkpoint, Selection};
 use clap::{Args, Parser, Subcommand};
 
 use crate::calibrate::{self, Holdout, calibrate};
 use crate::compare::compare;
 use crate::config::{Config, ConfigError};
+use crate::log::{LogRun, log};
 use crate::oracle::{OracleOptions, oracle};
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::sanity::{self, Sanity};
 use crate::train::{Existing, Run, Summary, train};
 use crate::{LabError, json_text, write_file};
@@ -86,6 +87,18 @@ take the scenario for a model of the device under other loads.
 Record with
   blkpilot sweep --libvirt qemu:///system --data-dir /var/lib/blkpilot --record host.rec";
 
+const LOG_HELP: &str = "\
+The log is the one that `blkpilot serve` writes: look at it with `blkpilot log`. Its columns, with the
+propensity of each choice, are listed in docs/decision_log.md. A policy that never draws has propensity
+1 everywhere, from which no other policy can be evaluated: give --epsilon, or --selection sample.
+Episodes are those of the evaluation seeds, one after another on one host, from 2024-01-01 on.
+
+Examples:
+  blkpilot-lab log mixed --policy random --episodes 20 --out out/random-log
+  blkpilot-lab log experiments/configs/quickstart.toml --policy out/quickstart/seed-1/policy \\
+      --selection sample --epsilon 0.05 --episodes 100 --out out/quickstart-log
+  blkpilot log verify out/quickstart-log";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a policy as a config says, then compare it with those that are not trained
@@ -97,6 +110,9 @@ enum Command {
     /// Judge policies by the oracle of a scenario: regret and assignment accuracy
     #[command(after_help = ORACLE_HELP)]
     Oracle(OracleArgs),
+    /// Write the decision log of a policy on simulated hosts, as Parquet
+    #[command(after_help = LOG_HELP)]
+    Log(LogArgs),
     /// Fit a scenario to a recording of a host, and tell the error on settings held out
     #[command(after_help = CALIBRATE_HELP)]
     Calibrate(CalibrateArgs),
@@ -171,6 +187,33 @@ struct OracleArgs {
     /// Also write the JSON to a file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// A preset, the TOML file of a scenario, or an experiment's config
+    environment: String,
+    /// keep_default, random, round_robin, least_loaded, or the directory of a trained policy
+    #[arg(long, value_name = "POLICY")]
+    policy: String,
+    /// How a trained policy's scores become a choice
+    #[arg(long, value_name = "HOW", default_value = "greedy", value_parser = ["greedy", "sample"])]
+    selection: String,
+    /// Probability with which each choice is drawn from all that is allowed instead
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
+    epsilon: f64,
+    /// Episodes to play
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    episodes: u64,
+    /// Number of the first evaluation seed
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000_000))]
+    first_seed: u64,
+    /// Directory of the log, in which there must be none yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// A number in [0, 1].
@@ -248,6 +291,7 @@ impl Cli {
             Command::Train(args) => run_train(&args),
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),
+            Command::Log(args) => run_log(&args),
             Command::Calibrate(args) => run_calibrate(&args),
             Command::Sanity(args) => run_sanity(&args),
         }
@@ -368,6 +412,34 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn run_log(args: &LogArgs) -> Result<ExitCode, LabError> {
+    let run = LogRun {
+        environment: &args.environment,
+        policy: &args.policy,
+        selection: match args.selection.as_str() {
+            "sample" => Selection::Sample,
+            _ => Selection::Greedy,
+        },
+        epsilon: args.epsilon,
+        episodes: args.episodes,
+        first_seed: args.first_seed,
+        out: &args.out,
+    };
+    let bar = progress::episodes(args.episodes);
+    let logged = log(&run, &stop_flag(), || bar.inc(1))?;
+    bar.finish();
+    print(&if args.json {
+        json_text(&logged)
+    } else {
+        logged.text(&args.out)
+    });
+    Ok(if logged.interrupted {
+        ExitCode::from(LabError::Interrupted.exit_code())
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
 fn run_calibrate(args: &CalibrateArgs) -> Result<ExitCode, LabError> {
     let options = calibrate::Options {
         settle: args.settle,
@@ -376,7 +448,7 @@ fn run_calibrate(args: &CalibrateArgs) -> Result<ExitCode, LabError> {
         threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         ..calibrate::Options::default()
     };
-    let bar = crate::progress::fits();
+    let bar = progress::fits();
     let calibration = calibrate(&args.recording, &options, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);

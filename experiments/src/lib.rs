@@ -10,6 +10,7 @@ pub mod compare;
 pub mod config;
 pub mod curve;
 pub mod environments;
+pub mod log;
 pub mod oracle;
 mod progress;
 pub mod sanity;
@@ -100,6 +101,27 @@ pub enum LabError {
         /// What is wrong.
         problem: String,
     },
+    /// A log is written of hosts only.
+    #[error(
+        "{name}: is no simulated host: choose a scenario, or a config with environment.kind = \"sim_host\""
+    )]
+    NotAHost {
+        /// Name of the config.
+        name: String,
+    },
+    /// Neither a baseline nor a directory.
+    #[error(
+        "policy `{name}`: there is no such directory: give that of a trained policy, or one of {known}"
+    )]
+    NoPolicy {
+        /// What was asked for.
+        name: String,
+        /// Names of the policies that need no directory.
+        known: String,
+    },
+    /// Episodes that could not be logged.
+    #[error(transparent)]
+    Log(#[from] blkpilot_log::play::PlayError),
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -115,7 +137,10 @@ impl LabError {
             | Self::Scenario(_)
             | Self::ScenarioFile(_)
             | Self::OutExists { .. }
+            | Self::NotAHost { .. }
+            | Self::NoPolicy { .. }
             | Self::Policy(_) => 2,
+            Self::Log(blkpilot_log::play::PlayError::Exists { .. }) => 2,
             Self::Calibrate(error) if error.is_about_the_recording() => 2,
             Self::Interrupted => 130,
             _ => 1,

@@ -83,6 +83,15 @@ pub(crate) fn fits() -> ProgressBar {
     bar
 }
 
+/// A bar over episodes; drawn only where standard error is a terminal.
+pub(crate) fn episodes(count: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr());
+    bar.set_style(style(
+        "{bar:28} {human_pos}/{human_len} episodes logged  {eta} left",
+    ));
+    bar
+}
+
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the templates are valid: a test draws them")
 }
@@ -99,5 +108,6 @@ mod tests {
         progress.show_study("mixed", Stage::States(1, 2));
         progress.end();
         fits().inc(1);
+        episodes(2).inc(1);
     }
 }

@@ -390,6 +390,92 @@ fn help_teaches() {
     insta::assert_snapshot!("help_train", help(&["train", "--help"]));
     insta::assert_snapshot!("help_compare", help(&["compare", "--help"]));
     insta::assert_snapshot!("help_oracle", help(&["oracle", "--help"]));
+    insta::assert_snapshot!("help_log", help(&["log", "--help"]));
+}
+
+/// Rows of a log.
+fn rows_of(log: &Path) -> Vec<blkpilot_log::LoggedRow> {
+    use blkpilot_log::{Horizon, Query, Scan};
+    let scan = Scan::open(log, Query::default(), Horizon::Final).unwrap();
+    scan.flat_map(|batch| batch.unwrap().rows().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_log_of_simulated_hosts_is_what_was_asked_for_and_the_same_by_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_tiny(dir.path());
+    let write = |environment: &str, policy: &str, out: &str, more: &[&str]| {
+        let out = dir.path().join(out);
+        let to = ["--json", "--out", out.to_str().unwrap()];
+        let fixed = ["log", environment, "--policy", policy];
+        let output = lab(&[&fixed[..], &to, more].concat());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = rows_of(&out);
+        assert_eq!(report["rows"], rows.len());
+        rows
+    };
+    let explored = ["--epsilon", "0.5", "--episodes", "4"];
+    let rows = write(config.to_str().unwrap(), "least_loaded", "a", &explored);
+    let again = write(config.to_str().unwrap(), "least_loaded", "b", &explored);
+    assert_eq!(rows, again, "the same seeds give the same log, ids and all");
+    let later = [&explored[..], &["--first-seed", "4"]].concat();
+    let others = write(config.to_str().unwrap(), "least_loaded", "c", &later);
+    assert_ne!(rows, others);
+    let is_ours = |row: &blkpilot_log::LoggedRow| {
+        let decision = &row.decision;
+        (decision.host.as_str(), decision.policy.as_str()) == ("tiny", "least_loaded")
+    };
+    assert!(rows.iter().all(is_ours));
+    let drawn = write("mixed", "random", "d", &["--episodes", "1"]);
+    assert!(drawn.iter().all(|row| row.decision.epsilon == 0.0));
+
+    run(&dir.path().join("run"), 1);
+    let trained = dir.path().join("run/policy");
+    let sampled = ["--selection", "sample", "--episodes", "2"];
+    let rows = write(
+        config.to_str().unwrap(),
+        trained.to_str().unwrap(),
+        "e",
+        &sampled,
+    );
+    let heads = || rows.iter().flat_map(|row| &row.decision.heads);
+    assert!(heads().all(|head| head.forced || head.propensity < 1.0));
+    let version = Checkpoint::load(&trained).unwrap().manifest.tensors_sha256;
+    assert!(
+        rows.iter()
+            .all(|row| row.decision.policy_version == version)
+    );
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_refused_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |args: &[&str], wanted: &str| {
+        let out = dir.path().join("log");
+        let output = lab(&[args, &["--out", out.to_str().unwrap()]].concat());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(wanted), "{text}");
+    };
+    refused(&["log", "mixed", "--policy", "no_such"], "keep_default");
+    refused(&["log", "no_such", "--policy", "random"], "no_such");
+    let cartpole = dir.path().join("cartpole.toml");
+    let (_, rest) = TINY.split_once("[network]").unwrap();
+    let text = format!("version = 1\n[environment]\nkind = \"cartpole\"\n[network]{rest}");
+    std::fs::write(&cartpole, text).unwrap();
+    let cartpole = cartpole.to_str().unwrap();
+    refused(
+        &["log", cartpole, "--policy", "random"],
+        "no simulated host",
+    );
+    let out = dir.path().join("log");
+    let args = ["log", "mixed", "--policy", "random", "--episodes", "1"];
+    let written = lab(&[&args[..], &["--out", out.to_str().unwrap()]].concat());
+    assert!(written.status.success());
+    refused(&args, "choose another directory");
 }
 
 #[test]

@@ -6,12 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
 /// Arrows that a crate's own code may have; tests and build scripts may have more.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("blkpilot-proto", &[]),
     ("blkpilot-env", &[]),
     ("blkpilot-host", &["blkpilot-env"]),
     ("blkpilot-models", &["blkpilot-env"]),
     ("blkpilot-log", &["blkpilot-env", "blkpilot-models"]),
+    (
+        "blkpilot-evaluate",
+        &["blkpilot-env", "blkpilot-models", "blkpilot-log"],
+    ),
     (
         "blkpilot-learn",
         &["blkpilot-env", "blkpilot-models", "blkpilot-log"],
@@ -23,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "blkpilot-host",
             "blkpilot-models",
             "blkpilot-log",
+            "blkpilot-evaluate",
             "blkpilot-proto",
         ],
     ),
@@ -33,6 +38,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "blkpilot-host",
             "blkpilot-models",
             "blkpilot-log",
+            "blkpilot-evaluate",
             "blkpilot-proto",
             "blkpilot-agent",
             "blkpilot-learn",
@@ -45,6 +51,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "blkpilot-host",
             "blkpilot-models",
             "blkpilot-log",
+            "blkpilot-evaluate",
             "blkpilot-proto",
             "blkpilot-agent",
             "blkpilot-learn",

@@ -16,12 +16,27 @@ pub fn k_hat(weights: &[f64]) -> Option<f64> {
     k_hat_of_sorted(&sorted)
 }
 
-pub(super) fn k_hat_of_sorted(sorted: &[f64]) -> Option<f64> {
-    let n = sorted.len() as f64;
-    let tail = (0.2 * n).min(3.0 * n.sqrt()).ceil() as usize;
-    if tail < LEAST_TAIL || tail >= sorted.len() {
+/// As [`k_hat`], of the largest of `n` weights alone, in ascending order: of a log that is not held. As many
+/// as 3√n + 1 suffice, and whatever they are divided by does not matter.
+#[must_use]
+pub fn k_hat_of_largest(largest: &[f64], n: usize) -> Option<f64> {
+    let tail = tail_of(n);
+    if tail < LEAST_TAIL || tail >= n || tail >= largest.len() {
         return None;
     }
+    k_hat_of_tail(largest, tail)
+}
+
+fn tail_of(n: usize) -> usize {
+    let n = n as f64;
+    (0.2 * n).min(3.0 * n.sqrt()).ceil() as usize
+}
+
+pub(super) fn k_hat_of_sorted(sorted: &[f64]) -> Option<f64> {
+    k_hat_of_largest(sorted, sorted.len())
+}
+
+fn k_hat_of_tail(sorted: &[f64], tail: usize) -> Option<f64> {
     let cut = sorted[sorted.len() - tail - 1];
     let above: Vec<f64> = sorted[sorted.len() - tail..]
         .iter()
@@ -93,6 +108,19 @@ mod tests {
     fn bounded_weights_have_a_light_tail() {
         let uniform: Vec<f64> = (0..10_000).map(|i| f64::from(i) / 5000.0).collect();
         assert!(k_hat(&uniform).unwrap() < 0.0);
+    }
+
+    #[test]
+    fn the_largest_alone_and_in_any_unit_say_the_same() {
+        let mut all = pareto(0.6, 5_000);
+        all.sort_unstable_by(f64::total_cmp);
+        let largest: Vec<f64> = all[4_000..].iter().map(|w| w / 1e9).collect();
+        let (of_all, of_largest) = (
+            k_hat(&all).unwrap(),
+            k_hat_of_largest(&largest, 5_000).unwrap(),
+        );
+        assert!((of_all - of_largest).abs() < 1e-6, "{of_all} {of_largest}");
+        assert_eq!(k_hat_of_largest(&largest[900..], 5_000), None);
     }
 
     #[test]

@@ -28,10 +28,7 @@ impl Bootstrap {
     /// replicates, `NoOverlap` where a replicate draws only weights of 0.
     pub fn percentile(&self, estimates: &[&Terms], alpha: f64) -> Result<Vec<Interval>, OpeError> {
         let replicates = self.replicate(estimates)?;
-        let ends = |mut values: Vec<f64>| {
-            values.sort_by(f64::total_cmp);
-            [alpha / 2.0, 1.0 - alpha / 2.0].map(|p| quantile_of_sorted(&values, p))
-        };
+        let ends = |values| percentiles(values, alpha);
         Ok(replicates.into_iter().map(ends).collect())
     }
 
@@ -41,11 +38,49 @@ impl Bootstrap {
     /// As `percentile`.
     pub fn replicate(&self, estimates: &[&Terms]) -> Result<Vec<Vec<f64>>, OpeError> {
         let units = estimates.first().map_or(0, |terms| terms.units());
-        if units == 0 {
-            return Err(OpeError::Empty { what: "bootstrap" });
-        }
         for terms in estimates {
             super::error::check_length("units of the bootstrap", terms.units(), units)?;
+        }
+        let mut scratch = vec![];
+        let mut replicates = vec![Vec::with_capacity(self.replicates); estimates.len()];
+        self.draw(units, |drawn| {
+            for (terms, values) in estimates.iter().zip(&mut replicates) {
+                let estimate = terms.estimate_of(drawn.iter().copied(), &mut scratch);
+                values.push(estimate.ok_or(OpeError::NoOverlap {
+                    what: "a replicate",
+                })?);
+            }
+            Ok(())
+        })?;
+        Ok(replicates)
+    }
+
+    /// The replicates of an estimate that is no sum of ratios, as one that is fitted: `estimate` makes it
+    /// of the units drawn, each as often as it is named. They are the draws of `replicate`.
+    ///
+    /// # Errors
+    /// As `replicate`, and those of `estimate`.
+    pub fn replicate_by(
+        &self,
+        units: usize,
+        mut estimate: impl FnMut(&[usize]) -> Result<f64, OpeError>,
+    ) -> Result<Vec<f64>, OpeError> {
+        let mut replicates = Vec::with_capacity(self.replicates);
+        self.draw(units, |drawn| {
+            replicates.push(estimate(drawn)?);
+            Ok(())
+        })?;
+        Ok(replicates)
+    }
+
+    /// Shows as many units as there are, drawn with replacement, once per replicate.
+    fn draw(
+        &self,
+        units: usize,
+        mut show: impl FnMut(&[usize]) -> Result<(), OpeError>,
+    ) -> Result<(), OpeError> {
+        if units == 0 {
+            return Err(OpeError::Empty { what: "bootstrap" });
         }
         if self.replicates < 2 {
             return Err(OpeError::Setting {
@@ -56,21 +91,23 @@ impl Bootstrap {
         }
         let mut rng = Rng::seed_from_u64(self.seed);
         let mut drawn = vec![0; units];
-        let mut scratch = vec![];
-        let mut replicates = vec![Vec::with_capacity(self.replicates); estimates.len()];
         for _ in 0..self.replicates {
             drawn
                 .iter_mut()
                 .for_each(|unit| *unit = rng.random_range(0..units));
-            for (terms, values) in estimates.iter().zip(&mut replicates) {
-                let estimate = terms.estimate_of(drawn.iter().copied(), &mut scratch);
-                values.push(estimate.ok_or(OpeError::NoOverlap {
-                    what: "a replicate",
-                })?);
-            }
+            show(&drawn)?;
         }
-        Ok(replicates)
+        Ok(())
     }
+}
+
+/// Percentile interval from replicates.
+///
+/// Source: Efron and Tibshirani 1993, section 13.3.
+#[must_use]
+pub fn percentiles(mut replicates: Vec<f64>, alpha: f64) -> Interval {
+    replicates.sort_by(f64::total_cmp);
+    [alpha / 2.0, 1.0 - alpha / 2.0].map(|p| quantile_of_sorted(&replicates, p))
 }
 
 #[cfg(test)]
@@ -104,6 +141,16 @@ mod tests {
         }
         let [low, high] = BOOTSTRAP.percentile(&[&terms], 0.05).unwrap()[0];
         assert!((low - 2.248).abs() < 1e-14 && (high - 2.248).abs() < 1e-14);
+    }
+
+    #[test]
+    fn a_mean_that_is_fitted_has_the_replicates_of_the_mean() {
+        let scores = [1.0, 2.0, 5.0];
+        let of = |drawn: &[usize]| Ok(drawn.iter().map(|i| scores[*i]).sum::<f64>() / 3.0);
+        let fitted = BOOTSTRAP.replicate_by(3, of).unwrap();
+        let summed = BOOTSTRAP.replicate(&[&Terms::of_mean(&scores)]).unwrap();
+        let pairs = fitted.iter().zip(&summed[0]);
+        assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-12));
     }
 
     #[test]

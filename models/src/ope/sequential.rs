@@ -13,11 +13,13 @@ pub mod magic;
 pub mod marginal;
 pub mod mrdr;
 mod self_normalised;
+mod stream;
 
 pub use estimators::Cap;
 pub use log::{Policy, QTable, Rows, Shape, TabularLog};
 pub use magic::Magic;
 pub use self_normalised::StepWeights;
+pub use stream::PerDecisionStream;
 
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! Many estimators in one pass, chunk by chunk, for logs larger than memory.
 
-use super::{Columns, Estimator, Shrinkage};
+use super::{BanditLog, Columns, Estimator, Shrinkage};
 use crate::ope::error::OpeError;
 use crate::ope::moments::{CHUNK, Moments};
 use crate::ope::scores::{Kind, Summary};
@@ -74,6 +74,22 @@ impl Stream {
             }
             self.n += end - begin;
         }
+    }
+
+    /// Adds all rows of a log, checked, in chunks that stay in the cache: what is read of it is read once.
+    ///
+    /// # Errors
+    /// As [`BanditLog::columns`], the first in the order of the rows. Rows before the chunk that is wrong
+    /// have been added.
+    pub fn push_log(&mut self, log: &BanditLog<'_>) -> Result<(), OpeError> {
+        let mut chunk = Columns::default();
+        // A log without rows is told of, too.
+        for begin in (0..log.rows().max(1)).step_by(CHUNK) {
+            let end = (begin + CHUNK).min(log.rows());
+            log.columns_of(begin..end, &mut chunk)?;
+            self.push(&chunk);
+        }
+        Ok(())
     }
 
     /// What the rows so far say.

@@ -132,7 +132,7 @@ impl Steps {
     }
 }
 
-fn finite(trajectory: usize, term: Scaled) -> Result<f64, OpeError> {
+pub(super) fn finite(trajectory: usize, term: Scaled) -> Result<f64, OpeError> {
     let value = term.value();
     if value.is_finite() {
         return Ok(value);

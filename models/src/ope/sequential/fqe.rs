@@ -7,7 +7,8 @@
 //! Source: Le, Voloshin and Yue 2019, "Batch Policy Learning under Constraints", algorithm 3; the value of
 //! the next state is `Σ_a pie(a) Q(s', a)`, without sampling.
 
-use super::{Policy, QTable, Shape, TabularLog};
+use super::{Policy, QTable, Shape, Steps, TabularLog};
+use crate::ope::Bootstrap;
 use crate::ope::error::OpeError;
 use crate::ope::least_squares::solve;
 
@@ -64,12 +65,7 @@ impl Transitions {
     pub fn of(log: &TabularLog) -> Self {
         let mut transitions = Self::new(log.shape);
         for row in 0..log.rows() {
-            transitions.push(Transition {
-                state: log.state[row],
-                action: log.action[row],
-                reward: log.reward[row],
-                next_state: log.next_state[row],
-            });
+            transitions.push(log.transition(row));
         }
         transitions
     }
@@ -122,12 +118,23 @@ impl Transitions {
     /// # Errors
     /// `Setting` for gamma outside [0, 1].
     pub fn finite_horizon(&self, policy: &Policy, gamma: f64) -> Result<QTable, OpeError> {
+        let mut tables = self.by_steps_to_go(policy, gamma)?;
+        let last = tables.pop();
+        Ok(last.expect("the horizon has at least one step: it has been checked"))
+    }
+
+    /// Q of a policy with 1, 2, … steps to go, up to the horizon.
+    ///
+    /// # Errors
+    /// As `finite_horizon`.
+    pub fn by_steps_to_go(&self, policy: &Policy, gamma: f64) -> Result<Vec<QTable>, OpeError> {
         super::check_setting(self.shape.horizon, gamma)?;
         let mut q = vec![0.0; self.count.len()];
-        for _ in 0..self.shape.horizon {
+        let sweep = |_| {
             q = self.backup(&self.values_of(policy, &q), gamma);
-        }
-        QTable::new("finite-horizon FQE", q, &self.shape)
+            QTable::new("finite-horizon FQE", q.clone(), &self.shape)
+        };
+        (0..self.shape.horizon).map(sweep).collect()
     }
 
     /// Q of a policy without end: the fixed point, by one linear system over states.
@@ -177,6 +184,77 @@ pub fn finite_horizon(
         unvisited: transitions.unvisited(),
         q,
     })
+}
+
+/// The replicates of [`finite_horizon`] by resampling trajectories: the model is fitted anew to each draw,
+/// and the first states are those drawn. Not of an interval of a model that is held fixed: most of the
+/// error is in the fit.
+///
+/// # Errors
+/// `Setting` for gamma, `Setting` for fewer than two replicates.
+pub fn replicates(
+    log: &TabularLog,
+    policy: &Policy,
+    gamma: f64,
+    bootstrap: &Bootstrap,
+) -> Result<Vec<f64>, OpeError> {
+    let trajectories = log.trajectories();
+    let mut first_states: Vec<usize> = vec![];
+    bootstrap.replicate_by(trajectories.len(), |drawn| {
+        let mut transitions = Transitions::new(log.shape);
+        first_states.clear();
+        for rows in drawn.iter().map(|i| trajectories[*i].clone()) {
+            first_states.push(log.state[rows.start]);
+            rows.for_each(|row| transitions.push(log.transition(row)));
+        }
+        let q = transitions.finite_horizon(policy, gamma)?;
+        let values = first_states.iter().map(|state| q.value(policy, *state));
+        Ok(values.sum::<f64>() / first_states.len() as f64)
+    })
+}
+
+/// One model per fold, each fitted to the trajectories of the others, and the columns in which every
+/// trajectory has the values of the model that has not seen it: what a doubly robust estimate of the same
+/// log needs, or the rows that made the model would pass for fresh ones.
+///
+/// Source: Chernozhukov et al. 2018, "Double/debiased machine learning for treatment and structural
+/// parameters", definition 3.2; Kallus and Uehara 2020, "Double reinforcement learning", section 4.2.
+///
+/// # Errors
+/// `Setting` for gamma, or for fewer than two folds or more than trajectories.
+pub fn cross_fitted(
+    log: &TabularLog,
+    policy: &Policy,
+    gamma: f64,
+    folds: usize,
+) -> Result<Steps, OpeError> {
+    let trajectories = log.trajectories();
+    if !(2..=trajectories.len()).contains(&folds) {
+        return Err(OpeError::Setting {
+            what: "the number of folds",
+            value: folds as f64,
+            rule: "must be at least 2 and at most the number of trajectories",
+        });
+    }
+    let (mut q, mut v) = (vec![0.0; log.rows()], vec![0.0; log.rows()]);
+    for fold in 0..folds {
+        let is_own = |i: &usize| i % folds == fold;
+        let mut transitions = Transitions::new(log.shape);
+        for i in (0..trajectories.len()).filter(|i| !is_own(i)) {
+            trajectories[i]
+                .clone()
+                .for_each(|row| transitions.push(log.transition(row)));
+        }
+        let models = transitions.by_steps_to_go(policy, gamma)?;
+        for i in (0..trajectories.len()).filter(is_own) {
+            for (t, row) in trajectories[i].clone().enumerate() {
+                let model = &models[log.shape.horizon - 1 - t];
+                q[row] = model.at(log.state[row])[log.action[row]];
+                v[row] = model.value(policy, log.state[row]);
+            }
+        }
+    }
+    log.steps_with(policy, q, v, gamma)
 }
 
 /// Value of a policy without end, from the first states of a log.

@@ -1,5 +1,8 @@
 //! Trajectories over states and actions with numbers, and policies over them.
 
+use std::ops::Range;
+
+use super::fqe::Transition;
 use super::{StepColumns, Steps, check_setting};
 use crate::ope::error::{
     OpeError, Place, check_distribution, check_finite, check_length, check_propensity,
@@ -194,23 +197,50 @@ impl TabularLog {
         })
     }
 
+    /// Rows of each trajectory.
+    pub(super) fn trajectories(&self) -> Vec<Range<usize>> {
+        let mut begin = 0;
+        let rows = |length: &usize| {
+            let rows = begin..begin + length;
+            begin = rows.end;
+            rows
+        };
+        self.lengths.iter().map(rows).collect()
+    }
+
+    pub(super) fn transition(&self, row: usize) -> Transition {
+        Transition {
+            state: self.state[row],
+            action: self.action[row],
+            reward: self.reward[row],
+            next_state: self.next_state[row],
+        }
+    }
+
     /// The columns that weights and a model of `policy` make.
     ///
     /// # Errors
     /// `Setting` for gamma; `Value` where a ratio is beyond f64.
     pub fn steps(&self, policy: &Policy, model: &QTable, gamma: f64) -> Result<Steps, OpeError> {
-        let cells = || self.state.iter().copied().zip(self.action.iter().copied());
+        let cells = self.state.iter().zip(&self.action);
+        let q = cells.map(|(state, action)| model.at(*state)[*action]);
+        let v = self.state.iter().map(|state| model.value(policy, *state));
+        self.steps_with(policy, q.collect(), v.collect(), gamma)
+    }
+
+    /// As `steps`, with the model's values row by row.
+    pub(super) fn steps_with(
+        &self,
+        policy: &Policy,
+        q: Vec<f64>,
+        v: Vec<f64>,
+        gamma: f64,
+    ) -> Result<Steps, OpeError> {
         let columns = StepColumns {
             ratio: self.ratios(policy).collect(),
             reward: self.reward.clone(),
-            q: cells()
-                .map(|(state, action)| model.at(state)[action])
-                .collect(),
-            v: self
-                .state
-                .iter()
-                .map(|state| model.value(policy, *state))
-                .collect(),
+            q,
+            v,
         };
         Steps::new(&self.lengths, self.shape.horizon, gamma, columns)
     }

@@ -1,0 +1,228 @@
+//! The model of rewards: linear fitted Q evaluation, cross-fitted by block.
+//!
+//! Of a joint decision it is the mean over its rows of `φ(x, a)·θ`: what a row adds depends on what it saw in
+//! its turn, which is given the choices before it, and on what it chose itself.
+
+use blkpilot_env::EnvSpec;
+use blkpilot_models::ope::OpeError;
+use blkpilot_models::ope::sequential::linear::{Fits, LinearFqe};
+
+use crate::blocks::Blocks;
+use crate::error::EvaluateError;
+use crate::features::{Chosen, Features};
+use crate::options::Options;
+use crate::read::{Sink, Step};
+use crate::step::HostStep;
+use crate::target::TargetPolicy;
+use crate::trajectory::{Cut, Trajectories, Turned, Unit};
+use crate::weigh::Weighed;
+
+/// Blocks are dealt out to so many folds; what is said of one comes from a fit on the others.
+pub(crate) const FOLDS: usize = 5;
+/// Transitions that are fitted to, about, at most.
+const MOST_TRANSITIONS: u64 = 400_000;
+/// On the diagonal, in transitions: features are standardised.
+const RIDGE: f64 = 1.0;
+
+/// Which transitions are fitted to: every so manieth.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stride(u64);
+
+impl Stride {
+    pub(crate) fn of(steps: u64) -> Self {
+        Self(steps.div_ceil(MOST_TRANSITIONS).max(1))
+    }
+
+    pub(crate) fn takes(self, number: u64) -> bool {
+        number.is_multiple_of(self.0)
+    }
+}
+
+/// Mean features over the rows of a step: of what was drawn, or of what a policy would.
+pub(crate) fn features_of(
+    features: &Features,
+    step: &HostStep,
+    unit: &Unit,
+    chosen: Chosen<'_>,
+    out: &mut Vec<f64>,
+) {
+    out.clear();
+    out.resize(features.width(), 0.0);
+    let rows = unit.rows(step);
+    let weight = 1.0 / rows.len() as f64;
+    for row in rows {
+        features.add(step, &step.rows[row], chosen, weight, out);
+    }
+}
+
+/// A step whose successor is awaited.
+#[derive(Debug, Default, Clone)]
+struct Open {
+    is_open: bool,
+    cut: Cut,
+    fold: usize,
+    reward: f64,
+    features: Vec<f64>,
+}
+
+/// Sums over the transitions of one policy.
+struct Sums {
+    weighed: Weighed,
+    /// Per fold.
+    transitions: Vec<LinearFqe>,
+    /// Per fold, the features expected at the beginning of windows, added up.
+    starts: Vec<Vec<f64>>,
+}
+
+/// The model of one policy.
+pub(crate) struct Model {
+    /// Per fold, from all other folds.
+    pub(crate) fits: Vec<Fits>,
+    /// Per fold, what [`Fits::adjoint`] gives for its share of the windows' beginnings.
+    pub(crate) adjoints: Vec<Vec<Vec<f64>>>,
+}
+
+/// The pass over a log that fits the models.
+pub(crate) struct Fitting<'a> {
+    spec: &'a EnvSpec,
+    policies: &'a [&'a dyn TargetPolicy],
+    features: &'a Features,
+    blocks: &'a mut Blocks,
+    stride: Stride,
+    horizon: usize,
+    sums: Vec<Sums>,
+    trajectories: Trajectories,
+    open: Vec<Open>,
+    steps: u64,
+    windows: u64,
+    units: Vec<Unit>,
+    expected: Vec<f64>,
+}
+
+impl<'a> Fitting<'a> {
+    pub(crate) fn new(
+        spec: &'a EnvSpec,
+        policies: &'a [&'a dyn TargetPolicy],
+        features: &'a Features,
+        blocks: &'a mut Blocks,
+        stride: Stride,
+        options: &Options,
+    ) -> Result<Self, EvaluateError> {
+        let width = features.width();
+        let of_policy = |_| -> Result<Sums, OpeError> {
+            let folds = (0..FOLDS).map(|_| LinearFqe::new(width, 0.0));
+            Ok(Sums {
+                weighed: Weighed::default(),
+                transitions: folds.collect::<Result<_, _>>()?,
+                starts: vec![vec![0.0; width]; FOLDS],
+            })
+        };
+        Ok(Self {
+            spec,
+            policies,
+            features,
+            blocks,
+            stride,
+            horizon: options.horizon,
+            sums: policies.iter().map(of_policy).collect::<Result<_, _>>()?,
+            trajectories: Trajectories::new(options.exposure),
+            open: vec![],
+            steps: 0,
+            windows: 0,
+            units: vec![],
+            expected: vec![],
+        })
+    }
+
+    /// The model of each policy, or why there is none.
+    pub(crate) fn models(&self, options: &Options) -> Vec<Result<Model, OpeError>> {
+        let models = self.sums.iter();
+        models.map(|sums| self.model(sums, options)).collect()
+    }
+
+    fn model(&self, sums: &Sums, options: &Options) -> Result<Model, OpeError> {
+        let (mut fits, mut adjoints) = (vec![], vec![]);
+        for held_out in 0..FOLDS {
+            let mut others = LinearFqe::new(self.features.width(), RIDGE)?;
+            for (fold, transitions) in sums.transitions.iter().enumerate() {
+                if fold != held_out {
+                    others.merge(transitions)?;
+                }
+            }
+            let fit = others.fits(options.gamma, options.horizon)?;
+            let windows = self.windows.max(1) as f64;
+            let start: Vec<f64> = sums.starts[held_out].iter().map(|x| x / windows).collect();
+            adjoints.push(fit.adjoint(&start));
+            fits.push(fit);
+        }
+        Ok(Model { fits, adjoints })
+    }
+
+    fn take_unit(&mut self, step: &HostStep, unit: &Unit) -> Result<(), EvaluateError> {
+        if self.open.len() <= unit.trajectory {
+            self.open.resize(unit.trajectory + 1, Open::default());
+        }
+        let mut open = std::mem::take(&mut self.open[unit.trajectory]);
+        let blocks = &mut *self.blocks;
+        let turned = open.cut.take(unit, self.horizon, || {
+            blocks.number(step.host, step.at_us, step.episode)
+        });
+        let begins = matches!(turned, Turned::Begins { .. });
+        let fold = open.cut.block % FOLDS;
+        let is_next = open.is_open && unit.follows;
+        self.windows += u64::from(begins);
+        for sums in &mut self.sums {
+            if !begins && !is_next {
+                break;
+            }
+            let chosen = Chosen::Expected(&sums.weighed.probabilities);
+            features_of(self.features, step, unit, chosen, &mut self.expected);
+            if is_next {
+                sums.transitions[open.fold].push(&open.features, &self.expected, open.reward)?;
+            }
+            if begins {
+                let start = sums.starts[fold].iter_mut().zip(&self.expected);
+                start.for_each(|(sum, x)| *sum += x);
+            }
+        }
+        (open.is_open, open.fold) = (self.stride.takes(self.steps), fold);
+        self.steps += 1;
+        if open.is_open {
+            open.reward = unit.reward;
+            features_of(
+                self.features,
+                step,
+                unit,
+                Chosen::Logged,
+                &mut open.features,
+            );
+        }
+        if open.is_open && unit.has_terminated {
+            open.is_open = false;
+            self.expected.fill(0.0);
+            self.expected.resize(self.features.width(), 0.0);
+            for sums in &mut self.sums {
+                sums.transitions[fold].push(&open.features, &self.expected, open.reward)?;
+            }
+        }
+        self.open[unit.trajectory] = open;
+        Ok(())
+    }
+}
+
+impl Sink for Fitting<'_> {
+    fn take(&mut self, step: &Step<'_>) -> Result<(), EvaluateError> {
+        let mut units = std::mem::take(&mut self.units);
+        self.trajectories.units(step, &mut units);
+        if !units.is_empty() {
+            for (policy, sums) in self.policies.iter().zip(&mut self.sums) {
+                sums.weighed.weigh(*policy, step.step, self.spec)?;
+            }
+        }
+        for unit in &units {
+            self.take_unit(step.step, unit)?;
+        }
+        self.units = units;
+        Ok(())
+    }
+}
