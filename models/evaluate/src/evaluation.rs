@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use blkpilot_log::inventory::{Form, Inventory, inventory};
 use serde::{Deserialize, Serialize};
 
 use crate::blocks::Blocks;
@@ -96,7 +97,7 @@ pub struct Progress {
     pub passes: usize,
     /// Rows read in this pass.
     pub rows: u64,
-    /// Rows of a pass; `None` in the first.
+    /// Rows of a pass; `None` where that is not known yet.
     pub of: Option<u64>,
 }
 
@@ -139,17 +140,22 @@ pub fn evaluate_with(
             of,
         });
     };
+    let stored = inventory(log).map_err(|source| EvaluateError::Log { source })?;
+    let rows: u64 = stored.files.iter().map(|file| file.rows).sum();
+    let is_whole = options.from_us.is_none() && options.host.is_none();
+    let first = is_whole.then_some(rows);
     let mut survey = Survey {
         features: Features::new(spec),
         blocks: Blocks::new(options.block, options.horizon),
         device_choices: 0,
         steps: 0,
+        rows: 0,
     };
-    let facts = walk(
+    let mut facts = walk(
         log,
         options,
         spec,
-        &mut |rows| at(0, None, rows),
+        &mut |rows| at(0, first, rows),
         &mut survey,
     )?;
     check(&facts, &policies, options, survey.device_choices)?;
@@ -157,8 +163,14 @@ pub fn evaluate_with(
         mut features,
         mut blocks,
         steps,
+        rows,
         ..
     } = survey;
+    facts.damaged = damaged(&stored);
+    let steps = match options.exposure {
+        Exposure::Host => steps,
+        Exposure::Disk => rows,
+    };
     features.settle();
     let (rows, stride) = (Some(facts.rows), Stride::of(steps));
     let mut fitting = Fitting::new(spec, &policies, &features, &mut blocks, stride, options)?;
@@ -193,6 +205,19 @@ pub fn evaluate_with(
         &mut windows,
     )?;
     finish(&windows, &policies, facts, no_model, options)
+}
+
+/// Segments with damaged lines. A Parquet file that cannot be read is refused when it is reached.
+fn damaged(stored: &Inventory) -> Vec<String> {
+    let segments = stored
+        .files
+        .iter()
+        .filter(|file| matches!(file.form, Form::Open | Form::Sealed));
+    let damaged = segments.filter_map(|file| {
+        let problem = file.problem.as_ref()?;
+        Some(format!("{}: {problem}", file.file.display()))
+    });
+    damaged.collect()
 }
 
 fn finish(
@@ -250,6 +275,11 @@ fn estimand(options: &Options) -> String {
 
 fn notes(facts: &LogFacts, windows: &WindowFacts, options: &Options) -> Vec<String> {
     let mut notes = vec![];
+    for file in &facts.damaged {
+        notes.push(format!(
+            "{file}, and what they held is missing: `blkpilot log verify` says where"
+        ));
+    }
     if options.mixed == Mixed::Admitted && facts.behaviours.len() > 1 {
         notes.push(format!(
             "{} policies have written this log: the behaviour is their mixture, and each row has its own propensity",
@@ -341,6 +371,7 @@ struct Survey {
     blocks: Blocks,
     device_choices: u64,
     steps: u64,
+    rows: u64,
 }
 
 impl Sink for Survey {
@@ -348,6 +379,7 @@ impl Sink for Survey {
         let step = step.step;
         self.blocks.number(step.host, step.at_us, step.episode);
         self.steps += 1;
+        self.rows += step.rows.len() as u64;
         for row in &step.rows {
             // One that is wrong has no heads, and the log is refused anyway.
             if row.heads.len() > 0 {

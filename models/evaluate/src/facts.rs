@@ -45,6 +45,9 @@ impl Counted {
 pub struct LogFacts {
     /// Rows that were read.
     pub rows: u64,
+    /// Segments with lines that cannot be read, and how many: their decisions and outcomes are missing, and what
+    /// that leaves is a gap, a row without an outcome, or a joint decision that is refused.
+    pub damaged: Vec<String>,
     /// Rows by `source`. Those of `simulator`, `auto` and `canary` are weighted by what was requested; those of
     /// `explicit`, `rollback` and `guard` are interventions, part of the environment; those of `shadow` and
     /// `proposal` were applied by nobody and are left out.
@@ -86,7 +89,7 @@ pub struct LogFacts {
     pub interval_s: f64,
     /// Policies that decided, those that stood in left out.
     pub behaviours: Vec<Behaviour>,
-    /// Weightings of the reward, as text.
+    /// Weightings of the reward, as text; the first 16.
     pub reward_weights: Vec<String>,
     /// Mean reward of a joint decision: the behaviour's, undiscounted.
     pub reward_mean: f64,

@@ -307,3 +307,108 @@ impl Features {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::MaskReason;
+    use blkpilot_env::features::kvm_host_spec;
+
+    use super::*;
+    use crate::step::HeadCell;
+
+    /// One disk that sees two channels and chooses these levels of its three heads.
+    fn step(spec: &EnvSpec, levels: [u16; 3]) -> HostStep {
+        let mut step = HostStep::default();
+        let mut part = |len: usize, from: f32| {
+            let start = step.values.len();
+            step.values.extend((0..len).map(|i| from + i as f32));
+            Part::new(start, start + len)
+        };
+        let (disk, host) = (
+            part(spec.disk_features.len(), 1.0),
+            part(spec.host_features.len(), 3.0),
+        );
+        let device = part(spec.device_features.len(), 0.0);
+        let channels = part(2 * spec.channel_features.len(), 5.0);
+        let pairs = part(2 * spec.pair_features.len(), 0.0);
+        for (head, requested) in spec.disk_heads.iter().zip(levels) {
+            let start = step.masks.len();
+            step.masks.resize(start + head.len(2), MaskReason::Allowed);
+            step.heads.push(HeadCell {
+                requested,
+                propensity: 0.5,
+                explored: false,
+                is_free: true,
+                mask: Part::new(start, step.masks.len()),
+            });
+            step.previous.push(1);
+        }
+        step.rows.push(Row {
+            place: (1, 0),
+            id: 1,
+            subject: 0,
+            is_disk: true,
+            order: 0,
+            epsilon: 0.0,
+            heads: Part::new(0, 3),
+            mask: Part::new(0, step.masks.len()),
+            disk,
+            device,
+            host,
+            channel_count: 2,
+            channels,
+            pairs,
+            outcome: None,
+        });
+        step
+    }
+
+    fn of(features: &Features, step: &HostStep, chosen: Chosen<'_>) -> Vec<f64> {
+        let mut out = vec![0.0; features.width()];
+        features.add(step, &step.rows[0], chosen, 1.0, &mut out);
+        out
+    }
+
+    #[test]
+    fn what_is_expected_is_the_mean_over_what_could_be_chosen() {
+        let spec = kvm_host_spec(&[]);
+        let mut features = Features::new(&spec);
+        for from in [[0, 0, 0], [1, 1, 1]] {
+            let mut step = step(&spec, from);
+            step.values
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, x)| *x *= (1 + i % 3) as f32 + f32::from(from[0]));
+            features.note(&step, &step.rows[0]);
+        }
+        features.settle();
+        // Probabilities of channel (float, 0, 1), cache and polling.
+        let p = [0.2, 0.5, 0.3, 0.6, 0.4, 0.1, 0.9];
+        let step_of = |levels| step(&spec, levels);
+        let expected = of(&features, &step_of([0, 0, 0]), Chosen::Expected(&p));
+        let mut mean = vec![0.0; features.width()];
+        for channel in 0..3_u16 {
+            for cache in 0..2_u16 {
+                for polling in 0..2_u16 {
+                    let weight = p[usize::from(channel)]
+                        * p[3 + usize::from(cache)]
+                        * p[5 + usize::from(polling)];
+                    let own = of(
+                        &features,
+                        &step_of([channel, cache, polling]),
+                        Chosen::Logged,
+                    );
+                    mean.iter_mut()
+                        .zip(own)
+                        .for_each(|(sum, x)| *sum += weight * x);
+                }
+            }
+        }
+        for (i, (a, b)) in expected.iter().zip(&mean).enumerate() {
+            assert!((a - b).abs() < 1e-12, "{i}: {a} {b}");
+        }
+        let [a, b] =
+            [[0, 1, 1], [2, 1, 1]].map(|levels| of(&features, &step_of(levels), Chosen::Logged));
+        assert_ne!(a, b);
+    }
+}

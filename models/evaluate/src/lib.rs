@@ -32,6 +32,7 @@ mod facts;
 mod features;
 mod fit;
 mod gate;
+mod html;
 mod options;
 mod read;
 mod step;
@@ -50,6 +51,7 @@ pub use evaluation::{
 };
 pub use facts::{Behaviour, Counted, LogFacts};
 pub use gate::{Admission, Force, GateRule, Needs, gate};
+pub use html::html;
 pub use options::{Block, Exposure, Mixed, Options};
 pub use target::{LoggedTurn, NetworkTarget, TargetPolicy, UniformTarget};
 pub use verdict::{Reason, Verdict, VerdictRule, Word, verdict};

@@ -24,6 +24,9 @@ const GAP_SHARE: f64 = 0.5;
 /// How far a propensity may be from what the mask and ε leave possible.
 const TOLERANCE: f64 = blkpilot_models::ope::SUM_TOLERANCE;
 
+/// Weightings of the reward that are told apart.
+const MOST_WEIGHTINGS: usize = 16;
+
 /// A joint decision with its place in the course of its host.
 pub(crate) struct Step<'a> {
     pub(crate) step: &'a HostStep,
@@ -62,6 +65,7 @@ pub(crate) fn walk(
         host_numbers: HashMap::new(),
         episodes: HashSet::new(),
         scratch: String::new(),
+        last_weights: vec![],
     };
     for batch in scan {
         match batch {
@@ -115,6 +119,7 @@ struct Reader<'a> {
     /// Those that have begun, to know one that comes again.
     episodes: HashSet<(usize, u128)>,
     scratch: String,
+    last_weights: Vec<(String, f64)>,
 }
 
 /// A host's joint decisions under way.
@@ -278,18 +283,30 @@ impl Reader<'_> {
     }
 
     fn note_weights(&mut self, cells: &Cells<'_>, row: usize) {
-        use std::fmt::Write as _;
-        let names = &cells.reward_weight_name;
-        let weights = &cells.reward_weight;
-        self.scratch.clear();
-        for (name, weight) in names.range(row).zip(weights.range(row)) {
-            let (name, weight) = (names.values.value(name), weights.values.value(weight));
-            // Writing to memory does not fail.
-            let _ = write!(self.scratch, "{name}={weight} ");
+        let (names, weights) = (&cells.reward_weight_name, &cells.reward_weight);
+        let own = || {
+            let pairs = names.range(row).zip(weights.range(row));
+            pairs.map(|(name, weight)| (names.values.value(name), weights.values.value(weight)))
+        };
+        let mut last = self.last_weights.iter();
+        let is_last = |(name, weight): (&str, f64)| {
+            let last = last.next();
+            last.is_some_and(|last| last.0 == name && last.1 == weight)
+        };
+        // As those of the row before, nearly always.
+        if own().count() == self.last_weights.len() && own().all(is_last) {
+            return;
         }
-        let text = self.scratch.trim_end();
-        if !self.facts.reward_weights.iter().any(|known| known == text) {
-            self.facts.reward_weights.push(text.to_owned());
+        let text: Vec<String> = own()
+            .map(|(name, weight)| format!("{name}={weight}"))
+            .collect();
+        let text = text.join(" ");
+        self.last_weights = own()
+            .map(|(name, weight)| (name.to_owned(), weight))
+            .collect();
+        let known = &mut self.facts.reward_weights;
+        if known.len() < MOST_WEIGHTINGS && !known.contains(&text) {
+            known.push(text);
         }
     }
 
