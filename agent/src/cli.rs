@@ -17,6 +17,7 @@ mod json;
 mod log;
 mod observe;
 mod output;
+mod promote;
 mod rollback;
 mod serve;
 mod sweep;
@@ -132,8 +133,16 @@ enum Command {
     /// journal, and is put back by whatever opens the data directory next.
     Sweep(SweepArgs),
     /// Say what a policy would have brought, from logs of another one's decisions
-    #[command(subcommand)]
-    Evaluate(evaluate::EvaluateCommand),
+    ///
+    /// Prints a verdict (better, worse, cannot tell, and why) with the estimates of three estimators and
+    /// what says whether to believe them. Nothing is changed.
+    Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Make a policy the one that the service serves, if an evaluation of its recent decisions says so
+    ///
+    /// The gate wants a verdict of better (or not worse) with the confidence given. What was served before is
+    /// kept, and everything is recorded in the data directory: promoted, refused, forced, taken back.
+    #[command(after_help = promote::EXAMPLES)]
+    Promote(Box<promote::PromoteArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -444,6 +453,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Disk(command) => disk::run(&command).await,
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
-        Command::Evaluate(command) => evaluate::run(&command),
+        Command::Evaluate(args) => evaluate::run(&args),
+        Command::Promote(args) => promote::run(&args),
     }
 }

@@ -56,8 +56,10 @@ const KNOBS: [(&str, Knob); 5] = [
 pub struct Config {
     /// The host to look after.
     pub host: HostConfig,
-    /// What decides in production.
+    /// What decides in production, until another is promoted.
     pub policy: PolicyConfig,
+    /// What becomes of one that was.
+    pub promoted: Promotion,
     /// What may replace it one day, for guests in mode shadow or canary.
     pub candidate: Option<PolicyConfig>,
     /// Where to listen and what to keep.
@@ -160,6 +162,16 @@ pub enum PolicyConfig {
         /// How its scores become a choice.
         selection: Selection,
     },
+}
+
+/// What becomes of a policy that `blkpilot promote` has installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Promotion {
+    /// It is served in place of the configuration's.
+    #[default]
+    Serve,
+    /// The configuration's is served all the same.
+    Ignore,
 }
 
 /// How a network's scores become a choice.
@@ -287,7 +299,11 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     };
     let guests = guests(&mut root, given);
     let host = root.required("host", "add [host]", Section::section);
-    let policy = root.required("policy", "add [policy]", Section::section);
+    let mut policy = root.required("policy", "add [policy]", Section::section);
+    let promotions = [("serve", Promotion::Serve), ("ignore", Promotion::Ignore)];
+    let promoted = policy
+        .as_mut()
+        .and_then(|policy| policy.choice("promoted", &promotions));
     let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
     let mut guard = root.section("guard");
@@ -306,6 +322,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
         neighbours,
         host: host?,
         policy: policy?,
+        promoted: promoted.unwrap_or_default(),
         candidate,
         service: service?,
         guard,

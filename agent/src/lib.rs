@@ -28,6 +28,7 @@ pub mod owner;
 pub mod paging;
 mod panel;
 pub mod policy;
+pub mod promotion;
 pub mod remote;
 pub mod server;
 pub mod status;

@@ -9,6 +9,7 @@ use blkpilot_models::{Checkpoint, CheckpointError, NetworkPolicy, Policy, Policy
 use crate::chain::Loaded;
 use crate::config::{self, PolicyConfig};
 use crate::decision::PolicyRef;
+use crate::promotion::{self, PromotionError};
 
 /// Why a policy was refused.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,15 @@ pub enum LoadError {
         /// What is wrong with it.
         #[source]
         source: CheckpointError,
+    },
+    /// What was promoted cannot be served.
+    #[error(
+        "{source}; `blkpilot promote --undo` goes back, policy.promoted = \"ignore\" passes it by"
+    )]
+    Promoted {
+        /// What is wrong with it.
+        #[source]
+        source: PromotionError,
     },
     /// The baseline cannot act on this host.
     #[error("{setting}: {source}")]
@@ -35,6 +45,32 @@ pub enum LoadError {
 
 fn cause(error: &CheckpointError) -> String {
     std::error::Error::source(error).map_or_else(String::new, |cause| format!(" ({cause})"))
+}
+
+/// The production policy: the promoted one where there is one and the configuration does not ignore it, else
+/// the configuration's.
+///
+/// # Errors
+/// Whatever is wrong with it; nothing is served in its place.
+pub fn production(config: &config::Config, spec: &EnvSpec) -> Result<Served, LoadError> {
+    let data_dir = &config.service.data_dir;
+    let promoted = match config.promoted {
+        config::Promotion::Serve => promotion::load(data_dir),
+        config::Promotion::Ignore => Ok(None),
+    };
+    let promoted = promoted.map_err(|source| LoadError::Promoted { source })?;
+    let Some(promoted) = promoted else {
+        return load(&config.policy, "policy", spec);
+    };
+    tracing::info!(
+        policy = promoted.name,
+        version = promoted.checkpoint.manifest.tensors_sha256,
+        "serving the promoted policy in place of the configuration's"
+    );
+    let setting = format!("{}/promoted/policy", data_dir.display());
+    let named = (promoted.name, promoted.selection.into());
+    served(promoted.checkpoint, named, spec)
+        .map_err(|source| LoadError::Checkpoint { setting, source })
 }
 
 /// Loads the policy of a table, `policy` or `candidate`, and checks that it fits.
@@ -90,15 +126,23 @@ fn checkpoint(
     spec: &EnvSpec,
 ) -> Result<Served, CheckpointError> {
     let checkpoint = Checkpoint::load(dir)?;
-    checkpoint.check_fits(spec)?;
     let name = dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy();
     let selection = match selection {
         config::Selection::Greedy => Selection::Greedy,
         config::Selection::Sample => Selection::Sample,
     };
+    served(checkpoint, (name.into_owned(), selection), spec)
+}
+
+fn served(
+    checkpoint: Checkpoint,
+    (name, selection): (String, Selection),
+    spec: &EnvSpec,
+) -> Result<Served, CheckpointError> {
+    checkpoint.check_fits(spec)?;
     let policy = NetworkPolicy::new(name.clone(), &checkpoint, selection)?;
     let reference = PolicyRef {
-        name: name.into_owned(),
+        name,
         version: checkpoint.manifest.tensors_sha256.clone(),
     };
     Ok(Served {

@@ -266,7 +266,7 @@ async fn serve(
 
 fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     let spec = spec_of(&config.host.kind);
-    let production = policy::load(&config.policy, "policy", &spec)?;
+    let production = policy::production(&config, &spec)?;
     let candidate = candidate(&config, &spec)?;
     let recorder = Recorder::open(&config.service.data_dir.join("decisions"), &config.log)?;
     let modes = Modes {
@@ -348,7 +348,7 @@ fn patience(kind: &HostKind) -> Duration {
 /// `Policy`.
 pub fn check(config: &Config) -> Result<(), ServeError> {
     let spec = spec_of(&config.host.kind);
-    policy::load(&config.policy, "policy", &spec)?;
+    policy::production(config, &spec)?;
     candidate(config, &spec)?;
     Ok(())
 }

@@ -2,12 +2,15 @@
 
 mod bandit;
 mod cases;
+pub(super) mod decisions;
 mod edge;
 mod multihead;
 mod report;
 mod sequential;
 mod table;
+pub(super) mod target;
 mod text;
+mod verdict_text;
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,8 +21,25 @@ use clap::{Args, Subcommand};
 use super::CliError;
 use super::output::print;
 
+const EXAMPLES: &str = "\
+Examples:
+  blkpilot evaluate --log /var/lib/blkpilot --policy out/policy --since 7d
+  blkpilot evaluate --log out/log --policy out/new --against out/old --selection sample --html report.html
+  blkpilot evaluate --log out/log --policy out/new --json | jq -r .verdict.text
+
+The log's policy must have explored: docs/evaluation.md says what the diagnostics mean.";
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub(super) struct EvaluateArgs {
+    #[command(subcommand)]
+    command: Option<EvaluateCommand>,
+    #[command(flatten)]
+    log: decisions::LogArgs,
+}
+
 #[derive(Debug, Subcommand)]
-pub(super) enum EvaluateCommand {
+enum EvaluateCommand {
     /// Evaluate policies on a folder of reference logs, with every estimator, interval and diagnostic
     ///
     /// Reads meta.json and, of bandit_log.csv, seq_*.csv, seqvar_*.csv, multihead_log.csv and
@@ -29,7 +49,7 @@ pub(super) enum EvaluateCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct CasesArgs {
+struct CasesArgs {
     /// The folder
     #[arg(value_name = "DIR")]
     dir: PathBuf,
@@ -63,9 +83,10 @@ impl EvaluateError {
     }
 }
 
-pub(super) fn run(command: &EvaluateCommand) -> Result<(), CliError> {
-    match command {
-        EvaluateCommand::Cases(args) => cases(args),
+pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
+    match &args.command {
+        Some(EvaluateCommand::Cases(args)) => cases(args),
+        None => decisions::run(&args.log),
     }
 }
 

@@ -155,7 +155,7 @@ impl Filter {
 }
 
 /// A time, or a span before now, in microseconds since 1970 UTC.
-fn parse_time(text: &str) -> Result<i64, String> {
+pub(super) fn parse_time(text: &str) -> Result<i64, String> {
     if let Ok(span) = humantime::parse_duration(text) {
         let span_us = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
         return Ok(now_us().saturating_sub(span_us));
@@ -179,7 +179,7 @@ pub(super) fn run(command: &LogCommand) -> Result<(), CliError> {
 }
 
 /// The log itself where a data directory was named.
-fn find(dir: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn find(dir: &Path) -> Result<PathBuf, CliError> {
     let inner = dir.join("decisions");
     let dir = if inner.is_dir() {
         inner

@@ -300,10 +300,9 @@ fn calibration(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     page.push_str("<h3>Of heads with two levels: share drawn, by propensity</h3>\n");
     write!(
         page,
-        "<svg viewBox=\"0 0 {0} {0}\" width=\"{0}\" height=\"{0}\" role=\"img\" aria-label=\"share drawn by propensity\">\
+        "<svg viewBox=\"0 0 {SIDE} {SIDE}\" width=\"{SIDE}\" height=\"{SIDE}\" role=\"img\" aria-label=\"share drawn by propensity\">\
 <rect x=\"30\" y=\"10\" width=\"220\" height=\"220\" fill=\"none\" stroke=\"#999\"/><line x1=\"30\" y1=\"230\" x2=\"250\" y2=\"10\" stroke=\"#999\" stroke-dasharray=\"4 3\"/>\
-<text x=\"30\" y=\"246\">0</text><text x=\"243\" y=\"246\">1</text><text x=\"16\" y=\"18\">1</text>",
-        SIDE
+<text x=\"30\" y=\"246\">0</text><text x=\"243\" y=\"246\">1</text><text x=\"16\" y=\"18\">1</text>"
     )?;
     for (head, bin) in points {
         write!(
