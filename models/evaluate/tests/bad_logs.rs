@@ -13,8 +13,7 @@ use blkpilot_evaluate::{
     EvaluateError, Evaluation, Exposure, Mixed, Options, UniformTarget, evaluate, html, verdict,
 };
 use blkpilot_log::{
-    Config, DecisionId, DecisionRow, Event, Horizon, HostStepId, Keep, OutcomeRow, Source, Stage,
-    Writer,
+    Config, DecisionId, DecisionRow, Horizon, HostStepId, Keep, OutcomeRow, Source, Stage, Writer,
 };
 use common::{GOOD, INTERVAL_US, Size, Target, World, rows, spec, write};
 use tempfile::TempDir;
