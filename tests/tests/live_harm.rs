@@ -46,7 +46,7 @@ use blkpilot_tests::live;
 use tempfile::TempDir;
 
 const INTERVAL: Duration = Duration::from_millis(500);
-const FEW_WINDOWS: usize = 60;
+const FEW_WINDOWS: usize = 100;
 const FEW_NEIGHBOURS: usize = 2;
 /// Windows before anything is changed.
 const CALM: usize = 8;
