@@ -63,7 +63,7 @@ impl Service {
             recipe.check(&self.environments.hosts)?;
             return Ok(describe(&recipe, environment_name(&id)));
         }
-        if matches!(recipe.kind, Kind::Host(_)) {
+        if matches!(recipe.kind, Kind::Host { .. }) {
             self.changes.admit(extensions)?;
         }
         let request_id = parse_request_id(&request.request_id)?;
@@ -224,7 +224,11 @@ fn recipe(environment: v1::Environment) -> Result<Recipe, Failure> {
         Some(Wire::SimHost(host)) => sim_host(host)?,
         Some(Wire::ManagedHost(host)) => {
             let [name] = names::parse("environment.managed_host.host", &host.host, "hosts/*")?;
-            Kind::Host(name.to_owned())
+            let field = "environment.managed_host.force_reason";
+            Kind::Host {
+                name: name.to_owned(),
+                force_reason: wire::force_reason_from_wire(field, &host.force_reason)?,
+            }
         }
         None => {
             let problem = "is missing: give sim_host, cart_pole or managed_host";
@@ -309,8 +313,9 @@ fn describe(recipe: &Recipe, name: String) -> v1::Environment {
     };
     let kind = match &recipe.kind {
         Kind::CartPole => Wire::CartPole(v1::CartPole {}),
-        Kind::Host(name) => Wire::ManagedHost(v1::ManagedHost {
+        Kind::Host { name, force_reason } => Wire::ManagedHost(v1::ManagedHost {
             host: host_name(name),
+            force_reason: force_reason.clone().unwrap_or_default(),
         }),
         Kind::Preset(name) => sim(Scenario::Preset(name.clone())),
         Kind::Scenario(text) => sim(Scenario::ScenarioToml(text.clone())),

@@ -45,8 +45,13 @@ pub enum Kind {
     Generated(Generator),
     /// The cart and its pole.
     CartPole,
-    /// A managed host, by name.
-    Host(String),
+    /// A managed host.
+    Host {
+        /// Its name.
+        name: String,
+        /// Why the guard is passed by; `None` if it is not.
+        force_reason: Option<String>,
+    },
 }
 
 impl Recipe {
@@ -61,8 +66,9 @@ impl Recipe {
     ) -> Result<Box<dyn Environment + Send>, Failure> {
         match self.understand()? {
             Understood::Made(env) => Ok(env),
-            Understood::Host(name) => {
-                let host = HostedEnvironment::attach(find_host(hosts, name)?.clone()).await?;
+            Understood::Host(name, force_reason) => {
+                let host = find_host(hosts, name)?.clone();
+                let host = HostedEnvironment::attach(host, force_reason.cloned()).await?;
                 Ok(Box::new(AutoresetEnv::new(host, self.autoreset)))
             }
         }
@@ -75,7 +81,7 @@ impl Recipe {
     pub fn check(&self, hosts: &BTreeMap<String, HostHandle>) -> Result<(), Failure> {
         match self.understand()? {
             Understood::Made(_) => Ok(()),
-            Understood::Host(name) => find_host(hosts, name).map(drop),
+            Understood::Host(name, _) => find_host(hosts, name).map(drop),
         }
     }
 
@@ -87,7 +93,9 @@ impl Recipe {
                 let env = AutoresetEnv::new(CartPole::new(self.seed), mode);
                 return Ok(Understood::Made(Box::new(env)));
             }
-            Kind::Host(name) => return Ok(Understood::Host(name)),
+            Kind::Host { name, force_reason } => {
+                return Ok(Understood::Host(name, force_reason.as_ref()));
+            }
             Kind::Preset(name) => {
                 let scenario = presets::by_name(name).ok_or_else(|| {
                     let known = presets::NAMES.join(", ");
@@ -110,8 +118,8 @@ impl Recipe {
 enum Understood<'a> {
     /// It needs nothing else.
     Made(Box<dyn Environment + Send>),
-    /// A host is to be taken over, by name.
-    Host(&'a str),
+    /// A host is to be taken over, by name, and why the guard is passed by.
+    Host(&'a str, Option<&'a String>),
 }
 
 fn find_host<'a>(

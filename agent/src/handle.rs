@@ -203,7 +203,8 @@ pub(crate) enum Command {
     ChangeDevice(DeviceCall, oneshot::Sender<Result<DeviceState, Failure>>),
     Disks(oneshot::Sender<Result<Vec<ShownDisk>, Failure>>),
     ChangeDisk(DiskCall, oneshot::Sender<Result<ShownDisk, Failure>>),
-    Attach(oneshot::Sender<Result<Arc<Lease>, Failure>>),
+    /// With why the guard is to be passed by, if it is.
+    Attach(Option<String>, oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
     Step(JointAction, oneshot::Sender<Result<Step, EnvError>>),
     /// There is a stop to take (see [`Stop`]), or the guests may have changed.

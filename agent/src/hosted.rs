@@ -18,12 +18,13 @@ pub struct HostedEnvironment {
 
 impl HostedEnvironment {
     /// Takes the host over: until this is dropped its owner does not decide by itself, and refuses
-    /// changes other than a rollback.
+    /// changes other than a rollback. With a reason the guard neither holds back nor undoes what it does.
     ///
     /// # Errors
     /// `HOST_ATTACHED` if somebody else has it; those of a call.
-    pub async fn attach(host: HostHandle) -> Result<Self, Failure> {
-        let lease = host.ask(Command::Attach).await??;
+    pub async fn attach(host: HostHandle, force_reason: Option<String>) -> Result<Self, Failure> {
+        let attach = |reply| Command::Attach(force_reason, reply);
+        let lease = host.ask(attach).await??;
         Ok(Self {
             host,
             _lease: lease,

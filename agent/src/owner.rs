@@ -269,7 +269,7 @@ impl Owner {
             Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
             Command::Disks(reply) => drop(reply.send(self.disks())),
             Command::ChangeDisk(call, reply) => drop(reply.send(self.change_disk(&call))),
-            Command::Attach(reply) => drop(reply.send(self.attach())),
+            Command::Attach(force_reason, reply) => drop(reply.send(self.attach(force_reason))),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),
             Command::Wake => {}
@@ -318,7 +318,7 @@ impl Owner {
         }
         self.awaited.clear();
         if self.attached.is_some() {
-            if self.is_attached_live() {
+            if self.is_guarded_environment() {
                 self.guard_window()?;
             }
             let disks = before.map_or(0, |seen| seen.observation.disk_count());

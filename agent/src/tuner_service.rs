@@ -33,6 +33,7 @@ use crate::tuner_wire::{
     decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
     host_to_wire,
 };
+use crate::wire;
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;
@@ -127,7 +128,7 @@ impl Service {
             request: wanted,
             validate_only: request.validate_only,
             request_id: parse_request_id(&request.request_id)?,
-            force_reason: force_reason(&request.force_reason)?,
+            force_reason: wire::force_reason_from_wire("force_reason", &request.force_reason)?,
         };
         change(host, call).await
     }
@@ -199,7 +200,7 @@ impl Service {
             device: decode(device),
             action,
             validate_only: request.validate_only,
-            force_reason: force_reason(&request.force_reason)?,
+            force_reason: wire::force_reason_from_wire("force_reason", &request.force_reason)?,
         };
         window(host).await?;
         let device = host.change_device(call).await?;
@@ -300,22 +301,6 @@ impl Service {
             message,
         ))
     }
-}
-
-/// Most bytes of a reason.
-const LONGEST_REASON: usize = 1000;
-
-/// Why the guard is to be passed by; `None` if it is not.
-fn force_reason(reason: &str) -> Result<Option<String>, Failure> {
-    let trimmed = reason.trim();
-    if reason.is_empty() {
-        return Ok(None);
-    }
-    if trimmed.is_empty() || trimmed.len() > LONGEST_REASON {
-        let problem = format!("must say why, in at most {LONGEST_REASON} bytes");
-        return Err(Failure::field("force_reason", problem));
-    }
-    Ok(Some(trimmed.to_owned()))
 }
 
 /// Counts itself out when its stream ends.

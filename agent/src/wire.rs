@@ -13,6 +13,8 @@ use blkpilot_proto::v1;
 use ndarray::{Array1, Array2, Array3};
 use thiserror::Error;
 
+use crate::status::Failure;
+
 /// A field of a message that does not say what it should.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{field}: {problem}")]
@@ -547,4 +549,23 @@ fn rewards_from_wire(rewards: Option<v1::Rewards>) -> Result<Rewards, WireError>
         terms: filled("terms.values", shape, terms.values)?,
         counted: rewards.counted,
     })
+}
+
+/// Most bytes of a reason.
+const LONGEST_REASON: usize = 1000;
+
+/// Why the guard is to be passed by; `None` if it is not.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` of `field`: blank or too long.
+pub(crate) fn force_reason_from_wire(field: &str, reason: &str) -> Result<Option<String>, Failure> {
+    let trimmed = reason.trim();
+    if reason.is_empty() {
+        return Ok(None);
+    }
+    if trimmed.is_empty() || trimmed.len() > LONGEST_REASON {
+        let problem = format!("must say why, in at most {LONGEST_REASON} bytes");
+        return Err(Failure::field(field, problem));
+    }
+    Ok(Some(trimmed.to_owned()))
 }

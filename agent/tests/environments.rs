@@ -32,7 +32,10 @@ fn cart_pole() -> Kind {
 
 fn managed_host() -> Kind {
     let host = HOST.to_owned();
-    Kind::ManagedHost(v1::ManagedHost { host })
+    Kind::ManagedHost(v1::ManagedHost {
+        host,
+        ..v1::ManagedHost::default()
+    })
 }
 
 fn create(kind: Kind, id: &str) -> v1::CreateEnvironmentRequest {
@@ -172,6 +175,24 @@ async fn a_managed_host_conforms_and_is_put_back() {
     }
     assert_eq!(service.level("ingestion/vda", "channel").await, before);
     service.tuner().apply(change).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_passes_the_guard_by_says_why() {
+    let service = Service::start(&Settings::default()).await;
+    let mut client = service.environments();
+    let past_the_guard = |reason: &str| {
+        Kind::ManagedHost(v1::ManagedHost {
+            host: HOST.to_owned(),
+            force_reason: reason.to_owned(),
+        })
+    };
+    let refused = client.create_environment(create(past_the_guard("  "), "blank"));
+    let refused = refused.await.unwrap_err();
+    assert_eq!(fields(&refused), ["environment.managed_host.force_reason"]);
+    let made = client.create_environment(create(past_the_guard(" a trial "), "trial"));
+    let made = made.await.unwrap().into_inner();
+    assert_eq!(made.kind, Some(past_the_guard("a trial")));
 }
 
 #[tokio::test]

@@ -367,7 +367,9 @@ async fn a_rollback_that_leaves_a_guest_without_rows_behind_has_failed() {
 async fn settings_of_an_environment_that_has_gone_go_back_once_the_host_answers() {
     let case = Case::new(Mode::Advise, least_loaded());
     case.wait_for(|state| *state == HostState::Ready).await;
-    let mut env = HostedEnvironment::attach(case.host.clone()).await.unwrap();
+    let mut env = HostedEnvironment::attach(case.host.clone(), None)
+        .await
+        .unwrap();
     let env = tokio::task::spawn_blocking(move || {
         env.reset(None, &ResetOptions::new()).unwrap();
         env
@@ -669,7 +671,9 @@ async fn frozen_knobs_are_shown_and_unfrozen_as_far_as_is_asked() {
 async fn nothing_is_unfrozen_under_somebodys_environment() {
     let case = Case::new(Mode::Advise, least_loaded());
     case.wait_for(|state| *state == HostState::Ready).await;
-    let _lease = HostedEnvironment::attach(case.host.clone()).await.unwrap();
+    let _lease = HostedEnvironment::attach(case.host.clone(), None)
+        .await
+        .unwrap();
     let refused = case.host.unfreeze(unfreeze("backup")).await.unwrap_err();
     assert_eq!(refused.reason(), "HOST_ATTACHED");
 }

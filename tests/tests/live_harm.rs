@@ -554,7 +554,7 @@ async fn what_an_environment_does_is_undone_too_and_its_masks_are_closed() {
     let mut service = Service::start(&fixture, patient(), Box::new(KeepDefault));
     let disks = ["changed/vda", "control/vda"];
     calm(&mut service, &disks, NEIGHBOUR_OBJECTIVE_US).await;
-    let mut environment = HostedEnvironment::attach(service.host.clone())
+    let mut environment = HostedEnvironment::attach(service.host.clone(), None)
         .await
         .unwrap();
     let walk = move || {
@@ -582,4 +582,29 @@ async fn what_an_environment_does_is_undone_too_and_its_masks_are_closed() {
     };
     tokio::task::spawn_blocking(walk).await.unwrap();
     assert_eq!(service.undone().len(), 1);
+
+    // Who says why may change at once what has just been undone, and is not undone.
+    let reason = Some("tried by a test".to_owned());
+    let mut environment = HostedEnvironment::attach(service.host.clone(), reason)
+        .await
+        .unwrap();
+    let device = fixture.guest("changed").images[0].clone();
+    let walk = move || {
+        let first = environment.reset(None, &ResetOptions::new()).unwrap();
+        let ids = &first.disk_ids;
+        let row = ids.iter().position(|id| id == "changed/vda").unwrap();
+        let mut wanted = first.current.clone();
+        wanted.disks[[row, POLLING_HEAD]] = 1 - first.current.disks[[row, POLLING_HEAD]];
+        let _neighbour = Neighbour::start(&[device]);
+        for _ in 0..5 {
+            let step = environment.step(&wanted).unwrap();
+            assert_eq!(step.observation.current, wanted);
+        }
+    };
+    tokio::task::spawn_blocking(walk).await.unwrap();
+    assert_eq!(service.undone().len(), 1);
+    let page = service.host.history.page("local", None, usize::MAX);
+    let decisions = page.unwrap().decisions;
+    let mut reasons = decisions.iter().filter_map(|d| d.reason.as_deref());
+    assert!(reasons.any(|reason| reason == "tried by a test"));
 }

@@ -61,6 +61,8 @@ fn try_out(
     let Session { mut client, host } = session;
     let kind = v1::environment::Kind::ManagedHost(v1::ManagedHost {
         host: host_name(&host),
+        // One half is worse on purpose, and follows the other at once.
+        force_reason: "a trial: default and tuned settings in turn".to_owned(),
     });
     let environment = v1::Environment {
         kind: Some(kind),

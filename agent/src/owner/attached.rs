@@ -31,6 +31,8 @@ pub(super) struct Attached {
     /// Disks of the last observation that was handed out; `None` before the first reset.
     disk_ids: Option<Vec<String>>,
     waiting: Option<Waiting>,
+    /// Why the guard is passed by; `None` if it is not.
+    force_reason: Option<String>,
 }
 
 /// A call that is answered at the end of a window.
@@ -46,10 +48,13 @@ enum Waiting {
 }
 
 impl Owner {
-    pub(super) fn attach(&mut self) -> Result<Arc<Lease>, Failure> {
+    pub(super) fn attach(&mut self, force_reason: Option<String>) -> Result<Arc<Lease>, Failure> {
         self.refuse_if_attached()?;
         // The one before may have gone since the last look.
         self.detach_if_gone();
+        if let Some(reason) = &force_reason {
+            self.note(&format!("an environment past the guard: {reason}"))?;
+        }
         // Nobody minds them while somebody else decides.
         self.leave_neighbours();
         let lease = Arc::new(Lease);
@@ -57,6 +62,7 @@ impl Owner {
             lease: Arc::downgrade(&lease),
             disk_ids: None,
             waiting: None,
+            force_reason,
         });
         Ok(lease)
     }
@@ -79,15 +85,16 @@ impl Owner {
     }
 
     /// Whether the guard answers for what somebody's environment does: not on a simulated host, which is
-    /// there to be tried out.
-    pub(super) fn is_attached_live(&self) -> bool {
-        self.attached.is_some() && self.config.kind == BackendKind::Libvirt
+    /// there to be tried out, nor where somebody has said why not.
+    pub(super) fn is_guarded_environment(&self) -> bool {
+        let is_guarded = |attached: &Attached| attached.force_reason.is_none();
+        self.config.kind == BackendKind::Libvirt && self.attached.as_ref().is_some_and(is_guarded)
     }
 
     /// What an environment may choose.
     fn offered(&self) -> Result<Observation, Failure> {
         let observation = self.restricted(self.seen()?, Purpose::Advice);
-        Ok(if self.is_attached_live() {
+        Ok(if self.is_guarded_environment() {
             self.guarded(observation)
         } else {
             observation
@@ -100,6 +107,8 @@ impl Owner {
         if self.attached.as_ref().is_some_and(is_gone) {
             self.attached = None;
             self.restore_due = true;
+            // The guard may not have looked meanwhile.
+            self.watch.forget();
         }
         if !self.restore_due {
             return;
@@ -178,7 +187,11 @@ impl Owner {
         let begun = self.begin_window();
         begun.map_err(|failure| host_error(failure.message()))?;
         let made = self.script(&observation, action, Source::Explicit);
-        let made = made.map_err(|failure| host_error(failure.message()))?;
+        let mut made = made.map_err(|failure| host_error(failure.message()))?;
+        let force_reason = self.attached.as_ref().and_then(|a| a.force_reason.as_ref());
+        if let Some(reason) = force_reason {
+            made.explain(reason);
+        }
         match self.carry_out(&observation, made, &Change::Action) {
             Ok(_) => {}
             Err(Undone::Failure(failure)) => return Err(host_error(failure.message())),

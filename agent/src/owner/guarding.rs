@@ -130,7 +130,7 @@ impl Owner {
         let Some(seen) = &self.window else {
             return Ok(());
         };
-        if !self.is_attached_live() && !self.is_automatic(seen, disk) {
+        if !self.is_guarded_environment() && !self.is_automatic(seen, disk) {
             tracing::warn!(host = self.config.name, disk, %harm, "the last change seems to do harm; it was asked for, so it stays");
             self.watch.guard.settle(disk);
             // Whoever asks for harm again and again is stopped too, if it is known to be theirs.

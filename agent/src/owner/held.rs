@@ -73,7 +73,7 @@ impl Owner {
     }
 
     /// What cannot be noted is not done.
-    fn note(&mut self, text: &str) -> Result<(), Failure> {
+    pub(super) fn note(&mut self, text: &str) -> Result<(), Failure> {
         tracing::warn!(host = self.config.name, text, "past the guard");
         let Some(backend) = &mut self.backend else {
             return Err(self.unavailable());
