@@ -34,7 +34,7 @@ pub struct Diagnostics {
     pub windows_per_step: Vec<u64>,
     /// Mean weight of whole windows; 1 is expected.
     pub mean: f64,
-    /// How many standard errors, over blocks, it is from 1; `None` where it does not vary.
+    /// How many standard errors, over blocks, it is from 1; `None` where it does not vary, at most 1000 either way.
     pub mean_z: Option<f64>,
     /// Share of the largest weight in the sum.
     pub max_share: f64,
@@ -191,6 +191,9 @@ fn ess([sum, squares]: [ScaledSum; 2]) -> f64 {
     ratio(sum.product(sum), squares.total()).unwrap_or(0.0)
 }
 
+/// Weights that are all but 0 have hardly any spread, and a distance from 1 that says no more than "far".
+const FARTHEST_Z: f64 = 1000.0;
+
 /// Effective sample size of the blocks' sums, and how far the mean weight is from 1 in standard errors over
 /// blocks: those of the ratio of the sum of weights to the number of windows.
 fn of_blocks(blocks: &[BlockSums], policy: usize) -> (f64, Option<f64>) {
@@ -212,7 +215,7 @@ fn of_blocks(blocks: &[BlockSums], policy: usize) -> (f64, Option<f64>) {
     let z = (mean - 1.0) / std_err;
     (
         ess(sums),
-        (n > 1.0 && std_err > 0.0 && z.is_finite()).then_some(z),
+        (n > 1.0 && std_err > 0.0 && z.is_finite()).then_some(z.clamp(-FARTHEST_Z, FARTHEST_Z)),
     )
 }
 
