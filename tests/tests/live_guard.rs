@@ -135,6 +135,28 @@ fn cache_changes(log: &Path) -> Vec<(usize, DecisionRow)> {
     changes
 }
 
+/// What the newest rows of the log say of the cache.
+fn last_rows(log: &Path) -> Vec<String> {
+    let rows = Reader::open(log).unwrap().filter_map(|entry| {
+        let Event::Decision(row) = entry.unwrap().event else {
+            return None;
+        };
+        let cache = row.heads.iter().find(|head| head.head == "cache")?;
+        let DecisionRow {
+            at_us,
+            source,
+            reason,
+            ..
+        } = &*row;
+        Some(format!(
+            "{at_us} {source:?} {} -> {}, altered {:?}, {reason:?}",
+            cache.previous, cache.executed, cache.altered
+        ))
+    });
+    let rows: Vec<String> = rows.collect();
+    rows[rows.len().saturating_sub(20)..].to_vec()
+}
+
 #[test]
 fn what_does_harm_is_undone_within_its_trial() {
     let harmed = GuestSpec {
@@ -164,7 +186,11 @@ fn what_does_harm_is_undone_within_its_trial() {
         );
         let deadline = Instant::now() + PATIENCE;
         while cache_changes(&log).len() < 2 * harm {
-            assert!(Instant::now() < deadline, "the change is not undone");
+            assert!(
+                Instant::now() < deadline,
+                "change {harm} is not undone: {:#?}",
+                last_rows(&log)
+            );
             sleep(INTERVAL / 2);
         }
         sleep(INTERVAL * 16);
