@@ -64,7 +64,9 @@ baseline = \"random\"
 dwell = \"250ms\"
 changes_per_minute = 6000
 stall_windows = 1000
-tolerated_ratio = 100";
+tolerated_ratio = 100
+[log]
+segment_mib = 2";
         let mut blkpilot = Blkpilot::new(binary, fixture, &host, tables);
         let pid = blkpilot.serve();
         Self {
@@ -84,13 +86,16 @@ tolerated_ratio = 100";
     }
 
     /// Waits until a decision after `since` has changed a knob of a disk, `GUEST/TARGET`; `head`: this
-    /// one.
+    /// one. Returns how long after it the decision was made.
     ///
     /// # Panics
     /// When none does.
-    pub fn wait_for_change(&mut self, disk: &str, head: Option<&str>, since: Moment) {
+    pub fn wait_for_change(&mut self, disk: &str, head: Option<&str>, since: Moment) -> Duration {
         let deadline = Instant::now() + PATIENCE;
-        while !self.has_changed(disk, head, since) {
+        loop {
+            if let Some(at_us) = self.first_change(disk, head, since) {
+                return Duration::from_micros(at_us.abs_diff(since.0));
+            }
             self.check_alive();
             assert!(
                 Instant::now() < deadline,
@@ -101,19 +106,22 @@ tolerated_ratio = 100";
         }
     }
 
-    fn has_changed(&self, disk: &str, head: Option<&str>, since: Moment) -> bool {
-        self.rows().iter().any(|row| {
+    /// When the first such decision was made.
+    fn first_change(&self, disk: &str, head: Option<&str>, since: Moment) -> Option<i64> {
+        let is_change = |row: &&DecisionRow| {
             let mut heads = row.heads.iter();
-            let is_change = heads
-                .any(|h| h.executed != h.previous && head.is_none_or(|wanted| h.head == wanted));
-            row.at_us > since.0 && is_change && is_about(row, disk)
-        })
+            heads.any(|h| h.executed != h.previous && head.is_none_or(|wanted| h.head == wanted))
+        };
+        let rows = self.rows(Some(since));
+        let mut changes = rows.iter().filter(is_change);
+        let first = changes.find(|row| is_about(row, disk))?;
+        Some(first.at_us)
     }
 
     /// Settings that have been changed so far.
     #[must_use]
     pub fn changes(&self) -> usize {
-        let rows = self.rows();
+        let rows = self.rows(None);
         let heads = rows.iter().flat_map(|row| &row.heads);
         heads.filter(|head| head.executed != head.previous).count()
     }
@@ -121,7 +129,7 @@ tolerated_ratio = 100";
     /// Why settings were not changed as decided, each reason once.
     #[must_use]
     pub fn refusals(&self) -> Vec<String> {
-        let rows = self.rows();
+        let rows = self.rows(None);
         let heads = rows.iter().flat_map(|row| &row.heads);
         let mut reasons: Vec<String> = heads.filter_map(|head| head.altered.clone()).collect();
         reasons.sort();
@@ -129,9 +137,14 @@ tolerated_ratio = 100";
         reasons
     }
 
-    fn rows(&self) -> Vec<DecisionRow> {
+    /// All decisions, or those after this moment.
+    fn rows(&self, since: Option<Moment>) -> Vec<DecisionRow> {
         let log = self.blkpilot.dir().join("data/decisions");
-        let scan = Scan::open(&log, Query::default(), Horizon::Final);
+        let query = Query {
+            from_us: since.map(|since| since.0 + 1),
+            ..Query::default()
+        };
+        let scan = Scan::open(&log, query, Horizon::Final);
         let batches = scan.expect("the log can be read");
         let rows = batches.map(|batch| batch.and_then(|batch| batch.rows()));
         let rows = rows.flat_map(|rows| rows.expect("the log is whole"));

@@ -154,15 +154,13 @@ impl Campaign {
 
     /// All disks are changed by the same daemon as before, within the journal.
     fn check_recovered(&mut self) -> Duration {
-        let (mended, start) = (Moment::now(), Instant::now());
+        let mended = Moment::now();
         // A disk without work cannot be judged, so the guard leaves its first change on trial.
-        for disk in ["beside/vda", "hurt/vda"] {
-            self.auto.wait_for_change(disk, None, mended);
-        }
-        let took = start.elapsed();
+        let disks = ["beside/vda", "hurt/vda"];
+        let took = disks.map(|disk| self.auto.wait_for_change(disk, None, mended));
         self.auto.wait_for_change("hurt/vda", Some("cache"), mended);
         self.auto.check_journalled(&self.fixture);
-        took
+        took.into_iter().max().expect("there are two disks")
     }
 }
 
