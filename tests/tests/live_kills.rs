@@ -118,7 +118,9 @@ impl<'a> Campaign<'a> {
     /// A new daemon rolls back all, and every setting is as it was.
     fn roll_back(&mut self) {
         self.blkpilot.serve();
-        let output = self.blkpilot.run(&["rollback", "--all", "--json"]);
+        let output = self
+            .blkpilot
+            .run_patiently(&["rollback", "--all", "--json"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{text}");
         let decision: Value = serde_json::from_slice(&output.stdout).unwrap();
