@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift log-power log-kills log-readers coverage sampling cache bench
+    shift log-power log-kills log-readers coverage large-log sampling cache bench
 )
 usage() {
     cat <<TEXT
@@ -36,6 +36,8 @@ readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 # Times that a writer of the decision log is killed.
 readonly log_kills=${BLKPILOT_VERIFY_LOG_KILLS:-1000}
+# Rows of the large decision log.
+readonly log_rows=${BLKPILOT_VERIFY_LOG_ROWS:-50000000}
 # Windows for which a policy always chooses the worst, and neighbours that make a change look bad.
 readonly harm_windows=${BLKPILOT_VERIFY_HARM_WINDOWS:-1200} neighbours=${BLKPILOT_VERIFY_NEIGHBOURS:-20}
 # Faults of each kind, and jobs of each kind on each guest.
@@ -76,7 +78,7 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | log-power | log-kills | coverage | sampling) ;;
+            | log-power | log-kills | coverage | large-log | sampling) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
@@ -128,6 +130,8 @@ record log-readers "The decision log as others read it: Polars, DuckDB, DataFusi
     scripts/log-readers.sh "$out/log_readers"
 record coverage "How often 95 % intervals of offline evaluation cover the true value" \
     env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-models --test ope_coverage -- --nocapture
+record large-log "A decision log larger than memory, evaluated" \
+    env BLKPILOT_LOG_ROWS="$log_rows" cargo test --quiet --release --workspace --test large_log -- --nocapture
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     env BLKPILOT_SAMPLED_GUESTS=20 BLKPILOT_SAMPLES=30 \
     cargo test --quiet --release --workspace --test live_sampling -- --nocapture

@@ -411,6 +411,7 @@ fn guard(mut section: Section) -> GuardConfig {
     config.stall_windows = at_least_one(&mut section, "stall_windows", config.stall_windows);
     let trial = &mut config.trial;
     trial.windows = at_least_one(&mut section, "trial_windows", trial.windows);
+    trial.doubt_windows = at_least_one(&mut section, "doubt_windows", trial.doubt_windows);
     trial.objective_windows =
         at_least_one(&mut section, "objective_windows", trial.objective_windows);
     trial.late_windows = at_least_one(&mut section, "late_windows", trial.late_windows);

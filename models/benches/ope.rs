@@ -4,7 +4,8 @@
 //! Both sides get the same arrays in memory and make one estimate of them, each with its own checks of what
 //! it is given, in turn and round by round; the figures are medians over the rounds. Where
 //! `OPE_PEER_PYTHON` names a Python with both packages, `OPE_PEER_PROGRAM` is run in it; each estimate must
-//! agree with ours to 1e-9, or the bench fails. With `--json FILE` the figures are also written there.
+//! agree with ours to 1e-9, or the bench fails. Beside both stands what adding up the same arrays takes, which
+//! is what memory allows one core. With `--json FILE` the figures are also written there.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -17,6 +18,7 @@ use std::time::Instant;
 use blkpilot_env::Rng;
 use blkpilot_models::ope::Matrix;
 use blkpilot_models::ope::bandit::{BanditLog, Columns, Estimator, Head, Shrinkage, Stream};
+use blkpilot_models::ope::moments::sum;
 use blkpilot_models::ope::sequential::PerDecisionStream;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -152,6 +154,14 @@ impl Arrays {
         }
     }
 
+    /// The sum of all that the estimate of this name reads.
+    fn total(&self, name: &str) -> f64 {
+        let actions: u64 = self.action.iter().map(|action| u64::from(*action)).sum();
+        let q_hat: &[f64] = if name == "dr" { &self.q_hat } else { &[] };
+        let columns = [&self.evaluation, &self.pscore, &self.reward, q_hat];
+        actions as f64 + columns.map(sum).iter().sum::<f64>()
+    }
+
     /// In chunks of whole trajectories.
     fn per_decision(&self) -> Outcome<f64> {
         const TOGETHER: usize = 50;
@@ -214,11 +224,13 @@ fn pick(probabilities: &[f64], mut draw: f64) -> usize {
 struct Figure {
     ours: f64,
     other: Option<f64>,
+    /// Of adding up what is read.
+    reading: f64,
 }
 
 /// Makes an estimate on both sides, in turn.
 fn beside(name: &str, arrays: &Arrays, mut peer: Option<&mut Peer>) -> Outcome<Figure> {
-    let (mut ours, mut others) = (vec![], vec![]);
+    let (mut ours, mut others, mut reading) = (vec![], vec![], vec![]);
     // Of the first round, in which memory is touched for the first time, only the estimates count.
     for round in 0..=ROUNDS {
         let started = Instant::now();
@@ -231,13 +243,17 @@ fn beside(name: &str, arrays: &Arrays, mut peer: Option<&mut Peer>) -> Outcome<F
                 return Err(format!("{name}: {estimate} here, but {theirs} there").into());
             }
         }
+        let started = Instant::now();
+        std::hint::black_box(arrays.total(name));
         if round > 0 {
+            reading.push(started.elapsed().as_secs_f64());
             ours.push(seconds);
             others.extend(other.map(|(seconds, _)| seconds));
         }
     }
     Ok(Figure {
         ours: median(ours),
+        reading: median(reading),
         other: (!others.is_empty()).then(|| median(others)),
     })
 }
@@ -258,12 +274,13 @@ impl Figure {
                 rate(seconds)
             );
         }
-        println!();
+        println!("  memory allows {:6.1}", rate(self.reading));
     }
 
     fn json(&self, other: &str) -> serde_json::Value {
         let rate = |seconds: f64| ROWS as f64 / seconds;
-        let mut figure = serde_json::json!({ "ours": rate(self.ours) });
+        let mut figure =
+            serde_json::json!({ "ours": rate(self.ours), "memory": rate(self.reading) });
         if let Some(seconds) = self.other {
             figure[other] = rate(seconds).into();
             figure["ratio"] = (seconds / self.ours).into();

@@ -16,6 +16,7 @@
 
 pub mod bandit;
 pub mod cressie_read;
+mod distribution;
 pub mod error;
 pub mod interval;
 mod least_squares;

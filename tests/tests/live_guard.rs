@@ -28,14 +28,17 @@ const INTERVAL: Duration = Duration::from_millis(500);
 const FEW_WINDOWS: usize = 40;
 /// Windows that the guard has seen of a disk before it is told of a change, and that it judges after.
 const BEFORE: usize = 12;
-const AFTER: usize = 4;
+/// Until the guard, by its defaults, has no doubt left.
+const AFTER: usize = 13;
+/// Windows from one trial to the next, which overlap.
+const STRIDE: usize = 4;
 /// Trials from which on their share of false alarms is worth more than an alarm.
 const MANY_TRIALS: usize = 200;
 const MOST_FALSE: f64 = 0.05;
 const FEW_HARMS: usize = 2;
 /// Windows by which the guard has judged a change of the cache, by its defaults: one that is left out,
-/// since a cache has to warm up, and three.
-const TRIAL_WINDOWS: usize = 4;
+/// since a cache has to warm up, and twelve while chance explains what it sees.
+const TRIAL_WINDOWS: usize = 13;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 fn steady(name: &str, workload: &str) -> GuestSpec {
@@ -103,7 +106,7 @@ fn what_was_not_changed_is_hardly_ever_undone() {
     let (spec, windows) = record(&fixture, dir.path(), wanted);
     assert!(windows.iter().all(|window| window.disks.len() == disks));
 
-    let spans = windows.windows(BEFORE + AFTER).step_by(AFTER);
+    let spans = windows.windows(BEFORE + AFTER).step_by(STRIDE);
     let trials = spans.flat_map(|span| (0..disks).map(move |disk| (span, disk)));
     let undone: Vec<bool> = trials
         .map(|(span, disk)| is_undone(&spec, span, disk))

@@ -6,7 +6,9 @@
 //! what happened to the whole host is not blamed on one change. It counts as harm when it exceeds a
 //! tolerance and what chance explains: z·σ·√(1/n_b + 1/n_a), σ estimated from the disk's own
 //! differences between one window and the next while nothing was changed (median absolute
-//! difference / 0.6745 / √2, Rousseeuw and Croux 1993), the controls' uncertainty added in.
+//! difference / 0.6745 / √2, Rousseeuw and Croux 1993), the controls' uncertainty added in. An effect
+//! beyond the tolerance that chance still explains is watched for longer, since what chance explains
+//! shrinks with the windows.
 //!
 //! Requests that wait are latency by Little's law, so a disk that serves less because less is asked
 //! of it is not harmed, and one that serves less of what is asked is.
@@ -39,8 +41,11 @@ pub struct TrialConfig {
     /// The same where the cache strategy was changed: a cache has to warm up.
     pub settle_windows_cache: u32,
     /// Windows after a change that are judged, ≥ 1. Harm is known when the first of them is that bad,
-    /// and at the end of the last at the latest.
+    /// and at the end of the last at the latest, if there is no doubt.
     pub windows: u32,
+    /// Windows that are judged at most while the latency has risen by more than is borne, but chance
+    /// explains it.
+    pub doubt_windows: u32,
     /// Rise of the latency that is borne, a ratio ≥ 1.
     pub tolerated_ratio: f64,
     /// Standard errors beyond it that count as more than chance.
@@ -60,6 +65,7 @@ impl Default for TrialConfig {
             settle_windows: 0,
             settle_windows_cache: 1,
             windows: 3,
+            doubt_windows: 12,
             tolerated_ratio: 1.15,
             z: 3.0,
             p99_objective_us: None,
@@ -163,6 +169,45 @@ struct Trial {
     after: History,
     /// What every other disk showed when the change was made, by disk.
     others_before: BTreeMap<String, f64>,
+}
+
+/// A change of the logarithm of a latency, and its standard error.
+#[derive(Debug, Clone, Copy)]
+struct Effect {
+    change: f64,
+    error: f64,
+}
+
+/// What a change did to the latencies of its disk, as far as both are known.
+#[derive(Debug)]
+struct Rise {
+    mean: Option<Effect>,
+    p99: Option<Effect>,
+    /// The change that is borne.
+    tolerated: f64,
+}
+
+impl Rise {
+    fn effects(&self) -> impl Iterator<Item = Effect> {
+        [self.mean, self.p99].into_iter().flatten()
+    }
+
+    fn is_beyond_tolerance(&self) -> bool {
+        self.effects().any(|effect| effect.change > self.tolerated)
+    }
+
+    /// What is neither borne nor chance, which reaches `z` standard errors.
+    fn harm(&self, z: f64) -> Option<Harm> {
+        let limit = |effect: &Effect| self.tolerated + z * effect.error;
+        let worst = self
+            .effects()
+            .find(|effect| effect.change > limit(effect))?;
+        Some(Harm::Latency {
+            mean_ratio: libm::exp(self.mean.map_or(0.0, |effect| effect.change)),
+            p99_ratio: self.p99.map(|effect| libm::exp(effect.change)),
+            threshold: libm::exp(limit(&worst)),
+        })
+    }
 }
 
 /// A disk that misses an objective that it met.
@@ -353,10 +398,14 @@ impl TrialWatch {
         let mut harmless = Vec::new();
         for (disk, trial) in &self.trials {
             let missed = objective.missed(disk).filter(|_| trial.met);
-            let harm = self.harm_of(trial);
+            let rise = self.rise_of(trial);
+            let harm = rise.harm(self.config.z);
             let harm = harm.or_else(|| self.missed_objective(trial, missed));
             let harm = harm.or_else(|| self.harm_to_others(trial, others));
-            let is_judged = trial.after.windows.len() >= self.config.windows as usize;
+            let judged = trial.after.windows.len();
+            let is_doubtful =
+                rise.is_beyond_tolerance() && judged < self.config.doubt_windows as usize;
+            let is_judged = judged >= self.config.windows as usize && !is_doubtful;
             // While it may be why an objective is missed, its own or another's, it is not let off.
             let is_suspect = others.iter().any(|other| {
                 other.began_during(trial) || other.missed.in_all <= self.config.longest_doubt()
@@ -453,32 +502,23 @@ impl TrialWatch {
         })
     }
 
-    fn harm_of(&self, trial: &Trial) -> Option<Harm> {
+    /// By how much the latency of a disk has risen with its change.
+    fn rise_of(&self, trial: &Trial) -> Rise {
         let (shift, shift_variance) = self.shift_of_controls(trial);
-        let effect = |figure: fn(&Latency) -> Option<f64>| -> Option<(f64, f64)> {
+        let effect = |figure: fn(&Latency) -> Option<f64>| -> Option<Effect> {
             let before = trial.before.last(MOST_WINDOWS, figure);
             let after = trial.after.last(MOST_WINDOWS, figure);
             let change = median(after.clone())? - median(before.clone())? - shift;
             let sigma = trial.before.sigma(figure);
             let spread = 1.0 / before.len() as f64 + 1.0 / after.len() as f64;
             let error = libm::sqrt(sigma * sigma * spread + shift_variance);
-            Some((change, error))
+            Some(Effect { change, error })
         };
-        let mean = effect(|latency| Some(latency.mean));
-        let p99 = effect(|latency| latency.p99);
-        let limit = |error: f64| libm::log(self.config.tolerated_ratio) + self.config.z * error;
-        let worst = [mean, p99]
-            .into_iter()
-            .flatten()
-            .find(|(change, error)| *change > limit(*error));
-        if let Some((_, error)) = worst {
-            return Some(Harm::Latency {
-                mean_ratio: libm::exp(mean.map_or(0.0, |(change, _)| change)),
-                p99_ratio: p99.map(|(change, _)| libm::exp(change)),
-                threshold: libm::exp(limit(error)),
-            });
+        Rise {
+            mean: effect(|latency| Some(latency.mean)),
+            p99: effect(|latency| latency.p99),
+            tolerated: libm::log(self.config.tolerated_ratio),
         }
-        None
     }
 
     /// Above the objective after the change, for some windows in a row or by the median over those

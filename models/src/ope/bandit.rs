@@ -20,6 +20,7 @@ pub use support::SupportDiagnostics;
 use std::ops::Range;
 
 use super::SUM_TOLERANCE;
+use super::distribution;
 use super::error::{
     OpeError, Place, check_distribution, check_finite, check_length, check_propensity,
 };
@@ -109,6 +110,25 @@ impl Head<'_> {
         Ok(())
     }
 
+    /// Checks these rows; the first that is wrong is told of.
+    ///
+    /// What nearly all rows are is found out in straight lines, column by column; only where that does not
+    /// settle it is each row looked at.
+    fn check_rows(&self, rows: Range<usize>) -> Result<(), OpeError> {
+        let levels = self.levels();
+        let actions = self.action[rows.clone()].iter();
+        let propensities = self.pscore[rows.clone()].iter();
+        let is_plain = self.mask.is_none() && self.behaviour.is_none();
+        let is_valid = is_plain
+            && actions.fold(true, |all, action| all & ((*action as usize) < levels))
+            && propensities.fold(true, |all, p| all & (*p > 0.0) & (*p <= 1.0))
+            && distribution::are_all(self.evaluation.rows_of(rows.clone()), levels);
+        if is_valid {
+            return Ok(());
+        }
+        rows.into_iter().try_for_each(|i| self.check_row(i))
+    }
+
     /// Checks row `i`.
     fn check_row(&self, i: usize) -> Result<(), OpeError> {
         let place = Place::Row(i);
@@ -127,15 +147,10 @@ impl Head<'_> {
             let rule = "must be allowed by the mask of its row: the log is inconsistent";
             return Err(OpeError::value(place, field("action"), action, rule));
         }
-        if !is_distribution(self.evaluation.row(i), mask) {
-            let name = field("eval_dist");
-            check_distribution(place, &name, self.evaluation.row(i), mask)?;
-        }
+        self.check_distribution(place, "eval_dist", self.evaluation.row(i), mask)?;
         if let Some(behaviour) = self.behaviour {
             let behaviour = behaviour.row(i);
-            if !is_distribution(behaviour, mask) {
-                check_distribution(place, &field("behaviour_dist"), behaviour, mask)?;
-            }
+            self.check_distribution(place, "behaviour_dist", behaviour, mask)?;
             if (behaviour[action] - pscore).abs() > SUM_TOLERANCE {
                 let rule = "must be what the behaviour policy gives to the logged action";
                 return Err(OpeError::value(place, field("pscore"), pscore, rule));
@@ -143,32 +158,47 @@ impl Head<'_> {
         }
         Ok(())
     }
+
+    /// Importance weights of rows that have been checked.
+    fn weights(&self, rows: Range<usize>, out: &mut Vec<f64>) {
+        let levels = self.levels();
+        let distributions = self.evaluation.rows_of(rows.clone()).chunks_exact(levels);
+        let logged = self.action[rows.clone()].iter().zip(&self.pscore[rows]);
+        let weight =
+            |(row, (action, pscore)): (&[f64], (&u32, &f64))| row[*action as usize] / pscore;
+        out.clear();
+        out.extend(distributions.zip(logged).map(weight));
+    }
+
+    /// Rows that pass cost no allocation.
+    fn check_distribution(
+        &self,
+        place: Place,
+        column: &str,
+        probabilities: &[f64],
+        mask: Option<&[bool]>,
+    ) -> Result<(), OpeError> {
+        if check_distribution(place, "", probabilities, mask).is_ok() {
+            return Ok(());
+        }
+        check_distribution(place, &self.field(column), probabilities, mask)
+    }
 }
 
 /// Independent sums, so that the additions of a row need not wait for each other.
 const LANES: usize = 4;
 
-/// The same as `check_distribution`, without a name to give: rows that pass cost no allocation.
-#[inline]
-fn is_distribution(probabilities: &[f64], mask: Option<&[bool]>) -> bool {
-    check_distribution(Place::Row(0), "", probabilities, mask).is_ok()
-}
-
 /// `Σ a b`, in independent sums.
 #[inline]
 fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (left, left_rest) = a.as_chunks::<LANES>();
+    let (right, right_rest) = b.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
-    let (left, right) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = left.remainder().iter().zip(right.remainder());
-    for (sum, (a, b)) in sums.iter_mut().zip(rest) {
-        *sum = a * b;
+    for (a, b) in left.iter().zip(right) {
+        sums = std::array::from_fn(|lane| sums[lane] + a[lane] * b[lane]);
     }
-    for (a, b) in left.zip(right) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    (sums[0] + sums[2]) + (sums[1] + sums[3])
+    let rest = left_rest.iter().zip(right_rest).map(|(a, b)| a * b);
+    (sums[0] + sums[2]) + (sums[1] + sums[3]) + rest.sum::<f64>()
 }
 
 impl BanditLog<'_> {
@@ -200,8 +230,7 @@ impl BanditLog<'_> {
             let rule = "must be at most the number of rows, and not before the first of them";
             OpeError::value(Place::Row(rows.start), "end of the rows", rows.end, rule)
         })?;
-        // A sum of zeros is 0, and one with 0 times what is not finite is not.
-        if reward.iter().map(|x| x * 0.0).sum::<f64>() != 0.0 {
+        if !are_finite(reward) {
             for (i, reward) in rows.clone().zip(reward) {
                 check_finite(Place::Row(i), "reward", *reward)?;
             }
@@ -215,17 +244,16 @@ impl BanditLog<'_> {
         columns.head_weight.resize(self.heads.len(), vec![]);
         for (number, head) in self.heads.iter().enumerate() {
             let mut weights = std::mem::take(&mut columns.head_weight[number]);
-            refill(&mut weights, rows.len(), 0.0);
-            let all = columns.weight.iter_mut().zip(&mut weights);
-            for (i, (product, weight)) in rows.clone().zip(all) {
-                head.check_row(i)?;
-                *weight = head.evaluation.row(i)[head.action[i] as usize] / head.pscore[i];
-                *product *= *weight;
-                if !product.is_finite() {
+            head.check_rows(rows.clone())?;
+            head.weights(rows.clone(), &mut weights);
+            let products = columns.weight.iter_mut().zip(&weights);
+            products.for_each(|(product, weight)| *product *= weight);
+            columns.head_weight[number] = weights;
+            if !are_finite(&columns.weight) {
+                for (i, product) in rows.clone().zip(&columns.weight) {
                     check_finite(Place::Row(i), "importance weight", *product)?;
                 }
             }
-            columns.head_weight[number] = weights;
             if let Some(q_hat) = head.q_hat {
                 columns.add_model(head, q_hat, rows.start)?;
             }
@@ -246,6 +274,11 @@ impl BanditLog<'_> {
             .iter()
             .try_for_each(|head| head.check_shape(rows))
     }
+}
+
+fn are_finite(values: &[f64]) -> bool {
+    // 0 times what is not finite is not 0.
+    values.iter().fold(true, |all, x| all & (x * 0.0 == 0.0))
 }
 
 fn refill(column: &mut Vec<f64>, rows: usize, value: f64) {

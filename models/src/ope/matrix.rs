@@ -1,5 +1,7 @@
 //! A borrowed table, row by row.
 
+use std::ops::Range;
+
 use super::error::OpeError;
 
 /// Rows of equal length, one after another.
@@ -47,5 +49,15 @@ impl<'a, T> Matrix<'a, T> {
     #[must_use]
     pub fn row(&self, row: usize) -> &'a [T] {
         &self.values[row * self.columns..(row + 1) * self.columns]
+    }
+
+    /// The values of some rows, one row after another.
+    ///
+    /// # Panics
+    /// When there are no such rows.
+    #[inline]
+    #[must_use]
+    pub fn rows_of(&self, rows: Range<usize>) -> &'a [T] {
+        &self.values[rows.start * self.columns..rows.end * self.columns]
     }
 }

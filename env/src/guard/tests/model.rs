@@ -398,7 +398,10 @@ proptest! {
             Just([Some(0), Some(0), Some(0)]),
         ],
     ) {
-        let mut course = Course::new(GuardConfig { changes_per_minute, ..calm() }, groups);
+        let mut config = GuardConfig { changes_per_minute, ..calm() };
+        // Whether there is doubt is a matter of latencies: undo_model restates it.
+        config.trial.doubt_windows = 1;
+        let mut course = Course::new(config, groups);
         for event in events {
             match event {
                 Event::Window(factors, completes) => course.window(&factors, completes),

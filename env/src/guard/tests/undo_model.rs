@@ -285,21 +285,38 @@ impl Model {
         }
     }
 
-    fn is_slower(&self, disk: usize, change: &Change) -> bool {
+    /// How far the latencies have risen beyond what is borne, each with what chance explains.
+    fn excess(&self, disk: usize, change: &Change) -> Vec<(f64, f64)> {
         let story = &self.disks[disk];
         let judged = story.judged(change);
         let (shift, variance) = self.shift(change, judged.len());
-        [MEAN, P99].into_iter().any(|figure| {
+        let mut excess = vec![];
+        for figure in [MEAN, P99] {
             let before = story.figures(newest(&change.before, REMEMBERED), figure);
             let after = story.figures(newest(&judged, REMEMBERED), figure);
             let (n_b, n_a) = (before.len() as f64, after.len() as f64);
             let (Some(b), Some(a)) = (middle(before), middle(after)) else {
-                return false;
+                continue;
             };
             let sigma = story.sigma(&change.before, figure);
             let e = (sigma * sigma * (1.0 / n_b + 1.0 / n_a) + variance).sqrt();
-            a - b - shift > self.config.trial.tolerated_ratio.ln() + 3.0 * e
-        })
+            excess.push((
+                a - b - shift - self.config.trial.tolerated_ratio.ln(),
+                3.0 * e,
+            ));
+        }
+        excess
+    }
+
+    fn is_slower(&self, disk: usize, change: &Change) -> bool {
+        let excess = self.excess(disk, change);
+        excess.iter().any(|(excess, chance)| excess > chance)
+    }
+
+    fn is_doubtful(&self, disk: usize, change: &Change) -> bool {
+        let judged = self.disks[disk].judged(change).len();
+        let excess = self.excess(disk, change);
+        judged < self.config.trial.doubt_windows as usize && excess.iter().any(|(e, _)| *e > 0.0)
     }
 
     /// The disks that miss an objective that they met, for how many windows, and whether they are on
@@ -360,7 +377,8 @@ impl Model {
             let objective_us = trial.p99_objective_us.unwrap_or(f64::INFINITY);
             *row <= age || self.disks[*other].missed(objective_us, 0) <= doubt
         });
-        story.judged(change).len() >= self.config.trial.windows as usize && !own && !others
+        let is_judged = story.judged(change).len() >= self.config.trial.windows as usize;
+        is_judged && !self.is_doubtful(disk, change) && !own && !others
     }
 
     /// Takes a window; what has to go back to which levels, and why.
@@ -695,9 +713,11 @@ proptest! {
             1 => Just(None), 2 => Just(Some(330.0)), 1 => Just(Some(420.0)), 1 => Just(Some(700.0))
         ],
         windows in 1_u32..5,
+        doubt_windows in 1_u32..8,
     ) {
         let mut config = calm();
         config.trial.windows = windows;
+        config.trial.doubt_windows = doubt_windows;
         config.trial.p99_objective_us = p99_objective_us;
         let mut course = Course::new(config);
         for event in parts.into_iter().flatten() {
