@@ -99,8 +99,9 @@ segment_mib = 2";
             self.check_alive();
             assert!(
                 Instant::now() < deadline,
-                "nothing of {disk} ({head:?}) is changed any more: {}",
-                String::from_utf8_lossy(&self.blkpilot.run(&["guests"]).stdout)
+                "nothing of {disk} ({head:?}) is changed any more: {}{:#?}",
+                String::from_utf8_lossy(&self.blkpilot.run(&["guests"]).stdout),
+                self.masks(disk, since)
             );
             sleep(INTERVAL);
         }
@@ -116,6 +117,19 @@ segment_mib = 2";
         let mut changes = rows.iter().filter(is_change);
         let first = changes.find(|row| is_about(row, disk))?;
         Some(first.at_us)
+    }
+
+    /// What the last decisions about a disk might choose of each head, and did.
+    fn masks(&self, disk: &str, since: Moment) -> Vec<String> {
+        let rows = self.rows(Some(since));
+        let rows = rows.iter().filter(|row| is_about(row, disk)).rev().take(5);
+        let heads = rows.flat_map(|row| &row.heads).map(|head| {
+            format!(
+                "{}: {} -> {}, altered {:?}, mask {:?}",
+                head.head, head.previous, head.executed, head.altered, head.mask
+            )
+        });
+        heads.collect()
     }
 
     /// Settings that have been changed so far.

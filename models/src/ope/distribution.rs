@@ -60,7 +60,7 @@ fn is_one(sum: f64) -> bool {
 
 #[inline]
 fn is_probability(p: f64) -> bool {
-    (p >= 0.0) & (p <= 1.0)
+    (0.0..=1.0).contains(&p)
 }
 
 #[cfg(test)]
