@@ -193,15 +193,18 @@ impl Run {
     fn of(log: &Path, policy: &Path, rows: u64) -> Self {
         let started = Instant::now();
         let log = log.to_str().unwrap();
+        let policy = policy.to_str().unwrap();
         let args = [
-            "evaluate",
             "--log",
             log,
             "--policy",
-            policy.to_str().unwrap(),
+            policy,
+            "--selection",
+            "sample",
             "--json",
         ];
-        let report: Value = serde_json::from_slice(&blkpilot(&args)).unwrap();
+        let report: Value =
+            serde_json::from_slice(&blkpilot(&[&["evaluate"], &args[..]].concat())).unwrap();
         let seconds = started.elapsed().as_secs_f64();
         let facts = &report["evaluation"]["log"];
         assert_eq!(facts["rows"], rows, "{facts}");
