@@ -20,7 +20,7 @@ const ONE: World = World {
 };
 const SIZE: Size = Size {
     hosts: 4,
-    episodes: 12,
+    episodes: 6,
     steps: 60,
 };
 
@@ -29,7 +29,7 @@ fn options() -> Options {
         gamma: GAMMA,
         horizon: HORIZON,
         block: Block::Seconds(300.0),
-        replicates: 200,
+        replicates: 100,
         ..Options::default()
     }
 }
@@ -134,7 +134,7 @@ fn a_model_of_the_sample_finds_the_value_that_is_known() {
     ];
     for (value, wanted) in pairs {
         let value = value.unwrap();
-        assert!(value.std_err > 1e-4 && value.std_err < 0.03, "{value:?}");
+        assert!(value.std_err > 1e-4 && value.std_err < 0.05, "{value:?}");
         let [low, high] = value.interval;
         assert!(low < wanted && wanted < high, "{value:?} {wanted}");
     }
@@ -143,7 +143,7 @@ fn a_model_of_the_sample_finds_the_value_that_is_known() {
     let fqe = estimates.find(|estimate| estimate.estimator == Estimator::Fqe);
     let fqe = fqe.unwrap().difference.unwrap().estimate;
     let apart = (estimate.difference.unwrap().estimate - fqe).abs();
-    assert!(apart < 0.005, "{apart}");
+    assert!(apart < 0.01, "{apart}");
     assert_eq!(estimate.windows, found.windows.begun);
     assert!(found.notes.iter().any(|note| note.contains("jackknife")));
 }
@@ -174,16 +174,17 @@ fn what_is_added_changes_nothing_else_and_no_verdict_looks_at_it() {
 #[test]
 fn a_log_that_is_too_long_is_held_as_a_random_sample_of_windows_and_says_so() {
     let mut model = Tabular::default();
-    let found = evaluated(GOOD, None, &mut model, 800);
+    let found = evaluated(GOOD, None, &mut model, 400);
     let estimate = &found.models[0];
-    // 2880 rows in 960 windows: a window and what follows it are 4 rows, 3 at the end of an episode.
-    assert_eq!(found.windows.begun, 960);
+    // 1440 rows in 480 windows: a window and what follows it are 4 rows, 3 at the end of an episode. Halving leaves
+    // about half of what may be held at least.
+    assert_eq!(found.windows.begun, 480);
     assert!(
-        (100..=267).contains(&estimate.windows),
+        (30..=133).contains(&estimate.windows),
         "{}",
         estimate.windows
     );
-    let words = format!("random sample of {} of 960 windows", estimate.windows);
+    let words = format!("random sample of {} of 480 windows", estimate.windows);
     assert!(
         found.notes.iter().any(|note| note.contains(&words)),
         "{:?}",
@@ -192,7 +193,7 @@ fn a_log_that_is_too_long_is_held_as_a_random_sample_of_windows_and_says_so() {
     let value = estimate.value.unwrap();
     let wanted = ONE.value(&GOOD, SIZE.steps, HORIZON, GAMMA);
     assert!((value.estimate - wanted).abs() < 0.1, "{value:?} {wanted}");
-    assert_eq!(found, evaluated(GOOD, None, &mut model, 800));
+    assert_eq!(found, evaluated(GOOD, None, &mut model, 400));
 }
 
 #[test]
@@ -212,7 +213,7 @@ fn a_model_that_fails_has_the_reason_in_the_place_of_its_estimate() {
         found.models[0].undefined.clone().unwrap()
     };
     assert_eq!(says(Err("no luck".to_owned())), "no luck");
-    assert_eq!(says(Ok(vec![])), "it gives 0 values for 960 windows");
-    let not = says(Ok(vec![f64::NAN; 960]));
+    assert_eq!(says(Ok(vec![])), "it gives 0 values for 480 windows");
+    let not = says(Ok(vec![f64::NAN; 480]));
     assert!(not.contains("no number"), "{not}");
 }
