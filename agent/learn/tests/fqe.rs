@@ -133,8 +133,8 @@ fn estimate(decisions: &Decisions, begins: &[usize], seed: u64) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The table of the same log is the best that a fit can do without knowing the process. Over logs its estimate
-/// deviates by about 0.06 from the value; what the network adds must be small against that.
+/// The table of the same log is the best that a fit can do without knowing the process. Over 40 logs
+/// its root mean square error is 0.078, the network's 0.084, and they are 0.024 apart.
 #[test]
 fn the_network_finds_the_value_that_the_table_finds() {
     let process = Process::drawn(7);
