@@ -148,6 +148,30 @@ fn a_model_of_the_sample_finds_the_value_that_is_known() {
     assert!(found.notes.iter().any(|note| note.contains("jackknife")));
 }
 
+/// Says 1 of what it has not seen.
+struct Unseen;
+
+impl ValueModel for Unseen {
+    fn name(&self) -> &'static str {
+        "unseen"
+    }
+
+    fn values(&mut self, sample: &Sample, fit: Fit) -> Result<Vec<f64>, String> {
+        let begins = sample.steps().filter(|step| step.begins);
+        let is_unseen = |step: SampleStep<'_>| f64::from(u8::from(step.fold == fit.held_out));
+        Ok(begins.map(is_unseen).collect())
+    }
+}
+
+#[test]
+fn each_window_takes_the_value_of_the_fit_that_has_not_seen_it() {
+    let found = evaluated(GOOD, None, &mut Unseen, usize::MAX);
+    let value = found.models[0].value.unwrap();
+    assert!((value.estimate - 1.0 / 2.44).abs() < 1e-12, "{value:?}");
+    // And the jackknife's, those that have.
+    assert_eq!(value.std_err, 0.0);
+}
+
 #[test]
 fn what_is_added_changes_nothing_else_and_no_verdict_looks_at_it() {
     let mut model = Constant(1e6);
