@@ -41,6 +41,8 @@ use crate::server::ServeError;
 use crate::status::Failure;
 use crate::trial::Plan;
 
+pub use evaluate::decisions::{LogArgs as EvaluateLogArgs, run as evaluate_log};
+
 const EXIT_CODES: &str = "\
 Exit status:
   0  done
@@ -358,13 +360,19 @@ impl CliError {
     /// The status the process ends with.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
+        ExitCode::from(self.status())
+    }
+
+    /// The same as a number.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Unavailable(_) => 3,
             // What a shell shows of a process that SIGPIPE has ended.
             Self::ReaderGone => 141,
-        })
+        }
     }
 }
 

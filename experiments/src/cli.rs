@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use blkpilot_agent::cli::{CliError, EvaluateLogArgs, evaluate_log};
 use blkpilot_env::sim::Scenario;
 use blkpilot_models::oracle::Limits;
 use blkpilot_models::scenario_file::{self, ScenarioFileError};
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::calibrate::{self, Holdout, calibrate};
 use crate::compare::compare;
 use crate::config::{Config, ConfigError};
+use crate::evaluate::NeuralFqe;
 use crate::log::{LogRun, log};
 use crate::oracle::{OracleOptions, oracle};
 use crate::progress::{self, Progress};
@@ -99,6 +101,15 @@ Examples:
       --selection sample --epsilon 0.05 --episodes 100 --out out/quickstart-log
   blkpilot log verify out/quickstart-log";
 
+const EVALUATE_HELP: &str = "\
+This is `blkpilot evaluate --log` with one estimator more, FQE neural: fitted Q evaluation with a network
+of the policies' architecture. It takes minutes rather than seconds, no verdict looks at it, and
+docs/evaluation.md says what its interval covers.
+
+Examples:
+  blkpilot-lab evaluate --log out/log --policy out/policy --selection sample
+  blkpilot-lab evaluate --log out/log --policy out/new --against out/old --selection sample --html report.html";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a policy as a config says, then compare it with those that are not trained
@@ -113,6 +124,12 @@ enum Command {
     /// Write the decision log of a policy on simulated hosts, as Parquet
     #[command(after_help = LOG_HELP)]
     Log(LogArgs),
+    /// Say what a policy would have brought, from logs of another one's decisions
+    ///
+    /// Prints a verdict (better, worse, cannot tell, and why) with the estimates of four estimators and what says
+    /// whether to believe them. Nothing is changed.
+    #[command(after_help = EVALUATE_HELP)]
+    Evaluate(Box<EvaluateLogArgs>),
     /// Fit a scenario to a recording of a host, and tell the error on settings held out
     #[command(after_help = CALIBRATE_HELP)]
     Calibrate(CalibrateArgs),
@@ -292,6 +309,7 @@ impl Cli {
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),
             Command::Log(args) => run_log(&args),
+            Command::Evaluate(args) => run_evaluate(&args),
             Command::Calibrate(args) => run_calibrate(&args),
             Command::Sanity(args) => run_sanity(&args),
         }
@@ -410,6 +428,16 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
         report.text()
     });
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_evaluate(args: &EvaluateLogArgs) -> Result<ExitCode, LabError> {
+    let mut neural = NeuralFqe::default();
+    match evaluate_log(args, vec![&mut neural]) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Nobody is left to be told.
+        Err(error @ CliError::ReaderGone) => Ok(error.exit_code()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn run_log(args: &LogArgs) -> Result<ExitCode, LabError> {

@@ -1,8 +1,8 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
 //! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
-//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] stands
-//! apart: it makes scenarios of recordings.
+//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] and [`evaluate`] stand
+//! apart: the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
 
 pub mod calibrate;
 pub mod cli;
@@ -10,6 +10,7 @@ pub mod compare;
 pub mod config;
 pub mod curve;
 pub mod environments;
+pub mod evaluate;
 pub mod log;
 pub mod oracle;
 mod progress;
@@ -122,6 +123,9 @@ pub enum LabError {
     /// Episodes that could not be logged.
     #[error(transparent)]
     Log(#[from] blkpilot_log::play::PlayError),
+    /// A decision log that cannot be evaluated.
+    #[error(transparent)]
+    Evaluate(#[from] blkpilot_agent::cli::CliError),
     /// Somebody pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -142,6 +146,7 @@ impl LabError {
             | Self::Policy(_) => 2,
             Self::Log(blkpilot_log::play::PlayError::Exists { .. }) => 2,
             Self::Calibrate(error) if error.is_about_the_recording() => 2,
+            Self::Evaluate(error) => error.status(),
             Self::Interrupted => 130,
             _ => 1,
         }

@@ -393,6 +393,71 @@ fn help_teaches() {
     insta::assert_snapshot!("help_log", help(&["log", "--help"]));
 }
 
+#[test]
+fn a_log_is_evaluated_with_one_estimator_more_that_no_verdict_looks_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("two.toml");
+    let two = TINY
+        .replace("disks = [1, 3]", "disks = [2, 2]")
+        .replace("schedulers = true", "schedulers = false");
+    std::fs::write(&file, two).unwrap();
+    let [file, out] = [file, dir.path().join("log")].map(|path| path.to_str().unwrap().to_owned());
+    let played = lab(&[
+        "log",
+        &file,
+        "--policy",
+        "random",
+        "--episodes",
+        "30",
+        "--out",
+        &out,
+    ]);
+    assert!(played.status.success(), "{played:?}");
+    let evaluate = [
+        "evaluate",
+        "--log",
+        &out,
+        "--policy",
+        "random",
+        "--horizon",
+        "2",
+        "--block",
+        "episode",
+        "--replicates",
+        "200",
+    ];
+    let shown = lab(&evaluate);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    for words in [
+        "SNPDIS",
+        "WDR",
+        "FQE neural",
+        "no verdict looks at it",
+        "Exposure host",
+    ] {
+        assert!(text.contains(words), "{words}: {text}{:?}", shown.stderr);
+    }
+    let output = lab(&[&evaluate[..], &["--json"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let evaluation = &json["evaluation"];
+    assert_eq!(evaluation["estimates"].as_array().unwrap().len(), 3);
+    let models = evaluation["models"].as_array().unwrap();
+    assert_eq!(
+        (models.len(), &models[0]["name"]),
+        (1, &"FQE neural".into())
+    );
+    // The log's own policy: a model must come near what was.
+    let difference = models[0]["difference"]["estimate"].as_f64().unwrap();
+    let was = evaluation["behaviour"]["estimate"].as_f64().unwrap();
+    assert!(difference.abs() < 0.25 * was.abs(), "{difference} {was}");
+
+    let refused = lab(&["evaluate", "--log", &out]);
+    assert_eq!(refused.status.code(), Some(2));
+    let refused = lab(&["evaluate", "--log", "nowhere", "--policy", "random"]);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("nowhere"), "{text}");
+}
+
 /// Rows of a log.
 fn rows_of(log: &Path) -> Vec<blkpilot_log::LoggedRow> {
     use blkpilot_log::{Horizon, Query, Scan};

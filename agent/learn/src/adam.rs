@@ -127,6 +127,25 @@ impl Adam {
     }
 }
 
+/// Scales gradients so that their norm is at most `most`; returns the norm they had.
+pub(crate) fn clip_gradients(gradients: &[Tensor], most: f64) -> Result<f64, TchError> {
+    no_grad(|| {
+        let defined: Vec<&Tensor> = gradients.iter().filter(|g| g.defined()).collect();
+        let norms = defined
+            .iter()
+            .map(|g| g.f_norm())
+            .collect::<Result<Vec<_>, _>>()?;
+        let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
+        let scale = most / (norm + 1e-6);
+        if scale < 1.0 {
+            for gradient in defined {
+                let _ = gradient.shallow_clone().f_mul_scalar_(scale)?;
+            }
+        }
+        Ok(norm)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tch::nn::{self, OptimizerConfig as _};

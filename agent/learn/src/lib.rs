@@ -1,9 +1,10 @@
-//! Learners on libtorch: networks and PPO.
+//! Learners on libtorch: networks, PPO, and fitted Q evaluation with a network.
 //!
 //! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
 //! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
 //! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`collector`]
-//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`].
+//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; and [`fqe`], what a policy is
+//! worth from logged decisions of another.
 //!
 //! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
 //!
@@ -12,6 +13,7 @@
 pub mod adam;
 pub mod categorical;
 pub mod collector;
+pub mod fqe;
 pub mod gae;
 mod initial;
 mod loss;
@@ -65,6 +67,26 @@ pub enum LearnError {
         /// The update, from 0.
         update: u64,
         /// What is not finite.
+        quantity: &'static str,
+        /// Its value.
+        value: f64,
+    },
+    /// Transitions that no early stop can be made of.
+    #[error(
+        "the network cannot be fitted: {groups} blocks with transitions are left to fit to, and at least 2 are needed, one of them for the early stop; log for longer, or shorten the blocks"
+    )]
+    TooFewGroups {
+        /// Groups that are not held out.
+        groups: usize,
+    },
+    /// A fit to logged transitions ran away.
+    #[error(
+        "the network diverged with {steps_to_go} steps to go: {quantity} is {value}; shorten the horizon, or log with more exploration"
+    )]
+    FitDiverged {
+        /// Steps to go of the sweep, from 1.
+        steps_to_go: usize,
+        /// What is not finite, or beyond what rewards can add up to.
         quantity: &'static str,
         /// Its value.
         value: f64,

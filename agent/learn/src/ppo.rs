@@ -8,9 +8,9 @@ use blkpilot_env::{EnvSpec, Environment, Rng};
 use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
 use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::SeedableRng as _;
-use tch::{TchError, Tensor, no_grad};
+use tch::Tensor;
 
-use crate::adam::{Adam, AdamConfig};
+use crate::adam::{Adam, AdamConfig, clip_gradients};
 use crate::collector::{Actor, Collector};
 use crate::gae::Discount;
 use crate::loss::{Figures, Lessons, LossWeights, loss};
@@ -297,25 +297,6 @@ impl Ppo {
         });
         Ok(true)
     }
-}
-
-/// Scales gradients so that their norm is at most `most`; returns the norm they had.
-fn clip_gradients(gradients: &[Tensor], most: f64) -> Result<f64, TchError> {
-    no_grad(|| {
-        let defined: Vec<&Tensor> = gradients.iter().filter(|g| g.defined()).collect();
-        let norms = defined
-            .iter()
-            .map(|g| g.f_norm())
-            .collect::<Result<Vec<_>, _>>()?;
-        let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
-        let scale = most / (norm + 1e-6);
-        if scale < 1.0 {
-            for gradient in defined {
-                let _ = gradient.shallow_clone().f_mul_scalar_(scale)?;
-            }
-        }
-        Ok(norm)
-    })
 }
 
 /// Means over the minibatches of an update.

@@ -86,7 +86,7 @@ impl EvaluateError {
 pub(super) fn run(args: &EvaluateArgs) -> Result<(), CliError> {
     match &args.command {
         Some(EvaluateCommand::Cases(args)) => cases(args),
-        None => decisions::run(&args.log),
+        None => decisions::run(&args.log, vec![]),
     }
 }
 

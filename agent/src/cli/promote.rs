@@ -94,8 +94,8 @@ fn promote(args: &PromoteArgs, policy: &Path) -> Result<(), CliError> {
             &log,
             policy,
             &args.settings,
-            Some(now.saturating_sub(age_us)),
-            None,
+            (Some(now.saturating_sub(age_us)), None),
+            vec![],
         )
     });
     let judged = match judged {

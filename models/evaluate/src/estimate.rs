@@ -10,7 +10,9 @@ use blkpilot_models::ope::scaled::{Scaled, ScaledSum};
 use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
 
+use crate::fit::FOLDS;
 use crate::options::Options;
+use crate::value_model::LeftOut;
 use crate::windows::{BlockSums, PolicySums, Ratio, StepSums};
 
 /// An estimator.
@@ -82,6 +84,7 @@ struct Flat {
 }
 
 struct FlatBlock {
+    fold: usize,
     behaviour: Vec<[f64; 2]>,
     begun: f64,
     policies: Vec<Flat>,
@@ -118,8 +121,10 @@ impl Resampling {
         let totals: Vec<Vec<[Scaled; 3]>> = (0..policies)
             .map(|policy| totals(sums, policy, options.horizon))
             .collect();
-        let begun = sums.iter().filter(|block| block.begun > 0.0);
-        let blocks = begun.map(|block| FlatBlock {
+        let begun = sums.iter().enumerate();
+        let begun = begun.filter(|(_, block)| block.begun > 0.0);
+        let blocks = begun.map(|(number, block)| FlatBlock {
+            fold: number % FOLDS,
             behaviour: block.behaviour.clone(),
             begun: block.begun,
             policies: block
@@ -140,6 +145,20 @@ impl Resampling {
     /// Blocks with windows.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// The behaviour's value, from all blocks and from all but those of each fold.
+    pub(crate) fn behaviour_by_fold(&self) -> Option<LeftOut> {
+        let without = |fold: Option<usize>| {
+            let blocks = self.blocks.iter();
+            let times = blocks.map(|block| f64::from(u8::from(Some(block.fold) != fold)));
+            self.draw(&times.collect::<Vec<_>>()).behaviour
+        };
+        let folds = (0..FOLDS).map(|fold| without(Some(fold)));
+        Some(LeftOut {
+            whole: without(None)?,
+            without: folds.collect::<Option<_>>()?,
+        })
     }
 
     /// Estimates from the blocks, each as often as `times` says.

@@ -15,7 +15,9 @@ use crate::features::Features;
 use crate::fit::{Fitting, Stride};
 use crate::options::{Block, Exposure, Mixed, Options};
 use crate::read::{Sink, Step, walk};
+use crate::sample::{MOST_HELD_ROWS, Sampling};
 use crate::target::TargetPolicy;
+use crate::value_model::{Added, ModelEstimate, ValueModel};
 use crate::windows::Windows;
 
 /// Version of [`Evaluation`] as JSON.
@@ -63,6 +65,9 @@ pub struct Evaluation {
     pub windows: WindowFacts,
     /// One per estimator.
     pub estimates: Vec<Estimate>,
+    /// One per model that the caller has added. No verdict looks at them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<ModelEstimate>,
     /// The behaviour as it was, on the same windows.
     pub behaviour: Option<Value>,
     /// Weights of the policy.
@@ -95,10 +100,32 @@ pub struct Progress {
     pub pass: usize,
     /// All passes.
     pub passes: usize,
-    /// Rows read in this pass.
+    /// Rows read in this pass; in that of models which were added, rows that they were fitted to.
     pub rows: u64,
     /// Rows of a pass; `None` where that is not known yet.
     pub of: Option<u64>,
+}
+
+/// Who is told how far an evaluation has come, and who adds models to it.
+pub struct Extras<'a> {
+    /// Told about once per thousand rows.
+    pub progress: Option<&'a mut dyn FnMut(Progress)>,
+    /// Models whose estimates stand beside the others', in [`Evaluation::models`]. With any, the log is read
+    /// once more, for a [`Sample`](crate::Sample) of it.
+    pub models: Vec<&'a mut dyn ValueModel>,
+    /// Rows that are held in memory for them at most; of a longer log a random sample of windows is.
+    pub most_held_rows: usize,
+}
+
+impl Default for Extras<'_> {
+    /// Nobody is told, nothing is added; [`MOST_HELD_ROWS`].
+    fn default() -> Self {
+        Self {
+            progress: None,
+            models: vec![],
+            most_held_rows: MOST_HELD_ROWS,
+        }
+    }
 }
 
 /// What `policy` would have brought where the log in `log` was written, against another policy or what was.
@@ -115,10 +142,10 @@ pub fn evaluate(
     against: Option<&dyn TargetPolicy>,
     options: &Options,
 ) -> Result<Evaluation, EvaluateError> {
-    evaluate_with(log, policy, against, options, &mut |_| {})
+    evaluate_with(log, policy, against, options, Extras::default())
 }
 
-/// As [`evaluate`]; `progress` is told how far it has come, about once per thousand rows.
+/// As [`evaluate`], with what the caller adds. A model that fails has the reason in the place of its estimate.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -127,18 +154,26 @@ pub fn evaluate_with(
     policy: &dyn TargetPolicy,
     against: Option<&dyn TargetPolicy>,
     options: &Options,
-    progress: &mut dyn FnMut(Progress),
+    extras: Extras<'_>,
 ) -> Result<Evaluation, EvaluateError> {
     options.check()?;
+    let Extras {
+        mut progress,
+        mut models,
+        most_held_rows,
+    } = extras;
+    let has_added = !models.is_empty();
     let spec = policy.spec();
     let policies: Vec<&dyn TargetPolicy> = [policy].into_iter().chain(against).collect();
     let mut at = |pass: usize, of: Option<u64>, rows: u64| {
-        progress(Progress {
-            pass,
-            passes: 3,
-            rows,
-            of,
-        });
+        if let Some(progress) = &mut progress {
+            progress(Progress {
+                pass,
+                passes: if has_added { 5 } else { 3 },
+                rows,
+                of,
+            });
+        }
     };
     let stored = inventory(log).map_err(|source| EvaluateError::Log { source })?;
     let rows: u64 = stored.files.iter().map(|file| file.rows).sum();
@@ -181,17 +216,26 @@ pub fn evaluate_with(
         &mut |done| at(1, rows, done),
         &mut fitting,
     )?;
-    let models = fitting.models(options);
+    let fits = fitting.models(options);
     drop(fitting);
-    let no_model = models
+    let no_model = fits
         .iter()
         .map(|model| model.as_ref().err().map(ToString::to_string))
         .collect();
-    let models = models.into_iter().map(Result::ok).collect();
+    let fits = fits.into_iter().map(Result::ok).collect();
+    let sample = if has_added {
+        let most_rows = most_held_rows;
+        let mut sampling = Sampling::new(&policies, &features, &mut blocks, most_rows, options);
+        let mut tick = |done| at(2, rows, done);
+        walk(log, options, spec, &mut tick, &mut sampling)?;
+        Some(sampling.done())
+    } else {
+        None
+    };
     let mut windows = Windows::new(
         spec,
         &policies,
-        models,
+        fits,
         &features,
         &mut blocks,
         stride,
@@ -201,10 +245,26 @@ pub fn evaluate_with(
         log,
         options,
         spec,
-        &mut |done| at(2, rows, done),
+        &mut |done| at(if has_added { 3 } else { 2 }, rows, done),
         &mut windows,
     )?;
-    finish(&windows, &policies, facts, no_model, options)
+    let mut evaluation = finish(&windows, &policies, facts, no_model, options)?;
+    if let Some(sample) = sample {
+        let behaviour = Resampling::new(&windows.sums, vec![], options).behaviour_by_fold();
+        drop(windows);
+        let added = Added {
+            sample,
+            policies: policies.len(),
+            behaviour,
+            confidence: options.confidence,
+        };
+        let mut tick = |done, of| at(4, Some(of), done);
+        let by = |model: &mut &mut dyn ValueModel| added.estimate(*model, &mut tick);
+        evaluation.models = models.iter_mut().map(by).collect();
+        let notes = evaluation.models.iter().flat_map(|model| &model.notes);
+        evaluation.notes.extend(notes.cloned());
+    }
+    Ok(evaluation)
 }
 
 /// Segments with damaged lines. A Parquet file that cannot be read is refused when it is reached.
@@ -255,6 +315,7 @@ fn finish(
         log: facts,
         windows: window_facts,
         estimates,
+        models: vec![],
         behaviour,
         diagnostics: done(0),
         against_diagnostics: (policies.len() > 1).then(|| done(1)),

@@ -82,6 +82,23 @@ impl Columns {
         }
     }
 
+    /// Puts the mean in the place of what is not finite, in the feature's unit.
+    fn fill(&self, values: &mut [f32]) {
+        let width = self.sum.len().max(1);
+        for (i, value) in values.iter_mut().enumerate() {
+            let column = i % width;
+            if !value.is_finite() {
+                let mean = self.mean[column];
+                let mean = if self.is_log[column] {
+                    libm::expm1(mean)
+                } else {
+                    mean
+                };
+                *value = mean as f32;
+            }
+        }
+    }
+
     /// Adds `weight` times the standardised values.
     fn add(&self, values: &[f32], weight: f64, out: &mut [f64]) {
         for (column, (value, out)) in values.iter().zip(out).enumerate() {
@@ -108,6 +125,8 @@ struct HeadSlots {
 #[derive(Debug, Clone)]
 pub(crate) struct Features {
     disk: Columns,
+    /// No feature of the linear model: for [`Features::fill`].
+    device: Columns,
     host: Columns,
     channel: Columns,
     pair: Columns,
@@ -131,6 +150,7 @@ impl Features {
         let columns = |features: &[Feature]| Columns::new(features);
         let mut features = Self {
             disk: columns(&spec.disk_features),
+            device: columns(&spec.device_features),
             host: columns(&spec.host_features),
             channel: columns(&spec.channel_features),
             pair: columns(&spec.pair_features),
@@ -178,6 +198,7 @@ impl Features {
     /// Takes a row into means and deviations.
     pub(crate) fn note(&mut self, step: &HostStep, row: &Row) {
         self.disk.note(step.values_of(row.disk));
+        self.device.note(step.values_of(row.device));
         self.host.note(step.values_of(row.host));
         self.channel.note(step.values_of(row.channels));
         self.pair.note(step.values_of(row.pairs));
@@ -187,11 +208,27 @@ impl Features {
     pub(crate) fn settle(&mut self) {
         for columns in [
             &mut self.disk,
+            &mut self.device,
             &mut self.host,
             &mut self.channel,
             &mut self.pair,
         ] {
             columns.settle();
+        }
+    }
+
+    /// Puts the column's mean in the place of each value that is not finite.
+    pub(crate) fn fill(&self, step: &mut HostStep) {
+        for row in &step.rows {
+            for (columns, part) in [
+                (&self.disk, row.disk),
+                (&self.device, row.device),
+                (&self.host, row.host),
+                (&self.channel, row.channels),
+                (&self.pair, row.pairs),
+            ] {
+                columns.fill(&mut step.values[part.range()]);
+            }
         }
     }
 

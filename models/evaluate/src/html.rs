@@ -81,6 +81,33 @@ impl Display for Text<'_> {
     }
 }
 
+/// What an estimator or an added model says.
+struct Line<'a> {
+    name: &'a str,
+    value: &'a Option<Value>,
+    baseline: &'a Option<Value>,
+    difference: &'a Option<Value>,
+    undefined: Option<&'a str>,
+}
+
+fn lines(evaluation: &Evaluation) -> Vec<Line<'_>> {
+    let estimates = evaluation.estimates.iter().map(|estimate| Line {
+        name: estimate.estimator.name(),
+        value: &estimate.value,
+        baseline: &estimate.baseline,
+        difference: &estimate.difference,
+        undefined: estimate.undefined.as_deref(),
+    });
+    let models = evaluation.models.iter().map(|model| Line {
+        name: &model.name,
+        value: &model.value,
+        baseline: &model.baseline,
+        difference: &model.difference,
+        undefined: model.undefined.as_deref(),
+    });
+    estimates.chain(models).collect()
+}
+
 fn estimates(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     let cell = |value: &Option<Value>| {
         value.map_or("–".to_owned(), |value| {
@@ -91,15 +118,15 @@ fn estimates(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
         })
     };
     page.push_str("<h2>Estimates</h2>\n<table><tr><th>Estimator</th><th>Policy</th><th>Baseline</th><th>Difference</th></tr>");
-    for estimate in &evaluation.estimates {
-        let why = estimate.undefined.as_deref().unwrap_or_default();
+    for line in lines(evaluation) {
+        let why = line.undefined.unwrap_or_default();
         write!(
             page,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} {}</td></tr>",
-            estimate.estimator.name(),
-            cell(&estimate.value),
-            cell(&estimate.baseline),
-            cell(&estimate.difference),
+            Text(line.name),
+            cell(line.value),
+            cell(line.baseline),
+            cell(line.difference),
             Text(why)
         )?;
     }
@@ -163,9 +190,9 @@ fn begin(page: &mut String, height: f64, label: &str) -> fmt::Result {
 
 fn forest(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     let mut lines: Vec<(String, Value)> = vec![];
-    for estimate in &evaluation.estimates {
-        if let Some(difference) = estimate.difference {
-            lines.push((estimate.estimator.name().to_owned(), difference));
+    for line in self::lines(evaluation) {
+        if let Some(difference) = line.difference {
+            lines.push((line.name.to_owned(), *difference));
         }
     }
     page.push_str("<h2>Difference to the baseline, per step</h2>\n");
@@ -188,8 +215,9 @@ fn forest(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
         let [lower, upper] = value.interval.map(|end| axis.x(end));
         write!(
             page,
-            "<text x=\"0\" y=\"{:.1}\">{name}</text><line x1=\"{lower:.1}\" x2=\"{upper:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#235\" stroke-width=\"2\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"#235\"/>",
+            "<text x=\"0\" y=\"{:.1}\">{}</text><line x1=\"{lower:.1}\" x2=\"{upper:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#235\" stroke-width=\"2\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"#235\"/>",
             y + 4.0,
+            Text(name),
             axis.x(value.estimate)
         )?;
     }

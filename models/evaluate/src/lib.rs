@@ -15,7 +15,8 @@
 //!
 //! A [`TargetPolicy`] is given what was logged of each joint decision and says with which probability it would
 //! have taken each level; [`evaluate()`] reads the log in three passes over batches of columns and holds sums per
-//! block of host and time, not rows; [`verdict()`] and [`gate()`] are pure functions of what came out.
+//! block of host and time, not rows; [`verdict()`] and [`gate()`] are pure functions of what came out. Whoever has a
+//! model of values of its own adds it as a [`ValueModel`]: it is given a [`Sample`] of the log's windows.
 //!
 //! **Nothing is dropped in silence**: a row that cannot be evaluated ends the evaluation, with segment and line;
 //! what is left out or cut by intention is counted in [`LogFacts`]. **No number is NaN**: what is undefined is
@@ -35,9 +36,11 @@ mod gate;
 mod html;
 mod options;
 mod read;
+mod sample;
 mod step;
 mod target;
 mod trajectory;
+mod value_model;
 mod verdict;
 mod weigh;
 mod windows;
@@ -47,11 +50,13 @@ pub use diagnostics::{Diagnostics, Histogram};
 pub use error::{EvaluateError, MOST_PROBLEMS, Problem, Problems};
 pub use estimate::{Estimate, Estimator, Value};
 pub use evaluation::{
-    Evaluation, FORMAT, PolicyLabel, Progress, WindowFacts, evaluate, evaluate_with,
+    Evaluation, Extras, FORMAT, PolicyLabel, Progress, WindowFacts, evaluate, evaluate_with,
 };
 pub use facts::{Behaviour, Counted, LogFacts};
 pub use gate::{Admission, Force, GateRule, Needs, gate};
 pub use html::html;
 pub use options::{Block, Exposure, Mixed, Options};
+pub use sample::{MOST_HELD_ROWS, Sample, SampleStep, Then};
 pub use target::{LoggedTurn, NetworkTarget, TargetPolicy, UniformTarget};
+pub use value_model::{Fit, ModelEstimate, ValueModel};
 pub use verdict::{Reason, Verdict, VerdictRule, Word, verdict};

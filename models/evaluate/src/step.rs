@@ -28,6 +28,12 @@ impl Part {
     pub(crate) fn len(self) -> usize {
         (self.end - self.start) as usize
     }
+
+    /// The same part where what began at `from` begins at `to`.
+    fn moved(self, from: u32, to: usize) -> Self {
+        let start = (self.start - from) as usize + to;
+        Self::new(start, start + self.len())
+    }
 }
 
 /// One head of a row.
@@ -76,7 +82,7 @@ pub(crate) struct Row {
 }
 
 /// A joint decision.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct HostStep {
     pub(crate) host: usize,
     pub(crate) id: u128,
@@ -96,6 +102,46 @@ impl HostStep {
         self.previous.clear();
         self.masks.clear();
         self.values.clear();
+    }
+
+    /// A copy that holds these rows and what belongs to them, and no more.
+    pub(crate) fn only(&self, rows: Range<usize>) -> Self {
+        let mut own = Self {
+            host: self.host,
+            id: self.id,
+            episode: self.episode,
+            at_us: self.at_us,
+            ..Self::default()
+        };
+        for row in &self.rows[rows] {
+            let (first_head, first_mask) = (own.heads.len(), own.masks.len());
+            own.masks.extend_from_slice(&self.masks[row.mask.range()]);
+            let previous = &self.previous[row.heads.range()];
+            own.previous.extend_from_slice(previous);
+            for cell in self.heads_of(row) {
+                let mask = cell.mask.moved(row.mask.start, first_mask);
+                own.heads.push(HeadCell { mask, ..*cell });
+            }
+            let mut part = |of: Part| {
+                let start = own.values.len();
+                own.values.extend_from_slice(self.values_of(of));
+                Part::new(start, own.values.len())
+            };
+            let row = Row {
+                disk: part(row.disk),
+                device: part(row.device),
+                host: part(row.host),
+                channels: part(row.channels),
+                pairs: part(row.pairs),
+                ..*row
+            };
+            own.rows.push(Row {
+                heads: Part::new(first_head, own.heads.len()),
+                mask: Part::new(first_mask, own.masks.len()),
+                ..row
+            });
+        }
+        own
     }
 
     pub(crate) fn heads_of(&self, row: &Row) -> &[HeadCell] {

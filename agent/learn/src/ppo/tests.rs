@@ -3,7 +3,7 @@ use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::sim::{Generator, SimHost};
 use blkpilot_env::vector::AutoresetEnv;
 use rand::RngExt as _;
-use tch::Kind;
+use tch::{Kind, no_grad};
 
 use super::*;
 use crate::loss::policy_loss;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use blkpilot_evaluate::{
-    Block, EvaluateError, Evaluation, Exposure, Mixed, Options, Progress, Verdict, VerdictRule,
-    evaluate_with, html, verdict,
+    Block, EvaluateError, Evaluation, Exposure, Extras, Mixed, Options, Progress, ValueModel,
+    Verdict, VerdictRule, evaluate_with, html, verdict,
 };
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -72,9 +72,9 @@ pub(in crate::cli) struct Settings {
     margin: f64,
 }
 
-/// What `evaluate` itself takes.
+/// What `evaluate` itself takes; `blkpilot-lab evaluate` takes the same.
 #[derive(Debug, Args)]
-pub(super) struct LogArgs {
+pub struct LogArgs {
     /// The log's directory, or the data directory of the service that holds it
     #[arg(long, value_name = "DIR", requires = "policy")]
     log: Option<PathBuf>,
@@ -121,13 +121,13 @@ pub(in crate::cli) struct Judged {
     pub(in crate::cli) verdict: Verdict,
 }
 
-/// Evaluates a policy on the log in `log`, decided from `since` and before `until`.
+/// Evaluates a policy on the log in `log`, decided from `since` and before `until`; `models` are added.
 pub(in crate::cli) fn judge(
     log: &Path,
     policy: &Path,
     settings: &Settings,
-    since: Option<i64>,
-    until: Option<i64>,
+    (since, until): (Option<i64>, Option<i64>),
+    models: Vec<&mut dyn ValueModel>,
 ) -> Result<Judged, CliError> {
     let Settings {
         selection, epsilon, ..
@@ -163,7 +163,15 @@ pub(in crate::cli) fn judge(
     let bar = progress();
     let mut tick = |at: Progress| show(&bar, at);
     let against = against.as_ref().map(|named| &*named.policy);
-    let evaluation = evaluate_with(log, &*named.policy, against, &options, &mut tick);
+    let mut extras = Extras {
+        progress: Some(&mut tick),
+        ..Extras::default()
+    };
+    // One by one: models that outlive the progress bar are then lent for as long as it.
+    for model in models {
+        extras.models.push(model);
+    }
+    let evaluation = evaluate_with(log, &*named.policy, against, &options, extras);
     bar.finish_and_clear();
     let evaluation = evaluation?;
     let rule = VerdictRule {
@@ -192,13 +200,24 @@ fn show(bar: &ProgressBar, at: Progress) {
     bar.set_position(at.rows);
 }
 
-pub(super) fn run(args: &LogArgs) -> Result<(), CliError> {
+/// Evaluates a policy on a decision log and prints what came of it, with the estimates of `models` beside the others.
+/// This is `blkpilot evaluate --log`, without models, and `blkpilot-lab evaluate`, with one.
+///
+/// # Errors
+/// What keeps it from being evaluated, or from being printed.
+pub fn run(args: &LogArgs, models: Vec<&mut dyn ValueModel>) -> Result<(), CliError> {
     let (Some(log), Some(policy)) = (&args.log, &args.policy) else {
-        let problem = "name a log and a policy with --log and --policy, or a folder with `cases`";
+        let problem = "name a log and a policy with --log and --policy";
         return Err(CliError::Usage(problem.to_owned()));
     };
     let log = find(log)?;
-    let judged = judge(&log, policy, &args.settings, args.since, args.until)?;
+    let judged = judge(
+        &log,
+        policy,
+        &args.settings,
+        (args.since, args.until),
+        models,
+    )?;
     let Judged {
         evaluation,
         verdict,

@@ -19,20 +19,18 @@ pub(super) fn report(evaluation: &Evaluation, verdict: &Verdict) -> String {
         &interval,
     ]);
     for estimate in &evaluation.estimates {
-        let of = |value: Option<Value>| value.map_or(ABSENT.to_owned(), |v| number(v.estimate));
-        estimates.add_row([
-            estimate.estimator.name().to_owned(),
-            of(estimate.value),
-            estimate
-                .value
-                .map_or(ABSENT.to_owned(), |value| number(value.std_err)),
-            of(estimate.baseline),
-            of(estimate.difference),
-            match (estimate.difference, &estimate.undefined) {
-                (Some(value), _) => span(value.interval),
-                (None, why) => why.clone().unwrap_or_default(),
-            },
-        ]);
+        estimates.add_row(line(
+            estimate.estimator.name(),
+            [estimate.value, estimate.baseline, estimate.difference],
+            estimate.undefined.as_deref(),
+        ));
+    }
+    for model in &evaluation.models {
+        estimates.add_row(line(
+            &model.name,
+            [model.value, model.baseline, model.difference],
+            model.undefined.as_deref(),
+        ));
     }
     align_right(&mut estimates, 1..5);
     let _ = writeln!(text, "{estimates}\n");
@@ -55,6 +53,25 @@ pub(super) fn report(evaluation: &Evaluation, verdict: &Verdict) -> String {
         let _ = writeln!(text, "Note: {note}.");
     }
     text.trim_end().to_owned()
+}
+
+fn line(
+    name: &str,
+    [own, baseline, difference]: [Option<Value>; 3],
+    undefined: Option<&str>,
+) -> [String; 6] {
+    let of = |value: Option<f64>| value.map_or(ABSENT.to_owned(), number);
+    [
+        name.to_owned(),
+        of(own.map(|value| value.estimate)),
+        of(own.map(|value| value.std_err)),
+        of(baseline.map(|value| value.estimate)),
+        of(difference.map(|value| value.estimate)),
+        match difference {
+            Some(value) => span(value.interval),
+            None => undefined.unwrap_or_default().to_owned(),
+        },
+    ]
 }
 
 fn number(value: f64) -> String {
