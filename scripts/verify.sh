@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift log-power log-kills log-readers coverage ranking sampling cache bench
+    shift log-power log-kills log-readers coverage exposure ranking sampling cache bench
 )
 usage() {
     cat <<TEXT
@@ -77,7 +77,7 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | log-power | log-kills | coverage | ranking | sampling) ;;
+            | log-power | log-kills | coverage | exposure | ranking | sampling) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
@@ -129,6 +129,8 @@ record log-readers "The decision log as others read it: Polars, DuckDB, DataFusi
     scripts/log-readers.sh "$out/log_readers"
 record coverage "How often 95 % intervals of offline evaluation cover the true value" \
     env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-models --test ope_coverage -- --nocapture
+record exposure "Offline evaluation of eight disks on one device: coverage, and the error of exposure disk" \
+    env BLKPILOT_FULL=1 "${evaluate_test[@]}" --test exposure -- --nocapture
 record ranking "Offline evaluation of ten policies: their order, and how often a verdict is wrong" \
     env BLKPILOT_FULL=1 "${evaluate_test[@]}" --test ranking -- --nocapture --test-threads=1
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \
