@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift log-power log-kills log-readers coverage large-log sampling cache bench
+    shift log-power log-kills log-readers coverage exposure ranking large-log sampling cache bench
 )
 usage() {
     cat <<TEXT
@@ -70,6 +70,7 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
 
 # Tests at full counts, of which only what they print is kept.
 readonly -a env_test=(cargo test --quiet --release -p blkpilot-env)
+readonly -a evaluate_test=(cargo test --quiet --release -p blkpilot-evaluate)
 # With the features of the whole workspace, as `make test` builds them: nothing is built twice.
 readonly -a live_test=(cargo test --quiet --workspace)
 
@@ -78,7 +79,7 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | log-power | log-kills | coverage | large-log | sampling) ;;
+            | log-power | log-kills | coverage | exposure | ranking | large-log | sampling) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
@@ -130,6 +131,10 @@ record log-readers "The decision log as others read it: Polars, DuckDB, DataFusi
     scripts/log-readers.sh "$out/log_readers"
 record coverage "How often 95 % intervals of offline evaluation cover the true value" \
     env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-models --test ope_coverage -- --nocapture
+record exposure "Offline evaluation of eight disks on one device: coverage, and the error of exposure disk" \
+    env BLKPILOT_FULL=1 "${evaluate_test[@]}" --test exposure -- --nocapture
+record ranking "Offline evaluation of ten policies: their order, and how often a verdict is wrong" \
+    env BLKPILOT_FULL=1 "${evaluate_test[@]}" --test ranking -- --nocapture --test-threads=1
 record large-log "A decision log larger than memory, evaluated" \
     env BLKPILOT_LOG_ROWS="$log_rows" cargo test --quiet --release --workspace --test large_log -- --nocapture
 record sampling "What a sample of twenty guests costs, beside virsh domstats" \

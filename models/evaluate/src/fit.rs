@@ -61,8 +61,9 @@ struct Open {
     is_open: bool,
     cut: Cut,
     fold: usize,
-    reward: f64,
+    /// Its features as those of a reward, and as those of what follows.
     features: Vec<f64>,
+    after: Vec<f64>,
 }
 
 /// Sums over the transitions of one policy.
@@ -74,10 +75,14 @@ struct Sums {
     starts: Vec<Vec<f64>>,
 }
 
-/// The model of one policy.
+/// The model of one policy. Its value is `φ·(ρ + η_k)`: ρ of the reward, fitted to all steps, and η_k of what
+/// follows with k steps to go, fitted to those whose successor is known. Both are one linear model over twice the
+/// features, so that [`LinearFqe`] makes the sweeps.
 pub(crate) struct Model {
-    /// Per fold, from all other folds.
+    /// Per fold, from all other folds: ρ, then η.
     pub(crate) fits: Vec<Fits>,
+    /// Per fold and steps to go, ρ + η.
+    pub(crate) values: Vec<Vec<Vec<f64>>>,
     /// Per fold, what [`Fits::adjoint`] gives for its share of the windows' beginnings.
     pub(crate) adjoints: Vec<Vec<Vec<f64>>>,
 }
@@ -97,6 +102,7 @@ pub(crate) struct Fitting<'a> {
     windows: u64,
     units: Vec<Unit>,
     expected: Vec<f64>,
+    twice: Vec<f64>,
 }
 
 impl<'a> Fitting<'a> {
@@ -110,7 +116,7 @@ impl<'a> Fitting<'a> {
     ) -> Result<Self, EvaluateError> {
         let width = features.width();
         let of_policy = |_| -> Result<Sums, OpeError> {
-            let folds = (0..FOLDS).map(|_| LinearFqe::new(width, 0.0));
+            let folds = (0..FOLDS).map(|_| LinearFqe::new(2 * width, 0.0));
             Ok(Sums {
                 weighed: Weighed::default(),
                 transitions: folds.collect::<Result<_, _>>()?,
@@ -131,6 +137,7 @@ impl<'a> Fitting<'a> {
             windows: 0,
             units: vec![],
             expected: vec![],
+            twice: vec![],
         })
     }
 
@@ -141,9 +148,10 @@ impl<'a> Fitting<'a> {
     }
 
     fn model(&self, sums: &Sums, options: &Options) -> Result<Model, OpeError> {
-        let (mut fits, mut adjoints) = (vec![], vec![]);
+        let (mut fits, mut adjoints, mut values) = (vec![], vec![], vec![]);
+        let width = self.features.width();
         for held_out in 0..FOLDS {
-            let mut others = LinearFqe::new(self.features.width(), RIDGE)?;
+            let mut others = LinearFqe::new(2 * width, RIDGE)?;
             for (fold, transitions) in sums.transitions.iter().enumerate() {
                 if fold != held_out {
                     others.merge(transitions)?;
@@ -151,11 +159,21 @@ impl<'a> Fitting<'a> {
             }
             let fit = others.fits(options.gamma, options.horizon)?;
             let windows = self.windows.max(1) as f64;
-            let start: Vec<f64> = sums.starts[held_out].iter().map(|x| x / windows).collect();
+            let start = sums.starts[held_out].iter().map(|x| x / windows);
+            let start: Vec<f64> = start.clone().chain(start).collect();
             adjoints.push(fit.adjoint(&start));
+            let value = |k: usize| {
+                let (reward, after) = fit.theta(k).split_at(width);
+                reward.iter().zip(after).map(|(r, a)| r + a).collect()
+            };
+            values.push((1..=options.horizon).map(value).collect());
             fits.push(fit);
         }
-        Ok(Model { fits, adjoints })
+        Ok(Model {
+            fits,
+            values,
+            adjoints,
+        })
     }
 
     fn take_unit(&mut self, step: &HostStep, unit: &Unit) -> Result<(), EvaluateError> {
@@ -178,7 +196,11 @@ impl<'a> Fitting<'a> {
             let chosen = Chosen::Expected(&sums.weighed.probabilities);
             features_of(self.features, step, unit, chosen, &mut self.expected);
             if is_next {
-                sums.transitions[open.fold].push(&open.features, &self.expected, open.reward)?;
+                self.twice.clear();
+                self.twice.extend_from_slice(&self.expected);
+                self.twice.extend_from_slice(&self.expected);
+                let transitions = &mut sums.transitions[open.fold];
+                transitions.push(&open.after, &self.twice, 0.0)?;
             }
             if begins {
                 let start = sums.starts[fold].iter_mut().zip(&self.expected);
@@ -188,7 +210,6 @@ impl<'a> Fitting<'a> {
         (open.is_open, open.fold) = (self.stride.takes(self.steps), fold);
         self.steps += 1;
         if open.is_open {
-            open.reward = unit.reward;
             features_of(
                 self.features,
                 step,
@@ -196,13 +217,21 @@ impl<'a> Fitting<'a> {
                 Chosen::Logged,
                 &mut open.features,
             );
+            let width = self.features.width();
+            open.after.clear();
+            open.after.resize(width, 0.0);
+            open.after.extend_from_slice(&open.features);
+            open.features.resize(2 * width, 0.0);
+            self.twice.clear();
+            self.twice.resize(2 * width, 0.0);
+            for sums in &mut self.sums {
+                sums.transitions[fold].push(&open.features, &self.twice, unit.reward)?;
+            }
         }
         if open.is_open && unit.has_terminated {
             open.is_open = false;
-            self.expected.fill(0.0);
-            self.expected.resize(self.features.width(), 0.0);
             for sums in &mut self.sums {
-                sums.transitions[fold].push(&open.features, &self.expected, open.reward)?;
+                sums.transitions[fold].push(&open.after, &self.twice, 0.0)?;
             }
         }
         self.open[unit.trajectory] = open;

@@ -249,7 +249,7 @@ impl<'a> Windows<'a> {
             let theta = of
                 .model
                 .as_ref()
-                .map(|model| model.fits[block % FOLDS].theta(self.horizon - at));
+                .map(|model| model.values[block % FOLDS][self.horizon - at - 1].as_slice());
             let mut first = 0.0;
             for row in rows.clone() {
                 let before = *weight;
@@ -285,7 +285,7 @@ impl<'a> Windows<'a> {
                 let Some(model) = &of.model else { continue };
                 let chosen = Chosen::Expected(&of.weighed.probabilities);
                 features_of(self.features, step, unit, chosen, &mut self.expected);
-                let moved = influence(model, window, Some(&self.expected), self.gamma);
+                let moved = influence_after(model, window, Some(&self.expected), self.gamma);
                 self.sums[window.fold].policies[number].influence += moved;
             }
         }
@@ -297,13 +297,18 @@ impl<'a> Windows<'a> {
         window.fold = window.cut.block;
         window.reward = unit.reward;
         features_of(self.features, step, unit, Chosen::Logged, &mut window.open);
+        for (number, of) in self.policies.iter().enumerate() {
+            let Some(model) = &of.model else { continue };
+            let moved = influence_reward(model, window);
+            self.sums[window.fold].policies[number].influence += moved;
+        }
         if unit.has_terminated {
             window.is_open = false;
             for number in 0..self.policies.len() {
                 let Some(model) = &self.policies[number].model else {
                     continue;
                 };
-                let moved = influence(model, window, None, self.gamma);
+                let moved = influence_after(model, window, None, self.gamma);
                 self.sums[window.fold].policies[number].influence += moved;
             }
         }
@@ -314,24 +319,40 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Over the fits that a transition is part of, what it moves the estimate by.
-fn influence(model: &Model, window: &Window, next: Option<&[f64]>, gamma: f64) -> f64 {
-    let own = window.fold % FOLDS;
-    let others = (0..FOLDS).filter(|fold| *fold != own);
-    others
-        .map(|fold| {
-            let (fit, adjoint) = (&model.fits[fold], &model.adjoints[fold]);
-            let of_step = |(k, vector): (usize, &Vec<f64>)| {
-                let after = match (k, next) {
-                    (0, _) | (_, None) => 0.0,
-                    (k, Some(next)) => dot(next, fit.theta(k)),
-                };
-                let surprise = window.reward + gamma * after - dot(&window.open, fit.theta(k + 1));
-                dot(vector, &window.open) * surprise
+/// Over the fits that a step is part of, what its reward moves the estimate by.
+fn influence_reward(model: &Model, window: &Window) -> f64 {
+    let width = window.open.len();
+    let of_fold = |fold: usize| {
+        let reward = &model.fits[fold].theta(1)[..width];
+        let surprise = window.reward - dot(&window.open, reward);
+        let vectors = model.adjoints[fold].iter();
+        let moved: f64 = vectors.map(|u| dot(&u[..width], &window.open)).sum();
+        moved * surprise
+    };
+    other_folds(window).map(of_fold).sum()
+}
+
+/// The same of what follows it; `None`: nothing.
+fn influence_after(model: &Model, window: &Window, next: Option<&[f64]>, gamma: f64) -> f64 {
+    let width = window.open.len();
+    let of_fold = |fold: usize| {
+        let of_step = |(k, vector): (usize, &Vec<f64>)| {
+            let after = match (k, next) {
+                (0, _) | (_, None) => 0.0,
+                (k, Some(next)) => dot(next, &model.values[fold][k - 1]),
             };
-            adjoint.iter().enumerate().map(of_step).sum::<f64>()
-        })
-        .sum()
+            let expected = dot(&window.open, &model.fits[fold].theta(k + 1)[width..]);
+            dot(&vector[width..], &window.open) * (gamma * after - expected)
+        };
+        let vectors = model.adjoints[fold].iter().enumerate();
+        vectors.map(of_step).sum::<f64>()
+    };
+    other_folds(window).map(of_fold).sum()
+}
+
+fn other_folds(window: &Window) -> impl Iterator<Item = usize> + use<> {
+    let own = window.fold % FOLDS;
+    (0..FOLDS).filter(move |fold| *fold != own)
 }
 
 impl Sink for Windows<'_> {
