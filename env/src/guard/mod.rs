@@ -25,6 +25,7 @@ pub mod config;
 pub mod device;
 pub mod exploration;
 pub mod last_resort;
+mod latency;
 pub mod neighbour;
 pub mod objective;
 pub mod opening;

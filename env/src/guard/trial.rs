@@ -17,21 +17,13 @@
 //! disk that met it before a change goes back once it has missed it for some windows in a row, a change
 //! goes back too when another disk does, and a disk that was changed long ago goes back to its default.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
+use super::latency::{History, Latency, Rise, Shift, median};
 use super::objective::{Missed, ObjectiveWatch};
 use super::{Harm, Intervention};
 use crate::spec::Level;
-use crate::window::{DiskRow, HostWindow};
-
-/// Windows that are remembered per disk.
-const MOST_WINDOWS: usize = 32;
-/// A normal deviate's median absolute value.
-const NORMAL_MAD: f64 = 0.6745;
-/// Noise of a logarithm where too little has been seen to estimate it.
-const UNKNOWN_SIGMA: f64 = 0.25;
-/// Differences from which σ is estimated.
-const LEAST_DIFFERENCES: usize = 4;
+use crate::window::HostWindow;
 
 /// When a change counts as harmful.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,66 +77,6 @@ impl TrialConfig {
     }
 }
 
-/// Logarithms of a disk's latencies in one window, in ln µs; `None` where it completed nothing.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Latency {
-    mean: f64,
-    p99: Option<f64>,
-}
-
-impl Latency {
-    fn of(row: &DiskRow) -> Option<Self> {
-        let log = |us: f64| (us > 0.0).then(|| libm::log(us));
-        Some(Self {
-            mean: log(row.did.latency_us_mean.ok()?)?,
-            p99: row.did.latency_us_p99.ok().and_then(log),
-        })
-    }
-}
-
-/// What is known of one disk while its settings stay as they are.
-#[derive(Debug, Default)]
-struct History {
-    windows: VecDeque<Latency>,
-}
-
-impl History {
-    fn push(&mut self, latency: Latency) {
-        if self.windows.len() == MOST_WINDOWS {
-            self.windows.pop_front();
-        }
-        self.windows.push_back(latency);
-    }
-
-    /// Forgets the newest windows.
-    fn forget(&mut self, newest: usize) {
-        let kept = self.windows.len().saturating_sub(newest);
-        self.windows.truncate(kept);
-    }
-
-    /// The last `most` values of one figure.
-    fn last(&self, most: usize, figure: impl Fn(&Latency) -> Option<f64>) -> Vec<f64> {
-        let newest = self.windows.iter().rev().take(most);
-        newest.filter_map(figure).collect()
-    }
-
-    /// The median of its p99, the `newest` windows left out, microseconds.
-    fn p99_us(&self, newest: usize) -> Option<f64> {
-        let older = self.windows.iter().rev().skip(newest);
-        median(older.filter_map(|latency| latency.p99).collect()).map(libm::exp)
-    }
-
-    /// Standard deviation of one window's figure.
-    fn sigma(&self, figure: impl Fn(&Latency) -> Option<f64>) -> f64 {
-        let values = self.last(MOST_WINDOWS, figure);
-        let steps: Vec<f64> = values.windows(2).map(|w| libm::fabs(w[1] - w[0])).collect();
-        if steps.len() < LEAST_DIFFERENCES {
-            return UNKNOWN_SIGMA;
-        }
-        median(steps).unwrap_or(0.0) / NORMAL_MAD / std::f64::consts::SQRT_2
-    }
-}
-
 /// The levels of a disk around a change, in the order of the disk heads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Levels {
@@ -169,45 +101,6 @@ struct Trial {
     after: History,
     /// What every other disk showed when the change was made, by disk.
     others_before: BTreeMap<String, f64>,
-}
-
-/// A change of the logarithm of a latency, and its standard error.
-#[derive(Debug, Clone, Copy)]
-struct Effect {
-    change: f64,
-    error: f64,
-}
-
-/// What a change did to the latencies of its disk, as far as both are known.
-#[derive(Debug)]
-struct Rise {
-    mean: Option<Effect>,
-    p99: Option<Effect>,
-    /// The change that is borne.
-    tolerated: f64,
-}
-
-impl Rise {
-    fn effects(&self) -> impl Iterator<Item = Effect> {
-        [self.mean, self.p99].into_iter().flatten()
-    }
-
-    fn is_beyond_tolerance(&self) -> bool {
-        self.effects().any(|effect| effect.change > self.tolerated)
-    }
-
-    /// What is neither borne nor chance, which reaches `z` standard errors.
-    fn harm(&self, z: f64) -> Option<Harm> {
-        let limit = |effect: &Effect| self.tolerated + z * effect.error;
-        let worst = self
-            .effects()
-            .find(|effect| effect.change > limit(effect))?;
-        Some(Harm::Latency {
-            mean_ratio: libm::exp(self.mean.map_or(0.0, |effect| effect.change)),
-            p99_ratio: self.p99.map(|effect| libm::exp(effect.change)),
-            threshold: libm::exp(limit(&worst)),
-        })
-    }
 }
 
 /// A disk that misses an objective that it met.
@@ -294,7 +187,6 @@ impl TrialWatch {
         }
         let others = self.histories.iter().filter(|(other, _)| *other != disk);
         let recent = self.config.windows as usize;
-        let level = |history: &History| median(history.last(recent, |l| Some(l.mean)));
         let trial = Trial {
             levels,
             met,
@@ -307,7 +199,7 @@ impl TrialWatch {
             },
             after: History::default(),
             others_before: others
-                .filter_map(|(other, history)| Some((other.clone(), level(history)?)))
+                .filter_map(|(other, history)| Some((other.clone(), history.recent(recent)?)))
                 .collect(),
         };
         self.trials.insert(disk.to_owned(), trial);
@@ -402,7 +294,7 @@ impl TrialWatch {
             let harm = rise.harm(self.config.z);
             let harm = harm.or_else(|| self.missed_objective(trial, missed));
             let harm = harm.or_else(|| self.harm_to_others(trial, others));
-            let judged = trial.after.windows.len();
+            let judged = trial.after.len();
             let is_doubtful =
                 rise.is_beyond_tolerance() && judged < self.config.doubt_windows as usize;
             let is_judged = judged >= self.config.windows as usize && !is_doubtful;
@@ -504,21 +396,9 @@ impl TrialWatch {
 
     /// By how much the latency of a disk has risen with its change.
     fn rise_of(&self, trial: &Trial) -> Rise {
-        let (shift, shift_variance) = self.shift_of_controls(trial);
-        let effect = |figure: fn(&Latency) -> Option<f64>| -> Option<Effect> {
-            let before = trial.before.last(MOST_WINDOWS, figure);
-            let after = trial.after.last(MOST_WINDOWS, figure);
-            let change = median(after.clone())? - median(before.clone())? - shift;
-            let sigma = trial.before.sigma(figure);
-            let spread = 1.0 / before.len() as f64 + 1.0 / after.len() as f64;
-            let error = libm::sqrt(sigma * sigma * spread + shift_variance);
-            Some(Effect { change, error })
-        };
-        Rise {
-            mean: effect(|latency| Some(latency.mean)),
-            p99: effect(|latency| latency.p99),
-            tolerated: libm::log(self.config.tolerated_ratio),
-        }
+        let tolerated = libm::log(self.config.tolerated_ratio);
+        let shift = self.shift_of_controls(trial);
+        Rise::between(&trial.before, &trial.after, shift, tolerated)
     }
 
     /// Above the objective after the change, for some windows in a row or by the median over those
@@ -528,7 +408,7 @@ impl TrialWatch {
         let enough = self.config.objective_windows.max(1);
         let p99_us = match missed {
             Some(missed) if missed.windows.min(trial.age) >= enough => missed.p99_us,
-            _ if trial.after.windows.len() < self.config.windows as usize => return None,
+            _ if trial.after.len() < self.config.windows as usize => return None,
             _ => trial.after.p99_us(0)?,
         };
         (p99_us > objective_us).then_some(Harm::Objective {
@@ -547,35 +427,21 @@ impl TrialWatch {
             .is_none_or(|p99_us| p99_us <= objective_us)
     }
 
-    /// By how much the disks moved that nothing was changed on since, and the variance of that.
-    fn shift_of_controls(&self, trial: &Trial) -> (f64, f64) {
-        let recent = trial.after.windows.len().max(1);
+    /// By how much the disks moved that nothing was changed on since.
+    fn shift_of_controls(&self, trial: &Trial) -> Shift {
+        let recent = trial.after.len().max(1);
         let moved = trial.others_before.iter().filter_map(|(disk, before)| {
             let history = self.histories.get(disk)?;
-            let now = median(history.last(recent, |l| Some(l.mean)))?;
-            let sigma = history.sigma(|l| Some(l.mean));
-            Some((now - before, sigma * sigma * 2.0 / recent as f64))
+            let sigma = history.sigma(|latency| Some(latency.mean));
+            let variance = sigma * sigma * 2.0 / recent as f64;
+            Some((history.recent(recent)? - before, variance))
         });
-        let moved: Vec<(f64, f64)> = moved.collect();
-        let Some(shift) = median(moved.iter().map(|(shift, _)| *shift).collect()) else {
-            return (0.0, 0.0);
-        };
-        let count = moved.len() as f64;
-        let variance = moved.iter().map(|(_, variance)| variance).sum::<f64>() / (count * count);
-        // A neighbour that gets better is no reason to find a disk worse.
-        (shift.max(0.0), variance)
+        let (moved, variances): (Vec<f64>, Vec<f64>) = moved.unzip();
+        let count = moved.len().max(1) as f64;
+        Shift {
+            // A neighbour that gets better is no reason to find a disk worse.
+            by: median(moved).unwrap_or(0.0).max(0.0),
+            variance: variances.iter().sum::<f64>() / (count * count),
+        }
     }
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    if values.is_empty() {
-        return None;
-    }
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    Some(if values.len() % 2 == 1 {
-        values[middle]
-    } else {
-        f64::midpoint(values[middle - 1], values[middle])
-    })
 }
