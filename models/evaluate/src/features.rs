@@ -1,10 +1,11 @@
 //! Features of a row for the model of rewards: `φ(x, a)`, linear in what was chosen.
 //!
-//! Of a disk: 1, its own features and the host's; per head that has a choice: of a list of levels, whether it
-//! is this one, alone and times the disk's features; of channels, whether none was taken, and the features
-//! of the one that was, as they stood in the turn, with those of its relation to the disk; and whether
-//! anything changes. Being linear in the choice of each head, what is expected of a policy is the sum over
-//! levels of probability times features, head by head: nothing is summed over joint levels.
+//! Of every row: 1; of a disk: its own features and the host's; of a device: another 1. Per head that has a
+//! choice: of a list of levels, whether it is this one, alone and times the disk's features; of channels,
+//! whether none was taken, and the features of the one that was, as they stood in the turn, with those of its
+//! relation to the disk; and whether anything changes. Being linear in the choice of each head, what is expected
+//! of a policy is the sum over levels of probability times features, head by head: nothing is summed over joint
+//! levels.
 
 use blkpilot_env::{EnvSpec, Feature, Head, Levels};
 
@@ -14,6 +15,9 @@ use crate::step::{HostStep, Part, Row};
 const MOST_CROSSED_LEVELS: usize = 4;
 /// Standardised values are clipped to ± this.
 const CLIP: f64 = 5.0;
+
+/// Where the feature stands that is 1 in each row.
+pub(crate) const INTERCEPT: usize = 0;
 
 /// Mean and deviation of the columns of one table.
 #[derive(Debug, Clone, Default)]
@@ -241,9 +245,9 @@ impl Features {
         weight: f64,
         out: &mut [f64],
     ) {
+        out[INTERCEPT] += weight;
         let slots = if row.is_disk {
             let (disk, host) = (self.disk.sum.len(), self.host.sum.len());
-            out[0] += weight;
             self.disk
                 .add(step.values_of(row.disk), weight, &mut out[1..=disk]);
             let host_slots = &mut out[1 + disk..1 + disk + host];

@@ -9,7 +9,7 @@ use blkpilot_models::ope::sequential::linear::{Fits, LinearFqe};
 
 use crate::blocks::Blocks;
 use crate::error::EvaluateError;
-use crate::features::{Chosen, Features};
+use crate::features::{Chosen, Features, INTERCEPT};
 use crate::options::Options;
 use crate::read::{Sink, Step};
 use crate::step::HostStep;
@@ -21,7 +21,7 @@ use crate::weigh::Weighed;
 pub(crate) const FOLDS: usize = 5;
 /// Transitions that are fitted to, about, at most.
 const MOST_TRANSITIONS: u64 = 400_000;
-/// On the diagonal, in transitions: features are standardised.
+/// On the diagonal, in transitions, but for the intercept: features are standardised, rewards are not.
 const RIDGE: f64 = 1.0;
 
 /// Which transitions are fitted to: every so manieth.
@@ -151,7 +151,9 @@ impl<'a> Fitting<'a> {
         let (mut fits, mut adjoints, mut values) = (vec![], vec![], vec![]);
         let width = self.features.width();
         for held_out in 0..FOLDS {
-            let mut others = LinearFqe::new(2 * width, RIDGE)?;
+            let mut others = LinearFqe::new(2 * width, RIDGE)?
+                .unpenalised(INTERCEPT)?
+                .unpenalised(width + INTERCEPT)?;
             for (fold, transitions) in sums.transitions.iter().enumerate() {
                 if fold != held_out {
                     others.merge(transitions)?;

@@ -20,7 +20,8 @@ pub struct LinearFqe {
     follows: DMatrix<f64>,
     /// Σ φ r.
     reward: DVector<f64>,
-    ridge: f64,
+    /// On the diagonal of `Σ φ φ'`.
+    ridge: DVector<f64>,
 }
 
 impl LinearFqe {
@@ -40,8 +41,24 @@ impl LinearFqe {
             features: DMatrix::zeros(features, features),
             follows: DMatrix::zeros(features, features),
             reward: DVector::zeros(features),
-            ridge,
+            ridge: DVector::from_element(features, ridge),
         })
+    }
+
+    /// Adds no ridge to the diagonal of this feature. Of an intercept, which is 1 in all transitions, it would
+    /// draw the mean of what is fitted to 0; without, residuals sum to 0.
+    ///
+    /// Source: Hastie, Tibshirani and Friedman 2009, "The Elements of Statistical Learning", section 3.4.1.
+    ///
+    /// # Errors
+    /// `Length` for a feature that there is not.
+    pub fn unpenalised(mut self, feature: usize) -> Result<Self, OpeError> {
+        let Some(ridge) = self.ridge.get_mut(feature) else {
+            check_length("number of features", feature + 1, self.reward.len())?;
+            return Ok(self);
+        };
+        *ridge = 0.0;
+        Ok(self)
     }
 
     /// Adds a transition: features of the logged pair, the features expected next under the evaluation
@@ -140,8 +157,7 @@ impl LinearFqe {
     }
 
     fn regularised(&self) -> DMatrix<f64> {
-        let n = self.reward.len();
-        &self.features + DMatrix::identity(n, n) * self.ridge
+        &self.features + DMatrix::from_diagonal(&self.ridge)
     }
 
     /// The pseudo-inverse of the symmetric matrix of features.
@@ -252,6 +268,29 @@ mod tests {
             assert!((a - b).abs() < 1e-12, "{a} {b}");
         }
         assert!(twice.merge(&LinearFqe::new(2, 0.0).unwrap()).is_err());
+    }
+
+    #[test]
+    fn rewards_that_are_all_higher_make_the_value_as_much_higher_without_a_ridge_on_the_intercept()
+    {
+        let shift = 100.0;
+        let value = |shift: f64, is_free: bool| {
+            let mut fqe = LinearFqe::new(2, 1.0).unwrap();
+            if is_free {
+                fqe = fqe.unpenalised(0).unwrap();
+            }
+            for (x, reward) in [(-1.0, 0.2), (0.5, 0.1), (0.5, -0.4), (2.0, 0.3)] {
+                fqe.push(&[1.0, x], &[1.0, -x], reward + shift).unwrap();
+            }
+            let theta = fqe.finite_horizon(0.5, 3).unwrap();
+            theta[0] + 0.5 * theta[1]
+        };
+        // Over three steps, 1 + γ + γ².
+        let gain = |is_free| value(shift, is_free) - value(0.0, is_free);
+        assert!((gain(true) - 1.75 * shift).abs() < 1e-9, "{}", gain(true));
+        // Of four transitions, the ridge of one takes a fifth and more.
+        assert!(gain(false) < 0.8 * 1.75 * shift, "{}", gain(false));
+        assert!(LinearFqe::new(2, 1.0).unwrap().unpenalised(2).is_err());
     }
 
     #[test]
