@@ -172,7 +172,7 @@ fn the_model_of_the_policy_that_is_logged_is_right_on_average_in_a_short_log() {
     for exposure in EXPOSURES {
         let found = evaluate(log.path(), &behaviour, None, &study.options(exposure)).unwrap();
         let difference = of(&found, Estimator::Fqe).difference.unwrap().estimate;
-        // A ridge on the mean reward, of one transition in about 128, would make it 0.006 too much.
+        // A ridge on the mean reward, of one transition in about 128, makes it 0.0045 too much.
         assert!(difference.abs() < 0.002, "{exposure:?}: {difference:+.4}");
     }
 }
