@@ -2,10 +2,15 @@
 
 /// Fewer weights than this in the tail say nothing of its shape.
 const LEAST_TAIL: usize = 5;
+/// Weights that differ by less than this share of the larger are the same, but for rounding: products of the same
+/// factors in another order.
+const SAME: f64 = 1e-9;
 
 /// Shape k of the generalised Pareto distribution fitted to the largest weights, of all min(n/5, 3√n).
 /// Variance is finite below 0.5; above 0.7 means converge too slowly to be trusted. `None` where
 /// fewer than 5 weights lie in the tail or they do not differ.
+///
+/// What is equal to the largest weight below the tail, but for rounding, is no part of the tail.
 ///
 /// Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, "Pareto Smoothed Importance Sampling", with its
 /// weakly informative prior; the fit is that of Zhang and Stephens 2009.
@@ -36,13 +41,21 @@ pub(super) fn k_hat_of_sorted(sorted: &[f64]) -> Option<f64> {
     k_hat_of_largest(sorted, sorted.len())
 }
 
+/// The tail is what lies above the largest weight that is not among the `tail` largest. Where weights take few values
+/// many may be equal to that one: what they differ by is rounding, and a shape that is fitted to it is none.
 fn k_hat_of_tail(sorted: &[f64], tail: usize) -> Option<f64> {
     let cut = sorted[sorted.len() - tail - 1];
-    let above: Vec<f64> = sorted[sorted.len() - tail..]
-        .iter()
-        .map(|w| w - cut)
-        .collect();
+    let first = sorted.partition_point(|w| *w <= cut || is_same(cut, *w));
+    let above: Vec<f64> = sorted[first..].iter().map(|w| w - cut).collect();
+    let (least, largest) = (*sorted.get(first)?, *sorted.last()?);
+    if above.len() < LEAST_TAIL || is_same(least, largest) {
+        return None;
+    }
     fit(&above)
+}
+
+fn is_same(smaller: f64, larger: f64) -> bool {
+    larger - smaller <= SAME * larger
 }
 
 /// Posterior mean of the shape, from ascending exceedances.
@@ -87,6 +100,9 @@ fn fit(exceedances: &[f64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use blkpilot_env::Rng;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
 
     /// Quantiles of a Pareto distribution of shape k.
@@ -108,6 +124,49 @@ mod tests {
     fn bounded_weights_have_a_light_tail() {
         let uniform: Vec<f64> = (0..10_000).map(|i| f64::from(i) / 5000.0).collect();
         assert!(k_hat(&uniform).unwrap() < 0.0);
+    }
+
+    /// Weights of 1600 windows of four decisions over heads of three and two levels, of policies that take their
+    /// level with these shares and else any alike.
+    fn of_near_policy(log: f64, other: f64, seed: u64) -> Vec<f64> {
+        let mut rng = Rng::seed_from_u64(seed);
+        let mut factor = |levels: f64| {
+            let probability = |share: f64| share + (1.0 - share) / levels;
+            let (p, q) = (probability(log), probability(other));
+            if rng.random::<f64>() < p {
+                return q / p;
+            }
+            (1.0 - other) / (1.0 - log)
+        };
+        let heads = [3.0, 2.0].repeat(4);
+        let mut weight = |_| heads.iter().map(|levels| factor(*levels)).product();
+        (0..1600).map(&mut weight).collect()
+    }
+
+    #[test]
+    fn weights_of_few_values_that_differ_by_rounding_have_no_tail() {
+        for (log, seed) in [0.4, 0.45].into_iter().flat_map(|log| [(log, 0), (log, 1)]) {
+            let mut weights = of_near_policy(log, 0.54, seed);
+            let k = k_hat(&weights);
+            assert!(k.is_none_or(|k| k < 0.5), "{log}: {k:?}");
+            weights.sort_unstable_by(f64::total_cmp);
+            let is_rounding = |pair: &[f64]| pair[0] < pair[1] && is_same(pair[0], pair[1]);
+            assert!(weights.windows(2).any(is_rounding), "{log}");
+        }
+    }
+
+    #[test]
+    fn a_heavy_tail_is_found_whatever_many_are_equal_below_it() {
+        for equal in [1_000, 20_000] {
+            let mut weights = vec![0.5; equal];
+            weights.extend(pareto(0.9, 1_000).iter().map(|w| w + 0.5));
+            let found = k_hat(&weights).unwrap();
+            assert!((found - 0.9).abs() < 0.15, "{equal}: {found}");
+        }
+        // Three beyond many that are equal are too few.
+        let mut weights = vec![0.2; 1_000];
+        weights.extend([vec![0.3; 200], vec![10.0, 100.0, 1000.0]].concat());
+        assert_eq!(k_hat(&weights), None);
     }
 
     #[test]
