@@ -206,12 +206,6 @@ impl TargetPolicy for Spread {
     fn name(&self) -> &'static str {
         "spread"
     }
-    fn version(&self) -> &'static str {
-        ""
-    }
-    fn chooses(&self) -> String {
-        "sample".to_owned()
-    }
     fn spec(&self) -> &EnvSpec {
         &self.spec
     }

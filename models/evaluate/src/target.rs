@@ -11,11 +11,15 @@ pub trait TargetPolicy: Sync {
     /// Its name, for reports.
     fn name(&self) -> &str;
 
-    /// Its version: the content hash of a checkpoint, or empty.
-    fn version(&self) -> &str;
+    /// Its version: the content hash of a checkpoint; empty, as by default, where it has none.
+    fn version(&self) -> &str {
+        ""
+    }
 
-    /// How it chooses, in words, such as `sample, epsilon 0.1`.
-    fn chooses(&self) -> String;
+    /// How it chooses, in words, such as `sample, epsilon 0.1`; by default it draws by its probabilities.
+    fn chooses(&self) -> String {
+        "sample".to_owned()
+    }
 
     /// What it was made for: the log's rows must be of the same hash.
     fn spec(&self) -> &EnvSpec;
@@ -245,10 +249,6 @@ impl UniformTarget {
 impl TargetPolicy for UniformTarget {
     fn name(&self) -> &'static str {
         "random"
-    }
-
-    fn version(&self) -> &'static str {
-        ""
     }
 
     fn chooses(&self) -> String {

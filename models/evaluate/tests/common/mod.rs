@@ -116,12 +116,6 @@ impl TargetPolicy for Target {
     fn name(&self) -> &str {
         self.table.name
     }
-    fn version(&self) -> &'static str {
-        ""
-    }
-    fn chooses(&self) -> String {
-        "sample".to_owned()
-    }
     fn spec(&self) -> &EnvSpec {
         &self.spec
     }

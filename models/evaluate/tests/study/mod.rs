@@ -171,14 +171,6 @@ impl TargetPolicy for Blend {
         &self.name
     }
 
-    fn version(&self) -> &'static str {
-        ""
-    }
-
-    fn chooses(&self) -> String {
-        "sample".to_owned()
-    }
-
     fn spec(&self) -> &EnvSpec {
         &self.spec
     }
