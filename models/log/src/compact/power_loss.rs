@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use blkpilot_env::Rng;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use rand::SeedableRng as _;
 
 use super::*;
@@ -214,13 +215,16 @@ fn cases() -> u32 {
     if is_full { 5000 } else { 16 }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases()))]
-
-    #[test]
-    fn nothing_acknowledged_is_lost_when_the_power_fails(runs in prop::collection::vec(run(), 1..5)) {
-        live_and_die(&runs)?;
-    }
+#[test]
+fn nothing_acknowledged_is_lost_when_the_power_fails() {
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(cases()));
+    let courses = prop::collection::vec(run(), 1..5);
+    let result = runner.run(&courses, |runs| live_and_die(&runs).map(|_| ()));
+    assert!(result.is_ok(), "{}", result.unwrap_err());
+    println!(
+        "{} random courses of up to four lives: nothing lost",
+        cases()
+    );
 }
 
 /// Every operation of one life is the last one once.
@@ -243,4 +247,6 @@ fn the_power_may_fail_at_each_operation_of_a_compaction() {
             panic!("when operation {fail_after} fails: {error}");
         }
     }
+    let losses = operations.div_ceil(step as u64);
+    println!("power lost at {losses} of the {operations} operations of one life: nothing lost");
 }
