@@ -74,6 +74,9 @@ impl Drop for Daemon {
 /// Rows of the log whose outcome tells something.
 fn telling(dir: &Path) -> Vec<DecisionRow> {
     let log = dir.join("data/decisions");
+    if !log.exists() {
+        return vec![];
+    }
     let batches = Scan::open(&log, Query::default(), Horizon::Final).unwrap();
     let rows = batches.flat_map(|batch| batch.unwrap().rows().unwrap());
     let telling = rows.filter_map(|row| {

@@ -117,7 +117,7 @@ impl Slots {
         extend(&mut out, &self.host, view.host.iter());
         match &self.choice {
             Chosen::Channel { channel, pair } => {
-                self.add_channel(view, level, (channel, pair), &mut out)
+                self.add_channel(view, level, (channel, pair), &mut out);
             }
             Chosen::Listed(levels) => {
                 for other in 1..*levels {
