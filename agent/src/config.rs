@@ -276,16 +276,12 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let mut guard = root.section("guard");
     let neighbours = guard.as_mut().and_then(|guard| guard.section("neighbour"));
     let log = root.section("log");
-    // Each is read whatever the others are, so that all problems are found.
-    let policy = policy.and_then(|section| policies::policy(section, base));
-    let candidate = candidate.and_then(|section| policies::policy(section, base));
-    if !policies::are_apart(policy.as_ref(), candidate.as_ref()) {
-        let problem =
-            "is the bandit of [policy], and would learn into the same file: choose the other one";
-        root.problem("candidate.bandit", problem);
-    }
     root.finish();
+    // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
+    let policy = policy.and_then(|section| policies::policy(section, base, None));
+    let taken = policy.as_ref().and_then(PolicyConfig::bandit);
+    let candidate = candidate.and_then(|section| policies::policy(section, base, taken));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
     let neighbours = neighbours.map(|section| self::neighbours(section, host.as_ref()));

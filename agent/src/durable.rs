@@ -4,13 +4,12 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// Replaces a file, or makes it, with its directory: when this returns the new one is on stable storage.
+/// Replaces a file, or makes it: when this returns the new one is on stable storage.
 ///
 /// # Errors
 /// The file system's; the old file is there still.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;

@@ -190,7 +190,8 @@ impl Learner {
         };
         let bytes = serde_json::to_vec(&written).expect("numbers and text");
         self.kept = Some(Instant::now());
-        match durable::replace(&self.path, &bytes) {
+        let dir = self.path.parent().expect("a file in `bandits`");
+        match fs::create_dir_all(dir).and_then(|()| durable::replace(&self.path, &bytes)) {
             Ok(()) => self.has_news = false,
             Err(error) => {
                 let path = self.path.display();

@@ -25,6 +25,16 @@ pub enum PolicyConfig {
     Bandit(BanditConfig),
 }
 
+impl PolicyConfig {
+    /// The name of its bandit, if it is one.
+    pub(super) fn bandit(&self) -> Option<&'static str> {
+        match self {
+            Self::Bandit(config) => Some(config.algorithm.name()),
+            Self::Baseline(_) | Self::Checkpoint { .. } => None,
+        }
+    }
+}
+
 /// What becomes of a policy that `blkpilot promote` has installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Promotion {
@@ -45,9 +55,15 @@ pub enum Selection {
 }
 
 /// Reads a table `policy` or `candidate`.
-pub(super) fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
+///
+/// `taken`: the bandit of another table. Two of the same kind would learn into one file.
+pub(super) fn policy(
+    mut section: Section,
+    base: &Path,
+    taken: Option<&str>,
+) -> Option<PolicyConfig> {
     if section.has("bandit") {
-        return bandit(section);
+        return bandit(section, taken);
     }
     let is_given = section.has("baseline") || section.has("checkpoint");
     let baseline = section.text("baseline");
@@ -91,7 +107,7 @@ pub(super) fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> 
 }
 
 /// One that learns while it serves.
-fn bandit(mut section: Section) -> Option<PolicyConfig> {
+fn bandit(mut section: Section, taken: Option<&str>) -> Option<PolicyConfig> {
     let others = ["baseline", "checkpoint", "selection"];
     if let Some(other) = others.into_iter().find(|other| section.has(other)) {
         let other = section.path(other);
@@ -120,16 +136,13 @@ fn bandit(mut section: Section) -> Option<PolicyConfig> {
     {
         section.problem(what, format!("= {value} must be in [{low}, {high}]"));
     }
+    let name = config.algorithm.name();
+    if taken == Some(name) {
+        let problem = format!(
+            "= \"{name}\" is that of [policy], and would learn into the same file: choose the other"
+        );
+        section.problem("bandit", problem);
+    }
     section.finish();
     checked.is_ok().then_some(PolicyConfig::Bandit(config))
-}
-
-/// Two tables with the same bandit would learn into the same file.
-pub(super) fn are_apart(policy: Option<&PolicyConfig>, candidate: Option<&PolicyConfig>) -> bool {
-    match (policy, candidate) {
-        (Some(PolicyConfig::Bandit(a)), Some(PolicyConfig::Bandit(b))) => {
-            a.algorithm.name() != b.algorithm.name()
-        }
-        _ => true,
-    }
 }
