@@ -12,10 +12,10 @@ use crate::error::EvaluateError;
 use crate::features::{Chosen, Features, INTERCEPT};
 use crate::options::Options;
 use crate::read::{Sink, Step};
+use crate::replay::Replay;
 use crate::step::HostStep;
 use crate::target::TargetPolicy;
 use crate::trajectory::{Cut, Trajectories, Turned, Unit};
-use crate::weigh::Weighed;
 
 /// Blocks are dealt out to so many folds; what is said of one comes from a fit on the others.
 pub(crate) const FOLDS: usize = 5;
@@ -68,7 +68,7 @@ struct Open {
 
 /// Sums over the transitions of one policy.
 struct Sums {
-    weighed: Weighed,
+    replay: Replay,
     /// Per fold.
     transitions: Vec<LinearFqe>,
     /// Per fold, the features expected at the beginning of windows, added up.
@@ -101,7 +101,6 @@ pub(crate) struct Fitting<'a> {
     steps: u64,
     windows: u64,
     units: Vec<Unit>,
-    expected: Vec<f64>,
     twice: Vec<f64>,
 }
 
@@ -118,7 +117,7 @@ impl<'a> Fitting<'a> {
         let of_policy = |_| -> Result<Sums, OpeError> {
             let folds = (0..FOLDS).map(|_| LinearFqe::new(2 * width, 0.0));
             Ok(Sums {
-                weighed: Weighed::default(),
+                replay: Replay::new(options),
                 transitions: folds.collect::<Result<_, _>>()?,
                 starts: vec![vec![0.0; width]; FOLDS],
             })
@@ -136,7 +135,6 @@ impl<'a> Fitting<'a> {
             steps: 0,
             windows: 0,
             units: vec![],
-            expected: vec![],
             twice: vec![],
         })
     }
@@ -191,21 +189,23 @@ impl<'a> Fitting<'a> {
         let fold = open.cut.block % FOLDS;
         let is_next = open.is_open && unit.follows;
         self.windows += u64::from(begins);
-        for sums in &mut self.sums {
+        for (policy, sums) in self.policies.iter().zip(&mut self.sums) {
             if !begins && !is_next {
                 break;
             }
-            let chosen = Chosen::Expected(&sums.weighed.probabilities);
-            features_of(self.features, step, unit, chosen, &mut self.expected);
+            let of = (step, unit);
+            let expected = sums
+                .replay
+                .features(*policy, self.spec, of, self.features)?;
             if is_next {
                 self.twice.clear();
-                self.twice.extend_from_slice(&self.expected);
-                self.twice.extend_from_slice(&self.expected);
+                self.twice.extend_from_slice(expected);
+                self.twice.extend_from_slice(expected);
                 let transitions = &mut sums.transitions[open.fold];
                 transitions.push(&open.after, &self.twice, 0.0)?;
             }
             if begins {
-                let start = sums.starts[fold].iter_mut().zip(&self.expected);
+                let start = sums.starts[fold].iter_mut().zip(expected);
                 start.for_each(|(sum, x)| *sum += x);
             }
         }
@@ -245,11 +245,6 @@ impl Sink for Fitting<'_> {
     fn take(&mut self, step: &Step<'_>) -> Result<(), EvaluateError> {
         let mut units = std::mem::take(&mut self.units);
         self.trajectories.units(step, &mut units);
-        if !units.is_empty() {
-            for (policy, sums) in self.policies.iter().zip(&mut self.sums) {
-                sums.weighed.weigh(*policy, step.step, self.spec)?;
-            }
-        }
         for unit in &units {
             self.take_unit(step.step, unit)?;
         }

@@ -36,6 +36,7 @@ mod gate;
 mod html;
 mod options;
 mod read;
+mod replay;
 mod sample;
 mod step;
 mod target;

@@ -104,6 +104,17 @@ impl HostStep {
         self.values.clear();
     }
 
+    /// As `clone_from`, which for a struct makes new arrays; these are kept.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        let ids = (other.host, other.id, other.episode, other.at_us);
+        (self.host, self.id, self.episode, self.at_us) = ids;
+        self.rows.clone_from(&other.rows);
+        self.heads.clone_from(&other.heads);
+        self.previous.clone_from(&other.previous);
+        self.masks.clone_from(&other.masks);
+        self.values.clone_from(&other.values);
+    }
+
     /// A copy that holds these rows and what belongs to them, and no more.
     pub(crate) fn only(&self, rows: Range<usize>) -> Self {
         let mut own = Self {

@@ -1,5 +1,7 @@
 //! What a policy would have done in each row of a joint decision, and the weight that gives it.
 
+use std::ops::Range;
+
 use blkpilot_env::EnvSpec;
 use blkpilot_models::ope::SUM_TOLERANCE;
 
@@ -30,30 +32,16 @@ impl Weighed {
         step: &HostStep,
         spec: &EnvSpec,
     ) -> Result<(), EvaluateError> {
-        let turns: Vec<_> = (0..step.rows.len()).map(|i| step.turn(i, spec)).collect();
         self.probabilities.clear();
         self.probabilities.resize(step.masks.len(), 0.0);
-        policy
-            .probabilities(&turns, &mut self.probabilities)
-            .map_err(|(turn, source)| EvaluateError::Policy {
-                row: step.rows[turn.min(step.rows.len() - 1)].place,
-                policy: policy.name().to_owned(),
-                source: Box::new(source),
-            })?;
+        let rows = 0..step.rows.len();
+        probabilities_of(policy, step, rows, spec, &mut self.probabilities)?;
         self.ratios.clear();
         self.unsupported = 0.0;
         for row in &step.rows {
             let mut ratio = 1.0;
             for cell in step.heads_of(row).iter().filter(|cell| cell.is_free) {
-                let own = &self.probabilities[cell.mask.range()];
-                check(own, &step.masks[cell.mask.range()]).map_err(|problem| {
-                    EvaluateError::Improper {
-                        row: row.place,
-                        policy: policy.name().to_owned(),
-                        problem,
-                    }
-                })?;
-                let p = own[usize::from(cell.requested)];
+                let p = self.probabilities[cell.mask.range()][usize::from(cell.requested)];
                 ratio *= p / cell.propensity;
                 if cell.propensity >= 1.0 - SUM_TOLERANCE {
                     self.unsupported += 1.0 - p;
@@ -63,6 +51,45 @@ impl Weighed {
         }
         Ok(())
     }
+}
+
+/// Writes a policy's probabilities in some rows of a joint decision to their places in `out`, which is in the order
+/// of [`HostStep::masks`].
+///
+/// # Errors
+/// `Policy`, `Improper`.
+pub(crate) fn probabilities_of(
+    policy: &dyn TargetPolicy,
+    step: &HostStep,
+    rows: Range<usize>,
+    spec: &EnvSpec,
+    out: &mut [f64],
+) -> Result<(), EvaluateError> {
+    let [Some(first), Some(last)] = [rows.clone().next(), rows.clone().last()] else {
+        return Ok(());
+    };
+    let turns: Vec<_> = rows.clone().map(|i| step.turn(i, spec)).collect();
+    let own = step.rows[first].mask.range().start..step.rows[last].mask.range().end;
+    policy
+        .probabilities(&turns, &mut out[own])
+        .map_err(|(turn, source)| EvaluateError::Policy {
+            row: step.rows[(first + turn).min(last)].place,
+            policy: policy.name().to_owned(),
+            source: Box::new(source),
+        })?;
+    for row in &step.rows[rows] {
+        for cell in step.heads_of(row).iter().filter(|cell| cell.is_free) {
+            let mask = cell.mask.range();
+            check(&out[mask.clone()], &step.masks[mask]).map_err(|problem| {
+                EvaluateError::Improper {
+                    row: row.place,
+                    policy: policy.name().to_owned(),
+                    problem,
+                }
+            })?;
+        }
+    }
+    Ok(())
 }
 
 fn check(own: &[f64], mask: &[blkpilot_env::MaskReason]) -> Result<(), String> {

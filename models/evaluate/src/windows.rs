@@ -15,6 +15,7 @@ use crate::features::{Chosen, Features};
 use crate::fit::{FOLDS, Model, Stride, features_of};
 use crate::options::Options;
 use crate::read::{Sink, Step};
+use crate::replay::Replay;
 use crate::step::HostStep;
 use crate::target::TargetPolicy;
 use crate::trajectory::{Cut, Trajectories, Turned, Unit};
@@ -100,6 +101,7 @@ struct Of<'a> {
     policy: &'a dyn TargetPolicy,
     model: Option<Model>,
     weighed: Weighed,
+    replay: Replay,
     weights: Weights,
 }
 
@@ -119,7 +121,6 @@ pub(crate) struct Windows<'a> {
     pub(crate) calibrating: Calibrating,
     steps: u64,
     units: Vec<Unit>,
-    expected: Vec<f64>,
     drawn: Vec<f64>,
 }
 
@@ -137,6 +138,7 @@ impl<'a> Windows<'a> {
             policy: *policy,
             model,
             weighed: Weighed::default(),
+            replay: Replay::new(options),
             weights: Weights::new(options.horizon),
         };
         Self {
@@ -154,7 +156,6 @@ impl<'a> Windows<'a> {
             calibrating: Calibrating::new(spec),
             steps: 0,
             units: vec![],
-            expected: vec![],
             drawn: vec![],
         }
     }
@@ -169,7 +170,7 @@ impl<'a> Windows<'a> {
         self.blocks.seconds()
     }
 
-    fn take_unit(&mut self, step: &HostStep, unit: &Unit) {
+    fn take_unit(&mut self, step: &HostStep, unit: &Unit) -> Result<(), EvaluateError> {
         let count = self.policies.len();
         if self.open.len() <= unit.trajectory {
             self.open.resize(unit.trajectory + 1, Window::default());
@@ -196,7 +197,10 @@ impl<'a> Windows<'a> {
         behaviour[0] += unit.reward;
         behaviour[1] += 1.0;
         self.add_policies(step, unit, &mut window);
-        self.add_influence(step, unit, &mut window);
+        if let Turned::Begins { .. } = turned {
+            self.add_first(step, unit, block)?;
+        }
+        self.add_influence(step, unit, &mut window)?;
         if unit.has_terminated && at + 1 < self.horizon {
             self.end(&window, at + 1);
         }
@@ -204,6 +208,7 @@ impl<'a> Windows<'a> {
             self.finish(&window);
         }
         self.open[unit.trajectory] = window;
+        Ok(())
     }
 
     /// After its end a window counts on, with its last weight and rewards of 0.
@@ -250,7 +255,6 @@ impl<'a> Windows<'a> {
                 .model
                 .as_ref()
                 .map(|model| model.values[block % FOLDS][self.horizon - at - 1].as_slice());
-            let mut first = 0.0;
             for row in rows.clone() {
                 let before = *weight;
                 *weight = before.times(of.weighed.ratios[row]);
@@ -267,32 +271,50 @@ impl<'a> Windows<'a> {
                 let sums = &mut sums.steps[at];
                 add(&mut sums.q, weight.times(share), q);
                 add(&mut sums.v, before.times(share), v);
-                first += share * v;
             }
             add(&mut sums.steps[at].reward, *weight, unit.reward);
             of.weights.step(at, *weight);
-            if at == 0 {
-                sums.first += first;
-            }
         }
     }
 
+    /// What the models say that a window which begins here is worth.
+    fn add_first(
+        &mut self,
+        step: &HostStep,
+        unit: &Unit,
+        block: usize,
+    ) -> Result<(), EvaluateError> {
+        for (number, of) in self.policies.iter_mut().enumerate() {
+            let Some(model) = &of.model else { continue };
+            let replay = &mut of.replay;
+            let expected = replay.features(of.policy, self.spec, (step, unit), self.features)?;
+            let theta = &model.values[block % FOLDS][self.horizon - 1];
+            self.sums[block].policies[number].first += dot(expected, theta);
+        }
+        Ok(())
+    }
+
     /// What the transition that ends here moves the model's estimate by.
-    fn add_influence(&mut self, step: &HostStep, unit: &Unit, window: &mut Window) {
+    fn add_influence(
+        &mut self,
+        step: &HostStep,
+        unit: &Unit,
+        window: &mut Window,
+    ) -> Result<(), EvaluateError> {
         if window.is_open && unit.follows {
-            for number in 0..self.policies.len() {
-                let of = &self.policies[number];
+            for (number, of) in self.policies.iter_mut().enumerate() {
                 let Some(model) = &of.model else { continue };
-                let chosen = Chosen::Expected(&of.weighed.probabilities);
-                features_of(self.features, step, unit, chosen, &mut self.expected);
-                let moved = influence_after(model, window, Some(&self.expected), self.gamma);
+                let replay = &mut of.replay;
+                let expected =
+                    replay.features(of.policy, self.spec, (step, unit), self.features)?;
+                let moved = influence_after(model, window, Some(expected), self.gamma);
                 self.sums[window.fold].policies[number].influence += moved;
             }
         }
         window.is_open = self.stride.takes(self.steps);
         self.steps += 1;
         if !window.is_open {
-            return;
+            return Ok(());
         }
         window.fold = window.cut.block;
         window.reward = unit.reward;
@@ -312,6 +334,7 @@ impl<'a> Windows<'a> {
                 self.sums[window.fold].policies[number].influence += moved;
             }
         }
+        Ok(())
     }
 }
 
@@ -319,33 +342,37 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Over the fits that a step is part of, what its reward moves the estimate by.
+/// Over the fits that a step is part of, what its reward moves the estimate by. What is surprising is said by the fit
+/// that has not seen it: a fit follows what it was fitted to, and would call its own error too small.
+///
+/// Source: MacKinnon and White 1985, "Some heteroskedasticity-consistent covariance matrix estimators with improved
+/// finite sample properties", the jackknife, here with a fold left out.
 fn influence_reward(model: &Model, window: &Window) -> f64 {
     let width = window.open.len();
+    let reward = &model.fits[window.fold % FOLDS].theta(1)[..width];
+    let surprise = window.reward - dot(&window.open, reward);
     let of_fold = |fold: usize| {
-        let reward = &model.fits[fold].theta(1)[..width];
-        let surprise = window.reward - dot(&window.open, reward);
         let vectors = model.adjoints[fold].iter();
-        let moved: f64 = vectors.map(|u| dot(&u[..width], &window.open)).sum();
-        moved * surprise
+        vectors.map(|u| dot(&u[..width], &window.open)).sum::<f64>()
     };
-    other_folds(window).map(of_fold).sum()
+    surprise * other_folds(window).map(of_fold).sum::<f64>()
 }
 
 /// The same of what follows it; `None`: nothing.
 fn influence_after(model: &Model, window: &Window, next: Option<&[f64]>, gamma: f64) -> f64 {
-    let width = window.open.len();
-    let of_fold = |fold: usize| {
-        let of_step = |(k, vector): (usize, &Vec<f64>)| {
-            let after = match (k, next) {
-                (0, _) | (_, None) => 0.0,
-                (k, Some(next)) => dot(next, &model.values[fold][k - 1]),
-            };
-            let expected = dot(&window.open, &model.fits[fold].theta(k + 1)[width..]);
-            dot(&vector[width..], &window.open) * (gamma * after - expected)
+    let (width, own) = (window.open.len(), window.fold % FOLDS);
+    let surprise = |k: usize| {
+        let after = match (k, next) {
+            (0, _) | (_, None) => 0.0,
+            (k, Some(next)) => dot(next, &model.values[own][k - 1]),
         };
-        let vectors = model.adjoints[fold].iter().enumerate();
-        vectors.map(of_step).sum::<f64>()
+        gamma * after - dot(&window.open, &model.fits[own].theta(k + 1)[width..])
+    };
+    let surprises: Vec<f64> = (0..model.adjoints[own].len()).map(surprise).collect();
+    let of_fold = |fold: usize| {
+        let vectors = model.adjoints[fold].iter().zip(&surprises);
+        let moved = vectors.map(|(u, surprise)| dot(&u[width..], &window.open) * surprise);
+        moved.sum::<f64>()
     };
     other_folds(window).map(of_fold).sum()
 }
@@ -368,7 +395,7 @@ impl Sink for Windows<'_> {
             }
         }
         for unit in &units {
-            self.take_unit(step.step, unit);
+            self.take_unit(step.step, unit)?;
         }
         self.units = units;
         Ok(())

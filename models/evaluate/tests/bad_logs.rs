@@ -8,13 +8,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use blkpilot_env::MaskReason;
+use blkpilot_env::{EnvSpec, Head, HeadScope, MaskReason};
 use blkpilot_evaluate::{
-    EvaluateError, Evaluation, Exposure, Mixed, Options, UniformTarget, evaluate, html, verdict,
+    EvaluateError, Evaluation, Exposure, LoggedTurn, Mixed, Options, TargetPolicy, UniformTarget,
+    evaluate, html, verdict,
 };
 use blkpilot_log::{
-    Config, DecisionId, DecisionRow, Horizon, HostStepId, Keep, OutcomeRow, Source, Stage, Writer,
+    Config, DecisionId, DecisionRow, Horizon, HostStepId, Keep, OutcomeRow, Source, Stage, Subject,
+    Writer,
 };
+use blkpilot_models::PolicyError;
 use common::{GOOD, INTERVAL_US, Size, Target, World, rows, spec, write};
 use tempfile::TempDir;
 
@@ -116,6 +119,99 @@ fn propensities_that_are_not_those_under_the_mask_are_refused() {
     assert_refused(|row| row.heads[0].forced = true, "the mask leaves a choice");
     assert_refused(|row| row.seen.disk.push(1.0), "disk_features has 2 values");
     assert_refused(|row| row.heads.truncate(1), "the spec has 2 heads");
+}
+
+#[test]
+fn a_head_of_another_name_is_refused() {
+    assert_refused(
+        |row| row.heads[0].head = "scheduler".to_owned(),
+        "head_name[0] = scheduler, the spec has cache",
+    );
+}
+
+#[test]
+fn devices_that_choose_are_refused_under_exposure_disk() {
+    let mut wide = spec();
+    let [cache, _] = &wide.disk_heads[..] else {
+        panic!("two heads")
+    };
+    wide.device_heads = vec![Head {
+        scope: HeadScope::Device,
+        ..cache.clone()
+    }];
+    let rows = changed(|rows| {
+        let with_device = rows.chunk_by(|(a, _), (b, _)| a.host_step_id == b.host_step_id);
+        let with_device = with_device.flat_map(|disks| {
+            let (mut decision, mut outcome) = disks[1].clone();
+            let id = DecisionId(decision.id.0 | 1 << 100);
+            (decision.id, outcome.decision_id) = (id, id);
+            decision.subject = Subject::Device {
+                name: "nvme0n1".to_owned(),
+            };
+            decision.order = 2;
+            decision.heads.truncate(1);
+            decision.heads[0].propensity = 0.5;
+            decision.seen.disk.clear();
+            disks.iter().cloned().chain([(decision, outcome)])
+        });
+        let mut with_device: Rows = with_device.collect();
+        for (decision, _) in &mut with_device {
+            decision.spec_hash = wide.hash();
+        }
+        *rows = with_device;
+    });
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), &rows);
+    let policy = UniformTarget::new(wide);
+    let of = |exposure| {
+        let options = Options {
+            exposure,
+            ..options()
+        };
+        evaluate(dir.path(), &policy, None, &options)
+    };
+    assert_eq!(of(Exposure::Host).unwrap().log.rows, 180);
+    let error = of(Exposure::Disk).unwrap_err();
+    assert!(matches!(error, EvaluateError::Exposure { .. }), "{error}");
+    assert!(
+        error.to_string().contains("60 choices of devices"),
+        "{error}"
+    );
+}
+
+/// Wants more than everything.
+struct Greedy(Target);
+
+impl TargetPolicy for Greedy {
+    fn name(&self) -> &'static str {
+        "greedy"
+    }
+    fn spec(&self) -> &EnvSpec {
+        self.0.spec()
+    }
+    fn probabilities(
+        &self,
+        turns: &[LoggedTurn<'_>],
+        out: &mut [f64],
+    ) -> Result<(), (usize, PolicyError)> {
+        self.0.probabilities(turns, out)?;
+        out.iter_mut().for_each(|p| *p *= 1.2);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_policy_whose_probabilities_are_none_is_refused_by_name() {
+    let dir = TempDir::new().unwrap();
+    write(dir.path(), &changed(|_| {}));
+    let greedy = Greedy(Target::new(GOOD));
+    let error = evaluate(dir.path(), &greedy, None, &options()).unwrap_err();
+    assert!(matches!(error, EvaluateError::Improper { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("greedy") && text.contains("must sum to 1"),
+        "{text}"
+    );
 }
 
 #[test]
