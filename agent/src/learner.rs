@@ -59,7 +59,7 @@ pub struct Learner {
     spec: EnvSpec,
     path: PathBuf,
     until_us: i64,
-    /// When it was last written down; `None` where it has learned nothing since it was read.
+    /// When it was last written down by this process.
     kept: Option<Instant>,
     has_news: bool,
 }

@@ -70,8 +70,8 @@ impl Adam {
         })
     }
 
-    /// Goes on from given moments. One of a parameter that has none is refused by the caller's `moments`: each
-    /// parameter must be in it, with its shape.
+    /// Goes on from given moments, after so many steps: a pair for each parameter, in its shape. A parameter that has
+    /// none stays as it is.
     #[must_use]
     pub fn resume(config: AdamConfig, steps: u64, moments: BTreeMap<String, Moments>) -> Self {
         Self {
