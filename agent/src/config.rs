@@ -1,6 +1,8 @@
 //! The daemon's configuration: TOML in, a checked [`Config`] or every problem out, before anything
 //! is touched.
 
+mod policies;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,6 +22,7 @@ use blkpilot_host::{
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
+pub use self::policies::{BASELINES, PolicyConfig, Promotion, Selection};
 use crate::history::LogConfig;
 use crate::mode::{Knob, Mode};
 pub use crate::toml_reader::Problem;
@@ -30,9 +33,6 @@ pub const DEFAULT_SOCKET: &str = "/run/blkpilot/blkpilot.sock";
 
 /// The version of the file format.
 const VERSION: u64 = 1;
-
-/// Names of the policies that need no checkpoint.
-pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
 
 const MODES: [(&str, Mode); 6] = [
     ("off", Mode::Off),
@@ -148,39 +148,6 @@ pub struct GuestConfig {
     pub exploration: Option<Exploration>,
     /// Objective of its disks for the p99, microseconds: where it is missed, neighbours may be limited.
     pub p99_objective_us: Option<f64>,
-}
-
-/// What decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PolicyConfig {
-    /// A policy that was not trained, by name.
-    Baseline(String),
-    /// A trained network.
-    Checkpoint {
-        /// Its directory.
-        dir: PathBuf,
-        /// How its scores become a choice.
-        selection: Selection,
-    },
-}
-
-/// What becomes of a policy that `blkpilot promote` has installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Promotion {
-    /// It is served in place of the configuration's.
-    #[default]
-    Serve,
-    /// The configuration's is served all the same.
-    Ignore,
-}
-
-/// How a network's scores become a choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Selection {
-    /// The best allowed level.
-    Greedy,
-    /// Drawn by the policy's probabilities: explores.
-    Sample,
 }
 
 /// Where to listen and what to keep.
@@ -312,8 +279,9 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
-    let policy = policy.and_then(|section| self::policy(section, base));
-    let candidate = candidate.and_then(|section| self::policy(section, base));
+    let policy = policy.and_then(|section| policies::policy(section, base, None));
+    let taken = policy.as_ref().and_then(PolicyConfig::bandit);
+    let candidate = candidate.and_then(|section| policies::policy(section, base, taken));
     let service = service.and_then(|section| self::service(section, base));
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
     let neighbours = neighbours.map(|section| self::neighbours(section, host.as_ref()));
@@ -732,46 +700,6 @@ fn exploration(mut section: Section) -> Option<Exploration> {
     }
     section.finish();
     checked.is_ok().then_some(exploration)
-}
-
-fn policy(mut section: Section, base: &Path) -> Option<PolicyConfig> {
-    let is_given = section.has("baseline") || section.has("checkpoint");
-    let baseline = section.text("baseline");
-    let checkpoint = section.text("checkpoint");
-    let selection = section.choice(
-        "selection",
-        &[("greedy", Selection::Greedy), ("sample", Selection::Sample)],
-    );
-    let known = BASELINES.join(", ");
-    let policy = match (baseline, checkpoint) {
-        (Some(name), None) if BASELINES.contains(&name.as_str()) => {
-            Some(PolicyConfig::Baseline(name))
-        }
-        (Some(name), None) => {
-            section.problem("baseline", format!("= \"{name}\" must be one of {known}"));
-            None
-        }
-        (None, Some(dir)) => Some(PolicyConfig::Checkpoint {
-            dir: base.join(dir),
-            selection: selection.unwrap_or(Selection::Greedy),
-        }),
-        (None, None) if is_given => None,
-        (None, None) => {
-            section.problem(
-                "checkpoint",
-                format!("is missing: a checkpoint's directory, or baseline = one of {known}"),
-            );
-            None
-        }
-        (Some(_), Some(_)) => {
-            let other = section.path("checkpoint");
-            let problem = format!("stands beside {other}: keep one of them");
-            section.problem("baseline", problem);
-            None
-        }
-    };
-    section.finish();
-    policy
 }
 
 /// What is wrong is noted; what stands in its place does not matter then.

@@ -30,7 +30,7 @@ use blkpilot_env::guard::neighbour::{NeighbourConfig, NeighbourWatch};
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
 use blkpilot_log::turn::Ending;
-use blkpilot_log::{DecisionId, OutcomeRow};
+use blkpilot_log::{DecisionRow, OutcomeRow};
 use rand::SeedableRng as _;
 use tokio::sync::{broadcast, watch};
 use tonic::Code;
@@ -51,6 +51,7 @@ use crate::handle::{
 };
 use crate::history::Recorder;
 use crate::last_good::Proof;
+use crate::learner::Learner;
 use crate::names::decision_name;
 use crate::status::Failure;
 
@@ -77,6 +78,8 @@ pub struct OwnerConfig {
     pub candidate: Option<Chain>,
     /// Keeps the production policy as the last good one, once it has proved itself.
     pub proof: Option<Proof>,
+    /// What learns from what comes of decisions.
+    pub learners: Vec<Learner>,
     /// Measures how long a policy takes.
     pub clock: Box<dyn Clock + Sync>,
     /// Seed of the order of decisions and of sampling.
@@ -150,7 +153,7 @@ struct Owner {
     shadow_rng: Rng,
     explored: ExplorationBudget,
     /// Decisions that wait for what comes of them, by row of the disk table.
-    awaited: BTreeMap<usize, DecisionId>,
+    awaited: BTreeMap<usize, DecisionRow>,
     proposals: VecDeque<Proposal>,
     requests: VecDeque<(Uuid, Request, Arc<Decision>)>,
     next_look: Instant,
@@ -231,6 +234,7 @@ impl Owner {
         loop {
             let asked = stop.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(Stop { on_exit, reply }) = asked {
+                self.config.learners.iter_mut().for_each(Learner::keep);
                 // Nobody waits any more if the reply cannot be sent.
                 let _ = reply.send(self.leave(on_exit));
                 return;
@@ -432,19 +436,23 @@ impl Owner {
             .awaited
             .iter()
             .filter(|(disk, _)| **disk < rewards.counted.len());
-        let outcome = |(disk, id): (&usize, &DecisionId)| {
-            OutcomeRow::of_disk(*id, *disk, &self.config.spec, rewards, &ending)
+        let outcome = |(disk, row): (&usize, &DecisionRow)| {
+            OutcomeRow::of_disk(row.id, *disk, &self.config.spec, rewards, &ending)
         };
-        let outcomes: Vec<OutcomeRow> = known.map(outcome).collect();
+        let outcomes: Vec<OutcomeRow> = known.clone().map(outcome).collect();
         if outcomes.is_empty() {
             return;
         }
         let recorder = &mut self.config.recorder;
         let written = recorder
-            .append_outcomes(outcomes)
+            .append_outcomes(outcomes.clone())
             .and_then(|()| recorder.flush());
         if let Err(error) = written {
             tracing::error!(%error, "outcomes were not recorded");
+            return;
+        }
+        for learner in &mut self.config.learners {
+            learner.learn(known.clone().map(|(_, row)| row).zip(&outcomes));
         }
     }
 

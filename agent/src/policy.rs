@@ -9,6 +9,7 @@ use blkpilot_models::{Checkpoint, CheckpointError, NetworkPolicy, Policy, Policy
 use crate::chain::Loaded;
 use crate::config::{self, PolicyConfig};
 use crate::decision::PolicyRef;
+use crate::learner::{Learner, LearnerError};
 use crate::promotion::{self, PromotionError};
 
 /// Why a policy was refused.
@@ -41,6 +42,15 @@ pub enum LoadError {
         #[source]
         source: PolicyError,
     },
+    /// What a bandit has learned is of no use, or cannot be read.
+    #[error("{setting}: {source}")]
+    Learner {
+        /// What the configuration says, such as `policy.bandit = "linucb"`.
+        setting: String,
+        /// What is wrong.
+        #[source]
+        source: LearnerError,
+    },
 }
 
 fn cause(error: &CheckpointError) -> String {
@@ -60,7 +70,7 @@ pub fn production(config: &config::Config, spec: &EnvSpec) -> Result<Served, Loa
     };
     let promoted = promoted.map_err(|source| LoadError::Promoted { source })?;
     let Some(promoted) = promoted else {
-        return load(&config.policy, "policy", spec);
+        return load(&config.policy, "policy", spec, data_dir);
     };
     tracing::info!(
         policy = promoted.name,
@@ -77,7 +87,12 @@ pub fn production(config: &config::Config, spec: &EnvSpec) -> Result<Served, Loa
 ///
 /// # Errors
 /// Whatever is wrong with it; for a checkpoint made for another spec, the first difference.
-pub fn load(config: &PolicyConfig, table: &str, spec: &EnvSpec) -> Result<Served, LoadError> {
+pub fn load(
+    config: &PolicyConfig,
+    table: &str,
+    spec: &EnvSpec,
+    data_dir: &Path,
+) -> Result<Served, LoadError> {
     match config {
         PolicyConfig::Baseline(name) => {
             let policy = baseline(name, spec).map_err(|source| LoadError::Baseline {
@@ -91,6 +106,27 @@ pub fn load(config: &PolicyConfig, table: &str, spec: &EnvSpec) -> Result<Served
             Ok(Served {
                 loaded: Loaded { policy, reference },
                 network: None,
+                learner: None,
+            })
+        }
+        PolicyConfig::Bandit(config) => {
+            let name = config.algorithm.name();
+            let learner = Learner::open(data_dir, spec, *config);
+            let learner = learner.map_err(|source| LoadError::Learner {
+                setting: format!("{table}.bandit = \"{name}\""),
+                source,
+            })?;
+            let reference = PolicyRef {
+                name: name.to_owned(),
+                version: String::new(),
+            };
+            Ok(Served {
+                loaded: Loaded {
+                    policy: learner.policy(),
+                    reference,
+                },
+                network: None,
+                learner: Some(learner),
             })
         }
         PolicyConfig::Checkpoint { dir, selection } => {
@@ -108,6 +144,8 @@ pub struct Served {
     pub loaded: Loaded,
     /// The checkpoint it is from, and how its scores become a choice; `None` for a baseline.
     pub network: Option<(Checkpoint, Selection)>,
+    /// What it learns with; `None` for one that does not.
+    pub learner: Option<Learner>,
 }
 
 fn baseline(name: &str, spec: &EnvSpec) -> Result<Box<dyn Policy>, PolicyError> {
@@ -151,5 +189,6 @@ fn served(
             reference,
         },
         network: Some((checkpoint, selection)),
+        learner: None,
     })
 }

@@ -23,13 +23,14 @@ use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
-use crate::chain::{Chain, Loaded};
+use crate::chain::Chain;
 use crate::config::{Config, HostKind, Listen, OnExit};
 use crate::environments::Environments;
 use crate::gate::LoopbackChanges;
 use crate::handle::{HostHandle, HostState};
 use crate::history::Recorder;
 use crate::last_good::{self, Proof};
+use crate::learner::Learner;
 use crate::listen::{ListenError, Listener};
 use crate::owner::{self, OwnerConfig};
 use crate::policy::{self, LoadError, Served};
@@ -268,7 +269,8 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     let spec = spec_of(&config.host.kind);
     let production = policy::production(&config, &spec)?;
     let candidate = candidate(&config, &spec)?;
-    let recorder = Recorder::open(&config.service.data_dir.join("decisions"), &config.log)?;
+    let log = config.service.data_dir.join("decisions");
+    let recorder = Recorder::open(&log, &config.log)?;
     let modes = Modes {
         default: config.host.mode,
         guests: config.host.guests,
@@ -303,7 +305,19 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
             (BackendKind::Libvirt, interval, seed, Box::new(connect))
         }
     };
-    let Served { loaded, network } = production;
+    let Served {
+        loaded,
+        network,
+        learner,
+    } = production;
+    let (candidate, candidate_learner) = match candidate {
+        Some(candidate) => (Some(candidate.loaded), candidate.learner),
+        None => (None, None),
+    };
+    let mut learners: Vec<Learner> = [learner, candidate_learner].into_iter().flatten().collect();
+    for learner in &mut learners {
+        learner.catch_up(&log, &config.host.name);
+    }
     let last_good = network.as_ref().and_then(|(_, selection)| {
         last_good::load(&last_good_dir, &loaded.reference, *selection, &spec)
     });
@@ -314,6 +328,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         modes,
         production: Chain::with_fallbacks(loaded, last_good, &spec, patience),
         candidate: candidate.map(|candidate| Chain::alone(candidate, patience)),
+        learners,
         proof: network.map(|(checkpoint, _)| Proof::of(checkpoint, last_good_dir)),
         clock: Box::new(BootClock),
         spec,
@@ -325,10 +340,12 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
     })
 }
 
-fn candidate(config: &Config, spec: &EnvSpec) -> Result<Option<Loaded>, LoadError> {
+fn candidate(config: &Config, spec: &EnvSpec) -> Result<Option<Served>, LoadError> {
+    let data_dir = &config.service.data_dir;
     let candidate = config.candidate.as_ref();
-    let candidate = candidate.map(|candidate| policy::load(candidate, "candidate", spec));
-    Ok(candidate.transpose()?.map(|served| served.loaded))
+    candidate
+        .map(|candidate| policy::load(candidate, "candidate", spec, data_dir))
+        .transpose()
 }
 
 /// What a policy may take for a joint decision: a quarter of the interval. A simulated host's is that of

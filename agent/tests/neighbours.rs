@@ -185,6 +185,7 @@ impl Case {
             production: Chain::alone(Loaded { policy, reference }, Duration::from_secs(1)),
             candidate: None,
             proof: None,
+            learners: vec![],
             clock: Box::new(ManualClock::default()),
             spec,
             seed: 1,

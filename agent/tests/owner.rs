@@ -243,6 +243,7 @@ impl Case {
             ),
             candidate: None,
             proof: None,
+            learners: vec![],
             clock: Box::new(ManualClock::default()),
             spec,
             seed: 1,

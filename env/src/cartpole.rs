@@ -9,7 +9,7 @@ use ndarray::{Array1, Array2, Array3};
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::decision::{JointAction, check_action};
-use crate::environment::{EnvError, Environment, ResetOptions, Rewards, Step};
+use crate::environment::{EnvError, Environment, Repeatable, ResetOptions, Rewards, Step};
 use crate::observation::{Masks, Observation, Table};
 use crate::spec::{Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, Scale, Unit};
 
@@ -251,6 +251,16 @@ impl Environment for CartPole {
             truncated,
             final_observation: None,
         })
+    }
+}
+
+impl Repeatable for CartPole {
+    fn rng(&self) -> &crate::Rng {
+        &self.rng
+    }
+
+    fn set_rng(&mut self, rng: crate::Rng) {
+        self.rng = rng;
     }
 }
 

@@ -108,6 +108,16 @@ pub enum EnvError {
     },
 }
 
+/// An environment that draws from random numbers of its own, and from nothing else: whoever sets them and does the
+/// same again sees the same.
+pub trait Repeatable: Environment {
+    /// The numbers as they stand.
+    fn rng(&self) -> &crate::Rng;
+
+    /// Goes on with these; an episode must be begun before the next step.
+    fn set_rng(&mut self, rng: crate::Rng);
+}
+
 /// A host, or anything else an agent can act on.
 pub trait Environment {
     /// What can be seen and done here.

@@ -8,7 +8,7 @@
 //! learns on the one host is therefore stated in the terms of the other.
 //!
 //! Reading order: [`spec`] (what can be seen and done), [`observation`], [`decision`] (how a joint
-//! decision is made one disk at a time), [`environment`] (reset and step), then [`sample`],
+//! decision is made one disk at a time), [`environment`] (reset and step), [`recorded`] (an episode that can be gone on with), then [`sample`],
 //! [`window`], [`features`] and [`reward`], then [`sim`].
 
 pub mod cartpole;
@@ -19,6 +19,7 @@ pub mod environment;
 pub mod features;
 pub mod guard;
 pub mod observation;
+pub mod recorded;
 pub mod reward;
 pub mod sample;
 pub mod sim;
@@ -28,7 +29,7 @@ pub mod window;
 
 pub use clock::{Clock, ManualClock};
 pub use decision::{ActionError, JointAction, JointDecision, Turn, TurnView};
-pub use environment::{EnvError, Environment, ResetOptions, Rewards, Step};
+pub use environment::{EnvError, Environment, Repeatable, ResetOptions, Rewards, Step};
 pub use observation::{MaskReason, Masks, Observation, Table, Validity};
 pub use spec::{Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, Scale, Unit};
 

@@ -21,7 +21,7 @@ use crate::log::{LogRun, log};
 use crate::oracle::{OracleOptions, oracle};
 use crate::progress::{self, Progress};
 use crate::sanity::{self, Sanity};
-use crate::train::{Existing, Run, Summary, train};
+use crate::train::{Existing, Run, Summary, resume, train};
 use crate::{LabError, json_text, write_file};
 
 /// Trains policies for KVM hosts in simulation, and compares them.
@@ -45,9 +45,11 @@ The directory then holds
   policy/                 the checkpoint, for `blkpilot serve` and `blkpilot-lab compare`
   summary.json            steps, seconds, and the comparison with policies that are not trained
   curve.svg               return while learning
+  state.json              where it stands, for `blkpilot-lab resume`
   events.out.tfevents.*   the same and the losses, for TensorBoard
 
-Ctrl-C ends the training early; policy/ and summary.json are written all the same.
+Ctrl-C ends the training early; policy/ and summary.json are written all the same, and
+`blkpilot-lab resume` goes on from there.
 
 A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
 preset, or a TOML file, whose path starts at the config's directory.
@@ -55,6 +57,12 @@ preset, or a TOML file, whose path starts at the config's directory.
 Training and evaluation never share a seed: training seeds have their highest bit clear, evaluation
 seeds have it set, and evaluation seed i is the same in every run. A config plays those from its
 evaluation.first_seed on; choose settings on other seeds than those that you report.";
+
+const RESUME_HELP: &str = "\
+Goes on from the last time the policy was saved: at each checkpoint_every of the config, and at Ctrl-C. On one
+machine the policy is then, bit for bit, that of a run without an interruption. The config is the one of the
+run: one whose scenario file says something else now is refused with the difference. A run that has ended is
+only compared again.";
 
 const COMPARE_HELP: &str = "\
 Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals
@@ -115,6 +123,9 @@ enum Command {
     /// Train a policy as a config says, then compare it with those that are not trained
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
+    /// Go on with a training run that was interrupted, as if it had not been
+    #[command(after_help = RESUME_HELP)]
+    Resume(ResumeArgs),
     /// Compare a trained policy with keep_default, random, round_robin and least_loaded
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
@@ -150,6 +161,15 @@ struct TrainArgs {
     /// Replace the run that stands in the directory
     #[arg(long)]
     overwrite: bool,
+    /// Print the summary as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ResumeArgs {
+    /// Directory of the run
+    run: PathBuf,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -306,6 +326,7 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self.command {
             Command::Train(args) => run_train(&args),
+            Command::Resume(args) => run_resume(&args),
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),
             Command::Log(args) => run_log(&args),
@@ -334,19 +355,30 @@ fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
     };
     let summary = train(&run, &stop_flag(), &mut |event| progress.show(&event))?;
     progress.end();
-    print(&if args.json {
-        json_text(&summary)
+    Ok(show_summary(&summary, &out, args.json))
+}
+
+fn run_resume(args: &ResumeArgs) -> Result<ExitCode, LabError> {
+    let mut progress = Progress::over(0);
+    let summary = resume(&args.run, &stop_flag(), &mut |event| progress.show(&event))?;
+    progress.end();
+    Ok(show_summary(&summary, &args.run, args.json))
+}
+
+fn show_summary(summary: &Summary, out: &Path, as_json: bool) -> ExitCode {
+    print(&if as_json {
+        json_text(summary)
     } else {
-        train_text(&summary, &run)
+        train_text(summary, out)
     });
-    Ok(if summary.interrupted {
+    if summary.interrupted {
         ExitCode::from(LabError::Interrupted.exit_code())
     } else {
         ExitCode::SUCCESS
-    })
+    }
 }
 
-fn train_text(summary: &Summary, run: &Run<'_>) -> String {
+fn train_text(summary: &Summary, out: &Path) -> String {
     let Summary {
         env_steps,
         wall_s,
@@ -354,9 +386,11 @@ fn train_text(summary: &Summary, run: &Run<'_>) -> String {
         ..
     } = summary;
     let figures = format!("{env_steps} steps in {wall_s:.1} s ({steps_per_s:.0} steps/s)");
-    let out = run.out.display();
+    let out = out.display();
     if summary.interrupted {
-        return format!("interrupted after {figures}; the policy as it stood is in {out}/policy\n");
+        return format!(
+            "interrupted after {figures}; the policy as it stood is in {out}/policy, and `blkpilot-lab resume {out}` goes on\n"
+        );
     }
     format!(
         "{}\n{figures}; written to {out}\n",

@@ -38,6 +38,8 @@ pub struct Config {
     pub evaluation: Evaluation,
     /// The file as it was written, for the checkpoint's manifest.
     pub document: serde_json::Value,
+    /// The directory at which its relative paths start.
+    pub base: PathBuf,
 }
 
 /// What to learn on.
@@ -163,6 +165,18 @@ impl Config {
         Self::parse(file, &text)
     }
 
+    /// As [`Config::load`], of what [`Config::document`] says of the file.
+    ///
+    /// # Errors
+    /// `Syntax` if it is no document of a config, `Invalid`.
+    pub fn from_document(file: &Path, document: &serde_json::Value) -> Result<Self, ConfigError> {
+        let text = toml::to_string(document).map_err(|error| ConfigError::Syntax {
+            file: file.to_owned(),
+            message: error.to_string(),
+        })?;
+        Self::parse(file, &text)
+    }
+
     /// As [`Config::load`], of a text that was read from `file`.
     ///
     /// # Errors
@@ -184,6 +198,7 @@ impl Config {
             Some(checked) if check.problems.is_empty() => Ok(Self {
                 name,
                 document,
+                base: std::path::absolute(base).unwrap_or_else(|_| base.to_owned()),
                 ..checked
             }),
             _ => Err(ConfigError::Invalid {
@@ -293,6 +308,7 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
         training: training?,
         evaluation,
         document: serde_json::Value::Null,
+        base: PathBuf::new(),
     })
 }
 

@@ -2,7 +2,9 @@
 
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::sim::{ScenarioErrors, SimHost};
-use blkpilot_env::{EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Step};
+use blkpilot_env::{
+    EnvError, EnvSpec, Environment, JointAction, Observation, Repeatable, ResetOptions, Rng, Step,
+};
 
 use crate::config::{EnvironmentConfig, HostSource};
 
@@ -55,6 +57,22 @@ impl Environment for AnyEnvironment {
         match self {
             Self::CartPole(cart) => cart.step(action),
             Self::SimHost(host) => host.step(action),
+        }
+    }
+}
+
+impl Repeatable for AnyEnvironment {
+    fn rng(&self) -> &Rng {
+        match self {
+            Self::CartPole(cart) => cart.rng(),
+            Self::SimHost(host) => host.rng(),
+        }
+    }
+
+    fn set_rng(&mut self, rng: Rng) {
+        match self {
+            Self::CartPole(cart) => cart.set_rng(rng),
+            Self::SimHost(host) => host.set_rng(rng),
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod oracle;
 mod progress;
 pub mod sanity;
 pub mod seeds;
+pub mod state;
 pub mod tensorboard;
 pub mod train;
 
@@ -44,6 +45,26 @@ pub enum LabError {
     OutExists {
         /// The directory.
         dir: PathBuf,
+    },
+    /// A run that cannot be gone on with.
+    #[error("{}: cannot go on with this run: {problem}", dir.display())]
+    NotResumable {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A run whose config is another one now.
+    #[error(
+        "{}: its config has changed, and the run would not be the same: {}; put it back, or train anew with another --out",
+        dir.display(),
+        differences.join("; ")
+    )]
+    Changed {
+        /// Its directory.
+        dir: PathBuf,
+        /// Each key with both values.
+        differences: Vec<String>,
     },
     /// A policy that cannot be loaded or does not fit.
     #[error(transparent)]
@@ -141,6 +162,8 @@ impl LabError {
             | Self::Scenario(_)
             | Self::ScenarioFile(_)
             | Self::OutExists { .. }
+            | Self::NotResumable { .. }
+            | Self::Changed { .. }
             | Self::NotAHost { .. }
             | Self::NoPolicy { .. }
             | Self::Policy(_) => 2,

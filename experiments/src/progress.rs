@@ -26,12 +26,14 @@ impl Progress {
         match event {
             Event::Update {
                 env_steps,
+                planned,
                 episodic_return,
                 steps_per_s,
                 report,
             } => {
                 let value =
                     episodic_return.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
+                self.bar.set_length(*planned);
                 self.bar.set_position(*env_steps);
                 self.bar.set_message(format!(
                     "return {value}  policy loss {:+.4}  value loss {:.4}  {steps_per_s:.0} steps/s",

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use blkpilot_env::recorded::Recorded;
 use blkpilot_env::vector::AutoresetEnv;
 use blkpilot_env::{Autoreset, Rng};
-use blkpilot_learn::{Collector, EpisodeEnd, Ppo, Rollout, UpdateReport};
+use blkpilot_learn::{Collector, EpisodeEnd, Ppo, Resumable, Rollout, UpdateReport};
 use blkpilot_models::Checkpoint;
 use rand::SeedableRng as _;
 use serde::Serialize;
@@ -16,6 +17,7 @@ use crate::compare::{Comparison, compare, episode_count};
 use crate::config::Config;
 use crate::curve::{self, Point};
 use crate::environments::{self, AnyEnvironment};
+use crate::state::{STATE_FILE, State, scenario};
 use crate::tensorboard::EventWriter;
 use crate::{LabError, json_text, seeds, write_file};
 
@@ -60,6 +62,8 @@ pub enum Event<'a> {
     Update {
         /// Host-steps played.
         env_steps: u64,
+        /// Host-steps the config asks for.
+        planned: u64,
         /// Mean return of recent episodes; `None` before the first has ended.
         episodic_return: Option<f64>,
         /// Host-steps per second since the start.
@@ -121,78 +125,188 @@ pub fn train(
     stop: &AtomicBool,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, LabError> {
-    let config = run.config;
-    let mut collector = collector(config, run.seed)?;
-    let mut ppo = Ppo::new(
-        collector.spec(),
-        config.architecture,
-        config.training.ppo.clone(),
-        run.seed,
-    )?;
-    let mut files = Files::create(run)?;
-    let started = Instant::now();
-    let mut record = Record::default();
-    ppo.warm_up(&play(&ppo, &mut collector, &mut record)?);
-    let mut is_stopped = stop.load(Ordering::Relaxed);
-    while ppo.env_steps() < config.training.env_steps && !is_stopped {
-        let progress = ppo.env_steps() as f64 / config.training.env_steps as f64;
-        let rollout = play(&ppo, &mut collector, &mut record)?;
-        let report = ppo.update(&rollout, progress)?;
-        let steps_per_s = ppo.env_steps() as f64 / started.elapsed().as_secs_f64();
-        record.point(ppo.env_steps(), &rollout.episodes);
-        files.log(ppo.env_steps(), &rollout.episodes, &report, steps_per_s)?;
-        let episodic_return = record.episodic_return();
+    Session::begin(run)?.finish(stop, watch)
+}
+
+/// Goes on with the run in `dir`, from the last time its policy was saved: what comes of it is what would have come
+/// of it without an interruption, bit for bit, on one machine. One that has ended is only compared again.
+///
+/// # Errors
+/// `NotResumable`, `Changed`, or as [`train`].
+pub fn resume(
+    dir: &Path,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Summary, LabError> {
+    let (state, checkpoint) = State::load(dir)?;
+    let config = state.config(dir)?;
+    let session = Session::resume(dir, &config, state, &checkpoint)?;
+    session.finish(stop, watch)
+}
+
+/// A run under way.
+struct Session<'a> {
+    config: &'a Config,
+    seed: u64,
+    collector: Collector<Resumable<AnyEnvironment>>,
+    ppo: Ppo,
+    files: Files,
+    record: Record,
+    started: Instant,
+    /// Seconds of training before it was interrupted.
+    before_s: f64,
+}
+
+impl<'a> Session<'a> {
+    fn begin(run: &Run<'a>) -> Result<Self, LabError> {
+        let config = run.config;
+        let mut collector = collector(config, run.seed)?;
+        let mut ppo = Ppo::new(
+            collector.spec(),
+            config.architecture,
+            config.training.ppo.clone(),
+            run.seed,
+        )?;
+        let files = Files::create(run)?;
+        let started = Instant::now();
+        let mut record = Record::default();
+        ppo.warm_up(&play(&ppo, &mut collector, &mut record)?);
+        Ok(Self {
+            config,
+            seed: run.seed,
+            collector,
+            ppo,
+            files,
+            record,
+            started,
+            before_s: 0.0,
+        })
+    }
+
+    fn resume(
+        dir: &Path,
+        config: &'a Config,
+        state: State,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, LabError> {
+        let envs = (0..config.training.envs).map(|_| environments::make(&config.environment));
+        let envs = envs.collect::<Result<_, _>>()?;
+        Ok(Self {
+            config,
+            seed: state.seed,
+            collector: Collector::resume(envs, state.collector)?,
+            ppo: Ppo::resume(checkpoint, config.training.ppo.clone())?,
+            files: Files::reopen(dir, state.next_checkpoint)?,
+            record: Record {
+                returns: state.returns,
+                points: state.points,
+            },
+            started: Instant::now(),
+            before_s: state.wall_s,
+        })
+    }
+
+    fn wall_s(&self) -> f64 {
+        self.before_s + self.started.elapsed().as_secs_f64()
+    }
+
+    fn finish(
+        mut self,
+        stop: &AtomicBool,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Summary, LabError> {
+        let planned = self.config.training.env_steps;
+        let mut is_stopped = stop.load(Ordering::Relaxed);
+        while self.ppo.env_steps() < planned && !is_stopped {
+            self.update(watch)?;
+            is_stopped = stop.load(Ordering::Relaxed);
+        }
+        let wall_s = self.wall_s();
+        let checkpoint = self.save()?;
+        let title = format!(
+            "{}, seed {}: return while learning",
+            self.config.name, self.seed
+        );
+        self.files.draw(&title, &self.record.points)?;
+        let comparing = Instant::now();
+        let comparison = if is_stopped {
+            None
+        } else {
+            compare_unless_stopped(self.config, &checkpoint, stop, watch)?
+        };
+        let summary = Summary {
+            config: self.config.name.clone(),
+            algorithm: "ppo",
+            seed: self.seed,
+            interrupted: comparison.is_none(),
+            env_steps: self.ppo.env_steps(),
+            env_steps_planned: planned,
+            updates: self.ppo.updates(),
+            wall_s,
+            steps_per_s: self.ppo.env_steps() as f64 / wall_s,
+            comparison_s: comparing.elapsed().as_secs_f64(),
+            episodic_return: self.record.episodic_return(),
+            spec_hash: checkpoint.manifest.spec_hash.clone(),
+            policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            comparison: comparison.unwrap_or_else(|| Comparison::none(self.config)),
+        };
+        write_file(&self.files.out.join(SUMMARY_FILE), json_text(&summary))?;
+        Ok(summary)
+    }
+
+    /// One rollout, and what is learnt from it.
+    fn update(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), LabError> {
+        let training = &self.config.training;
+        let progress = self.ppo.env_steps() as f64 / training.env_steps as f64;
+        let rollout = play(&self.ppo, &mut self.collector, &mut self.record)?;
+        let report = self.ppo.update(&rollout, progress)?;
+        let env_steps = self.ppo.env_steps();
+        let steps_per_s = env_steps as f64 / self.wall_s();
+        self.record.point(env_steps, &rollout.episodes);
+        self.files
+            .log(env_steps, &rollout.episodes, &report, steps_per_s)?;
         watch(Event::Update {
-            env_steps: ppo.env_steps(),
-            episodic_return,
+            env_steps,
+            planned: training.env_steps,
+            episodic_return: self.record.episodic_return(),
             steps_per_s,
             report: &report,
         });
-        if ppo.env_steps() >= files.next_checkpoint {
-            files.save(&ppo, config)?;
-            files.next_checkpoint = ppo.env_steps() + config.training.checkpoint_every;
+        if env_steps >= self.files.next_checkpoint {
+            self.files.next_checkpoint = env_steps + training.checkpoint_every;
+            self.save()?;
         }
-        is_stopped = stop.load(Ordering::Relaxed);
+        Ok(())
     }
-    let wall_s = started.elapsed().as_secs_f64();
-    let checkpoint = files.save(&ppo, config)?;
-    files.draw(&title(run), &record.points)?;
-    let comparing = Instant::now();
-    let comparison = if is_stopped {
-        None
-    } else {
-        compare_unless_stopped(config, &checkpoint, stop, watch)?
-    };
-    let summary = Summary {
-        config: config.name.clone(),
-        algorithm: "ppo",
-        seed: run.seed,
-        interrupted: comparison.is_none(),
-        env_steps: ppo.env_steps(),
-        env_steps_planned: config.training.env_steps,
-        updates: ppo.updates(),
-        wall_s,
-        steps_per_s: ppo.env_steps() as f64 / wall_s,
-        comparison_s: comparing.elapsed().as_secs_f64(),
-        episodic_return: record.episodic_return(),
-        spec_hash: checkpoint.manifest.spec_hash.clone(),
-        policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
-        comparison: comparison.unwrap_or_else(|| Comparison::none(config)),
-    };
-    write_file(&run.out.join(SUMMARY_FILE), json_text(&summary))?;
-    Ok(summary)
+
+    /// Saves the policy and where the run stands.
+    fn save(&mut self) -> Result<Checkpoint, LabError> {
+        let checkpoint = self.files.save(&self.ppo, self.config)?;
+        let returns = &self.record.returns;
+        let state = State {
+            format: State::FORMAT,
+            config: self.config.name.clone(),
+            base: self.config.base.clone(),
+            document: self.config.document.clone(),
+            scenario: scenario(self.config),
+            seed: self.seed,
+            policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            collector: self.collector.state(),
+            returns: returns[returns.len().saturating_sub(RECENT)..].to_vec(),
+            points: self.record.points.clone(),
+            wall_s: self.wall_s(),
+            next_checkpoint: self.files.next_checkpoint,
+        };
+        state.save(&self.files.out)?;
+        Ok(checkpoint)
+    }
 }
 
-fn collector(
-    config: &Config,
-    seed: u64,
-) -> Result<Collector<AutoresetEnv<AnyEnvironment>>, LabError> {
+fn collector(config: &Config, seed: u64) -> Result<Collector<Resumable<AnyEnvironment>>, LabError> {
     let mut envs = Vec::new();
     for index in 0..config.training.envs {
-        let env = AutoresetEnv::new(
-            environments::make(&config.environment)?,
-            Autoreset::SameStep,
-        );
+        let env = Recorded::new(environments::make(&config.environment)?);
+        let env = AutoresetEnv::new(env, Autoreset::SameStep);
         envs.push((env, seeds::training(seed, index)));
     }
     // Its own stream of the run's seed: the learner has the first.
@@ -203,7 +317,7 @@ fn collector(
 
 fn play(
     ppo: &Ppo,
-    collector: &mut Collector<AutoresetEnv<AnyEnvironment>>,
+    collector: &mut Collector<Resumable<AnyEnvironment>>,
     record: &mut Record,
 ) -> Result<Rollout, LabError> {
     let rollout = ppo.play(collector)?;
@@ -234,13 +348,6 @@ fn compare_unless_stopped(
         Err(LabError::Interrupted) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn title(run: &Run<'_>) -> String {
-    format!(
-        "{}, seed {}: return while learning",
-        run.config.name, run.seed
-    )
 }
 
 /// What is remembered of a run's episodes.
@@ -282,6 +389,11 @@ impl Files {
             Existing::Refuse => refuse_used(out)?,
             Existing::Overwrite => remove_run(out)?,
         }
+        Self::reopen(out, run.config.training.checkpoint_every)
+    }
+
+    /// Those of a run that goes on; its events go to a file beside those before it.
+    fn reopen(out: &Path, next_checkpoint: u64) -> Result<Self, LabError> {
         let failed = |source| LabError::Write {
             path: out.to_owned(),
             source,
@@ -291,7 +403,7 @@ impl Files {
             out: out.to_owned(),
             events: EventWriter::create(out).map_err(failed)?,
             flushed: Instant::now(),
-            next_checkpoint: run.config.training.checkpoint_every,
+            next_checkpoint,
         })
     }
 
@@ -388,7 +500,7 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
             entry.path(),
         );
         let removed = match name.as_str() {
-            SUMMARY_FILE | CURVE_FILE => fs::remove_file(&path),
+            SUMMARY_FILE | CURVE_FILE | STATE_FILE => fs::remove_file(&path),
             POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
             _ => Ok(()),

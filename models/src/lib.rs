@@ -2,12 +2,13 @@
 //!
 //! Reading order: [`policy`] (the trait, and how a joint decision is driven), [`baseline`],
 //! [`categorical`] (what a masked distribution is), [`normaliser`], [`architecture`] (names and
-//! shapes of the tensors), [`checkpoint`], [`network`], [`network_policy`]. Learners live elsewhere: they write
+//! shapes of the tensors), [`checkpoint`], [`network`], [`network_policy`], [`bandit`] (what learns while it serves). Other learners live elsewhere: they write
 //! checkpoints, this crate reads and serves them without libtorch. Then how policies are judged:
 //! [`episode`], [`bootstrap`], [`oracle`], and from logs [`ope`]; and [`scenario_file`], the one way from a name to a
 //! scenario.
 
 pub mod architecture;
+pub mod bandit;
 pub mod baseline;
 pub mod bootstrap;
 pub mod categorical;

@@ -148,6 +148,7 @@ impl Service {
             production: Chain::alone(loaded, INTERVAL),
             candidate: None,
             proof: None,
+            learners: vec![],
             clock: Box::new(ManualClock::default()),
             seed: 1,
             connect: Box::new(connect),

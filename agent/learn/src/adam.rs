@@ -1,5 +1,4 @@
-//! Adam with moments that can be read; those of libtorch's own are out of reach. They are not saved:
-//! each training starts from zero moments.
+//! Adam with moments that can be written down; those of libtorch's own are out of reach.
 
 use std::collections::BTreeMap;
 
@@ -69,6 +68,17 @@ impl Adam {
             steps: 0,
             moments,
         })
+    }
+
+    /// Goes on from given moments. One of a parameter that has none is refused by the caller's `moments`: each
+    /// parameter must be in it, with its shape.
+    #[must_use]
+    pub fn resume(config: AdamConfig, steps: u64, moments: BTreeMap<String, Moments>) -> Self {
+        Self {
+            config,
+            steps,
+            moments,
+        }
     }
 
     /// Number of steps taken.

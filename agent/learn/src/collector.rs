@@ -4,12 +4,15 @@
 //! one forward pass. Environments may differ in their numbers of disks, channels and devices, and
 //! each new episode may have others.
 
+use blkpilot_env::recorded::{EpisodeState, Recorded};
+use blkpilot_env::vector::AutoresetEnv;
 use blkpilot_env::{
-    Autoreset, EnvSpec, Environment, JointAction, JointDecision, Level, Observation, ResetOptions,
-    Rng, Step, Turn, TurnView,
+    Autoreset, EnvSpec, Environment, JointAction, JointDecision, Level, Observation, Repeatable,
+    ResetOptions, Rng, Step, Turn, TurnView,
 };
 use blkpilot_models::categorical::{sample, softmax};
 use blkpilot_models::normaliser::{Normaliser, PerTable};
+use serde::{Deserialize, Serialize};
 use tch::{TchError, Tensor, no_grad};
 
 use crate::LearnError;
@@ -24,6 +27,73 @@ pub struct Actor<'a> {
     pub network: &'a Network,
     /// Mean and deviation per column.
     pub normalisers: &'a PerTable<Normaliser>,
+}
+
+/// Where a collector stands between two rollouts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectorState {
+    /// The episode of each environment.
+    pub episodes: Vec<EpisodeState>,
+    /// What each has earned so far.
+    pub running: Vec<EpisodeEnd>,
+    /// What orders and levels are drawn from.
+    pub rng: Rng,
+}
+
+/// An environment that resets itself and remembers its episode.
+pub type Resumable<E> = AutoresetEnv<Recorded<E>>;
+
+impl<E: Repeatable> Collector<Resumable<E>> {
+    /// Where it stands.
+    ///
+    /// # Panics
+    /// Never: each environment has been reset.
+    #[must_use]
+    pub fn state(&self) -> CollectorState {
+        let episode = |env: &Resumable<E>| env.inner().state().expect("it has been reset").clone();
+        CollectorState {
+            episodes: self.envs.iter().map(episode).collect(),
+            running: self.running.clone(),
+            rng: self.rng.clone(),
+        }
+    }
+
+    /// Goes on from where one stood, in environments that are made as its were.
+    ///
+    /// # Errors
+    /// As [`Collector::new`]; `Unfit` if there are not as many environments.
+    pub fn resume(envs: Vec<E>, state: CollectorState) -> Result<Self, LearnError> {
+        let (found, wanted) = (envs.len(), state.episodes.len());
+        let Some(spec) = envs.first().map(|env| env.spec().clone()) else {
+            return Err(unfit(0, "there is none; give at least one"));
+        };
+        if found != wanted || state.running.len() != wanted {
+            let problem = format!("there are {found} environments, and {wanted} were played");
+            return Err(unfit(found, problem));
+        }
+        let spec = EnvSpec {
+            autoreset: Autoreset::SameStep,
+            ..spec
+        };
+        let mut collector = Self {
+            spec,
+            envs: Vec::with_capacity(found),
+            observations: Vec::with_capacity(found),
+            running: state.running,
+            rng: state.rng,
+        };
+        for (index, (env, episode)) in envs.into_iter().zip(&state.episodes).enumerate() {
+            let resumed = Recorded::resume(env, episode);
+            let (env, seen) =
+                resumed.map_err(|source| LearnError::Environment { index, source })?;
+            let env = AutoresetEnv::new(env, Autoreset::SameStep);
+            check_fits(&collector.spec, env.spec(), index)?;
+            collector.envs.push(env);
+            collector.observations.push(seen);
+        }
+        Ok(collector)
+    }
 }
 
 /// Environments under way.

@@ -27,7 +27,7 @@ use std::sync::Once;
 use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
-pub use collector::Collector;
+pub use collector::{Collector, CollectorState, Resumable};
 pub use gae::Discount;
 pub use network::Network;
 pub use ppo::{Ppo, PpoConfig, Schedule, UpdateReport};
@@ -90,6 +90,12 @@ pub enum LearnError {
         quantity: &'static str,
         /// Its value.
         value: f64,
+    },
+    /// A checkpoint that training cannot go on from.
+    #[error("training cannot go on from this checkpoint: {problem}")]
+    NoState {
+        /// What is missing or does not fit.
+        problem: String,
     },
     /// A checkpoint that does not fit.
     #[error(transparent)]

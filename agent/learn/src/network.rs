@@ -101,18 +101,6 @@ impl Network {
     /// # Errors
     /// If libtorch fails.
     pub fn tensors(&self) -> Result<BTreeMap<String, Plain>, TchError> {
-        let plain = |tensor: &Tensor| -> Result<Plain, TchError> {
-            let shape = tensor.size().iter().map(|size| *size as usize).collect();
-            let flat = tensor
-                .f_detach()?
-                .f_to_kind(Kind::Float)?
-                .f_contiguous()?
-                .f_view([-1_i64])?;
-            Ok(Plain {
-                shape,
-                data: Vec::try_from(flat)?,
-            })
-        };
         self.parameters
             .iter()
             .map(|(name, tensor)| Ok((name.clone(), plain(tensor)?)))
@@ -153,6 +141,20 @@ impl Network {
         let z = encode(&device.encoder, &batch.own)?;
         device.heads.iter().map(|head| head.forward(&z)).collect()
     }
+}
+
+/// A tensor's values, as f32.
+pub(crate) fn plain(tensor: &Tensor) -> Result<Plain, TchError> {
+    let shape = tensor.size().iter().map(|size| *size as usize).collect();
+    let flat = tensor
+        .f_detach()?
+        .f_to_kind(Kind::Float)?
+        .f_contiguous()?
+        .f_view([-1_i64])?;
+    Ok(Plain {
+        shape,
+        data: Vec::try_from(flat)?,
+    })
 }
 
 /// y = W·x + b.

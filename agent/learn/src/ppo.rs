@@ -3,18 +3,22 @@
 //! Source: Schulman et al. 2017; details after Huang et al. 2022, "The 37 implementation details of
 //! PPO".
 
+use std::collections::BTreeMap;
+
 use blkpilot_env::decision::shuffle;
 use blkpilot_env::{EnvSpec, Environment, Rng};
+use blkpilot_models::checkpoint::OPTIMISER;
 use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
 use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::SeedableRng as _;
-use tch::Tensor;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
 
-use crate::adam::{Adam, AdamConfig, clip_gradients};
+use crate::adam::{Adam, AdamConfig, Moments, clip_gradients};
 use crate::collector::{Actor, Collector};
 use crate::gae::Discount;
 use crate::loss::{Figures, Lessons, LossWeights, loss};
-use crate::network::Network;
+use crate::network::{Network, plain};
 use crate::rollout::{Estimates, Rollout};
 use crate::{LearnError, use_one_thread};
 
@@ -93,6 +97,20 @@ pub struct UpdateReport {
     pub minibatches: usize,
 }
 
+/// What of a learner stands in no other part of a checkpoint: under [`STATE`] in its manifest. Adam's moments are among
+/// its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    updates: u64,
+    adam_steps: u64,
+    statistics: Statistics,
+    rng: Rng,
+}
+
+/// Key of the learner's state in a manifest.
+const STATE: &str = "ppo";
+
 /// A learner.
 #[derive(Debug)]
 pub struct Ppo {
@@ -134,6 +152,51 @@ impl Ppo {
             rng,
             updates: 0,
             env_steps: 0,
+        })
+    }
+
+    /// Goes on from a checkpoint of [`Ppo::checkpoint`] as if it had not been interrupted: weights, moments of Adam,
+    /// statistics of the features and random numbers are those of the learner that wrote it.
+    ///
+    /// # Errors
+    /// `NoState` if it is of another learner, or its state is missing or does not fit; `Torch` if libtorch fails.
+    pub fn resume(checkpoint: &Checkpoint, config: PpoConfig) -> Result<Self, LearnError> {
+        use_one_thread();
+        let Checkpoint { manifest, tensors } = checkpoint;
+        let no_state = |problem: String| LearnError::NoState { problem };
+        let state = manifest.extra.get(STATE).cloned().unwrap_or_default();
+        let state: State = serde_json::from_value(state)
+            .map_err(|error| no_state(format!("extra.{STATE} of its manifest: {error}")))?;
+        let spec = &manifest.spec;
+        let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
+        let mut moments = BTreeMap::new();
+        for (name, parameter) in network.parameters() {
+            let of = |moment: &str| -> Result<Tensor, LearnError> {
+                let name = format!("{OPTIMISER}{moment}.{name}");
+                let stored = tensors
+                    .get(&name)
+                    .ok_or_else(|| no_state(format!("it has no tensor {name}")))?;
+                let shape: Vec<i64> = stored.shape.iter().map(|size| *size as i64).collect();
+                if shape != parameter.size() {
+                    let wanted = parameter.size();
+                    return Err(no_state(format!("{name} is {shape:?}, and not {wanted:?}")));
+                }
+                Ok(Tensor::f_from_slice(&stored.data)?.f_view(shape.as_slice())?)
+            };
+            let (first, second) = (of("first")?, of("second")?);
+            moments.insert(name.clone(), Moments { first, second });
+        }
+        Ok(Self {
+            adam: Adam::resume(AdamConfig::default(), state.adam_steps, moments),
+            normalisers: manifest.normalisers.clone(),
+            spec: spec.clone(),
+            config,
+            seed: manifest.seed,
+            network,
+            statistics: state.statistics,
+            rng: state.rng,
+            updates: state.updates,
+            env_steps: manifest.env_steps,
         })
     }
 
@@ -207,7 +270,8 @@ impl Ppo {
         Ok(report)
     }
 
-    /// The policy as it stands. `config` is kept as it is, for whoever reads the manifest.
+    /// The policy as it stands, with all that [`Ppo::resume`] needs. `config` is kept as it is, for whoever reads the
+    /// manifest.
     ///
     /// # Errors
     /// If libtorch fails.
@@ -219,12 +283,27 @@ impl Ppo {
             config,
             seed: self.seed,
             env_steps: self.env_steps,
+            extra: BTreeMap::from([(STATE.to_owned(), self.state())]),
             ..Manifest::untrained(&self.spec, self.network.architecture())
         };
-        Ok(Checkpoint {
-            manifest,
-            tensors: self.network.tensors()?,
-        })
+        let mut tensors = self.network.tensors()?;
+        for (name, Moments { first, second }) in self.adam.moments() {
+            for (moment, tensor) in [("first", first), ("second", second)] {
+                let name = format!("{OPTIMISER}{moment}.{name}");
+                tensors.insert(name, plain(tensor)?);
+            }
+        }
+        Ok(Checkpoint { manifest, tensors })
+    }
+
+    fn state(&self) -> serde_json::Value {
+        let state = State {
+            updates: self.updates,
+            adam_steps: self.adam.steps(),
+            statistics: self.statistics.clone(),
+            rng: self.rng.clone(),
+        };
+        serde_json::to_value(state).expect("numbers and text")
     }
 
     fn look_at(&mut self, rollout: &Rollout) {

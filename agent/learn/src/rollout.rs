@@ -2,6 +2,7 @@
 
 use blkpilot_env::EnvSpec;
 use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, no_grad};
 
 use crate::LearnError;
@@ -10,7 +11,7 @@ use crate::network::Network;
 use crate::turns::Turns;
 
 /// An episode that ended.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EpisodeEnd {
     /// Sum over its steps of the host mean of the own rewards; a step in which no disk counts adds 0.
     pub episodic_return: f64,

@@ -252,7 +252,7 @@ impl Owner {
     fn await_outcomes(&mut self, made: &Made) {
         for (turn, row) in made.turns.iter().zip(&made.decision.rows) {
             if let Turn::Disk(disk) = turn {
-                self.awaited.insert(*disk, row.id);
+                self.awaited.insert(*disk, row.clone());
             }
         }
     }

@@ -157,6 +157,7 @@ impl Setup {
             production: self.production,
             candidate: self.candidate.map(|policy| Chain::alone(policy, LIMIT)),
             proof: None,
+            learners: vec![],
             clock: Box::new(self.clock),
             spec: four(),
             seed: 1,

@@ -8,7 +8,7 @@ use super::episode::Episode;
 use super::scenario::{Scenario, ScenarioErrors};
 use super::simulation::{Rules, Simulation, Source};
 use crate::decision::JointAction;
-use crate::environment::{EnvError, Environment, ResetOptions, Step};
+use crate::environment::{EnvError, Environment, Repeatable, ResetOptions, Step};
 use crate::observation::Observation;
 use crate::reward::RewardConfig;
 use crate::sample::HostSample;
@@ -117,6 +117,16 @@ impl Environment for SimHost {
             truncated: self.simulation.is_over(),
             final_observation: None,
         })
+    }
+}
+
+impl Repeatable for SimHost {
+    fn rng(&self) -> &crate::Rng {
+        self.simulation.rng()
+    }
+
+    fn set_rng(&mut self, rng: crate::Rng) {
+        self.simulation.reseed(rng);
     }
 }
 

@@ -90,6 +90,10 @@ impl Simulation {
         self.rng = rng;
     }
 
+    pub(super) fn rng(&self) -> &crate::Rng {
+        &self.rng
+    }
+
     /// `None` before the first reset.
     pub(super) fn episode(&self) -> Option<&Episode> {
         self.episode.as_ref()

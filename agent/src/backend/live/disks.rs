@@ -1,7 +1,6 @@
 //! Settings of guests' disks that are no heads, and limits that the guard has set.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 
 use blkpilot_host::disk_setting::{DiskSetting, DiskState};
 use blkpilot_host::tuner::Settlement;
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{LibvirtHost, unavailable};
 use crate::backend::{BackendError, DiskAction, DiskName, GuardLimits, Planned};
+use crate::durable;
 use blkpilot_host::HostError;
 use blkpilot_host::guest::KnobKind;
 use blkpilot_host::journal::{Life, Record, RecordState};
@@ -83,12 +83,7 @@ impl GuardFile {
             })
         };
         let entries: Vec<Value> = self.limits.iter().chain(&self.left).map(entry).collect();
-        let temporary = self.path.with_extension("new");
-        let written = File::create(&temporary).and_then(|mut file| {
-            file.write_all(json!(entries).to_string().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, &self.path)
-        });
+        let written = durable::replace(&self.path, json!(entries).to_string().as_bytes());
         written.map_err(|error| {
             let path = self.path.display();
             BackendError::Unavailable(format!(

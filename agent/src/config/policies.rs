@@ -1,0 +1,148 @@
+//! The policies that decide: tables `policy` and `candidate`.
+
+use std::path::{Path, PathBuf};
+
+use blkpilot_models::bandit::{Algorithm, BanditConfig, BanditError};
+
+use crate::toml_reader::Section;
+
+/// Names of the policies that need no checkpoint.
+pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
+
+/// What decides.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PolicyConfig {
+    /// A policy that was not trained, by name.
+    Baseline(String),
+    /// A trained network.
+    Checkpoint {
+        /// Its directory.
+        dir: PathBuf,
+        /// How its scores become a choice.
+        selection: Selection,
+    },
+    /// A policy that learns while it serves.
+    Bandit(BanditConfig),
+}
+
+impl PolicyConfig {
+    /// The name of its bandit, if it is one.
+    pub(super) fn bandit(&self) -> Option<&'static str> {
+        match self {
+            Self::Bandit(config) => Some(config.algorithm.name()),
+            Self::Baseline(_) | Self::Checkpoint { .. } => None,
+        }
+    }
+}
+
+/// What becomes of a policy that `blkpilot promote` has installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Promotion {
+    /// It is served in place of the configuration's.
+    #[default]
+    Serve,
+    /// The configuration's is served all the same.
+    Ignore,
+}
+
+/// How a network's scores become a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selection {
+    /// The best allowed level.
+    Greedy,
+    /// Drawn by the policy's probabilities: explores.
+    Sample,
+}
+
+/// Reads a table `policy` or `candidate`.
+///
+/// `taken`: the bandit of another table. Two of the same kind would learn into one file.
+pub(super) fn policy(
+    mut section: Section,
+    base: &Path,
+    taken: Option<&str>,
+) -> Option<PolicyConfig> {
+    if section.has("bandit") {
+        return bandit(section, taken);
+    }
+    let is_given = section.has("baseline") || section.has("checkpoint");
+    let baseline = section.text("baseline");
+    let checkpoint = section.text("checkpoint");
+    let selection = section.choice(
+        "selection",
+        &[("greedy", Selection::Greedy), ("sample", Selection::Sample)],
+    );
+    let known = BASELINES.join(", ");
+    let policy = match (baseline, checkpoint) {
+        (Some(name), None) if BASELINES.contains(&name.as_str()) => {
+            Some(PolicyConfig::Baseline(name))
+        }
+        (Some(name), None) => {
+            section.problem("baseline", format!("= \"{name}\" must be one of {known}"));
+            None
+        }
+        (None, Some(dir)) => Some(PolicyConfig::Checkpoint {
+            dir: base.join(dir),
+            selection: selection.unwrap_or(Selection::Greedy),
+        }),
+        (None, None) if is_given => None,
+        (None, None) => {
+            section.problem(
+                "checkpoint",
+                format!(
+                    "is missing: a checkpoint's directory, or baseline = one of {known}, or bandit = linucb or thompson"
+                ),
+            );
+            None
+        }
+        (Some(_), Some(_)) => {
+            let other = section.path("checkpoint");
+            let problem = format!("stands beside {other}: keep one of them");
+            section.problem("baseline", problem);
+            None
+        }
+    };
+    section.finish();
+    policy
+}
+
+/// One that learns while it serves.
+fn bandit(mut section: Section, taken: Option<&str>) -> Option<PolicyConfig> {
+    let others = ["baseline", "checkpoint", "selection"];
+    if let Some(other) = others.into_iter().find(|other| section.has(other)) {
+        let other = section.path(other);
+        section.problem("bandit", format!("stands beside {other}: keep one of them"));
+        return None;
+    }
+    let names = [("linucb", "alpha"), ("thompson", "scale")];
+    let caution = section.choice("bandit", &names)?;
+    let number = section.number(caution).unwrap_or(1.0);
+    let default = BanditConfig::new(match caution {
+        "alpha" => Algorithm::LinUcb(number),
+        _ => Algorithm::Thompson(number),
+    });
+    let config = BanditConfig {
+        ridge: section.number("ridge").unwrap_or(default.ridge),
+        memory: section.number("memory").unwrap_or(default.memory),
+        ..default
+    };
+    let checked = config.check();
+    if let Err(BanditError::Config {
+        what,
+        value,
+        low,
+        high,
+    }) = &checked
+    {
+        section.problem(what, format!("= {value} must be in [{low}, {high}]"));
+    }
+    let name = config.algorithm.name();
+    if taken == Some(name) {
+        let problem = format!(
+            "= \"{name}\" is that of [policy], and would learn into the same file: choose the other"
+        );
+        section.problem("bandit", problem);
+    }
+    section.finish();
+    checked.is_ok().then_some(PolicyConfig::Bandit(config))
+}

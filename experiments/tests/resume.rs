@@ -1,0 +1,252 @@
+//! A run that was interrupted and gone on with is the run that was not, bit for bit.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blkpilot_lab::Config;
+use blkpilot_lab::state::STATE_FILE;
+use blkpilot_lab::train::{Event, Existing, Run, SUMMARY_FILE, Summary, resume, train};
+use blkpilot_models::Checkpoint;
+use tempfile::TempDir;
+
+/// Hosts of several sizes with devices that decide; episodes end within rollouts.
+const HOSTS: &str = r#"
+    version = 1
+    [environment]
+    kind = "sim_host"
+    [environment.generator]
+    disks = [1, 3]
+    channels = [1, 3]
+    steps = 7
+    schedulers = true
+    [network]
+    hidden = 8
+    channel_hidden = 4
+    [training]
+    env_steps = 160
+    envs = 4
+    steps = 5
+    epochs = 2
+    minibatch = 16
+    gamma = 0.8
+    gae_lambda = 0.9
+    learning_rate = 1e-3
+    learning_rate_schedule = "linear_to_zero"
+    clip = 0.2
+    entropy = 0.01
+    checkpoint_every = 40
+    [evaluation]
+    episodes = 2
+"#;
+
+const CARTPOLE: &str = r#"
+    version = 1
+    [environment]
+    kind = "cartpole"
+    [network]
+    hidden = 8
+    [training]
+    env_steps = 1024
+    envs = 4
+    steps = 32
+    epochs = 2
+    minibatch = 32
+    gamma = 0.98
+    gae_lambda = 0.8
+    learning_rate = 1e-3
+    clip = 0.2
+    checkpoint_every = 256
+    [evaluation]
+    episodes = 2
+"#;
+
+const SCENARIO: &str = include_str!("../../env/scenarios/capped_device.toml");
+
+fn config(dir: &Path, text: &str) -> Config {
+    let file = dir.join("own.toml");
+    fs::write(&file, text).unwrap();
+    Config::load(&file).unwrap()
+}
+
+/// Trains into `out`; `watch` is told the number of each update, and ends the run by giving true.
+fn trained(config: &Config, out: &Path, mut watch: impl FnMut(u64) -> bool) -> Summary {
+    let run = Run {
+        config,
+        seed: 3,
+        out,
+        existing: Existing::Refuse,
+    };
+    let (stop, mut updates) = (AtomicBool::new(false), 0);
+    train(&run, &stop, &mut |event| {
+        if let Event::Update { .. } = event {
+            updates += 1;
+            stop.fetch_or(watch(updates), Ordering::Relaxed);
+        }
+    })
+    .unwrap()
+}
+
+fn resumed(out: &Path) -> Summary {
+    resume(out, &AtomicBool::new(false), &mut |_| ()).unwrap()
+}
+
+/// All that a run came to but for the time it took.
+fn assert_same(a: (&Summary, &Path), b: (&Summary, &Path)) {
+    let policy = |out: &Path| Checkpoint::load(&out.join("policy")).unwrap();
+    let (first, second) = (policy(a.1), policy(b.1));
+    assert_eq!(first.tensors, second.tensors);
+    assert_eq!(first.manifest, second.manifest);
+    let figures = |summary: &Summary| {
+        let mut summary = serde_json::to_value(summary).unwrap();
+        for time in ["wall_s", "steps_per_s", "comparison_s"] {
+            summary[time].take();
+        }
+        summary
+    };
+    assert_eq!(figures(a.0), figures(b.0));
+}
+
+#[test]
+fn a_run_that_is_interrupted_at_any_update_and_gone_on_with_is_the_same() {
+    let dir = TempDir::new().unwrap();
+    for (name, text) in [("hosts", HOSTS), ("cartpole", CARTPOLE)] {
+        let config = config(dir.path(), text);
+        let whole = dir.path().join(format!("{name}-whole"));
+        let straight = trained(&config, &whole, |_| false);
+        let updates = straight.updates;
+        for at in [1, 2, updates / 2, updates - 1] {
+            let out = dir.path().join(format!("{name}-{at}"));
+            let cut = trained(&config, &out, |update| update == at);
+            assert!(cut.interrupted);
+            assert_eq!(cut.updates, at);
+            let summary = resumed(&out);
+            assert_same((&straight, &whole), (&summary, &out));
+        }
+    }
+}
+
+#[test]
+fn a_run_may_be_interrupted_again_and_again() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), HOSTS);
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    let straight = trained(&config, &whole, |_| false);
+    trained(&config, &out, |update| update == 2);
+    let summary = loop {
+        // Each time for one update.
+        let stop = AtomicBool::new(false);
+        let summary = resume(&out, &stop, &mut |event| {
+            stop.fetch_or(matches!(event, Event::Update { .. }), Ordering::Relaxed);
+        })
+        .unwrap();
+        if summary.env_steps >= summary.env_steps_planned {
+            break summary;
+        }
+    };
+    assert!(summary.interrupted, "it was stopped at its last update");
+    assert_same((&straight, &whole), (&resumed(&out), &out));
+}
+
+/// What a kill leaves is what stood there when the policy was last saved, between two renames at worst.
+#[test]
+fn a_run_that_is_killed_goes_on_from_its_last_checkpoint() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), HOSTS);
+    let (whole, killed, torn) = (
+        dir.path().join("whole"),
+        dir.path().join("killed"),
+        dir.path().join("torn"),
+    );
+    let copy = |to: &Path| {
+        let copied = Command::new("cp").arg("-r").arg(&whole).arg(to).status();
+        assert!(copied.unwrap().success());
+    };
+    let mut state_before = None;
+    let straight = trained(&config, &whole, |update| {
+        let state = fs::read(whole.join(STATE_FILE)).ok();
+        // It is told of before it is saved, so the last checkpoint is that of update 3, and the one before of 1.
+        if update == 5 {
+            copy(&killed);
+            copy(&torn);
+            // As if the state's own rename had not been reached.
+            fs::write(torn.join(STATE_FILE), state_before.take().unwrap()).unwrap();
+        } else if state_before.is_none() {
+            state_before = state;
+        }
+        false
+    });
+    for out in [&killed, &torn] {
+        assert!(!out.join(SUMMARY_FILE).exists());
+        assert_same((&straight, &whole), (&resumed(out), out));
+    }
+}
+
+#[test]
+fn a_run_whose_scenario_has_changed_is_refused_with_the_difference() {
+    let dir = TempDir::new().unwrap();
+    let scenario = dir.path().join("mine.toml");
+    fs::write(&scenario, SCENARIO).unwrap();
+    let text = HOSTS
+        .split("[environment.generator]")
+        .next()
+        .unwrap()
+        .to_owned()
+        + "scenario = \"mine.toml\"\n[network]"
+        + HOSTS.split("[network]").nth(1).unwrap();
+    let config = config(dir.path(), &text);
+    let out = dir.path().join("out");
+    trained(&config, &out, |update| update == 2);
+    let changed = SCENARIO.replacen("memory_gib = 32.0", "memory_gib = 31.0", 1);
+    assert_ne!(changed, SCENARIO);
+    fs::write(&scenario, changed).unwrap();
+    let refused = lab(&["resume", out.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        text.contains("environment.scenario.memory_gib was 32.0 and is 31.0"),
+        "{text}"
+    );
+    fs::write(&scenario, SCENARIO).unwrap();
+    let done = lab(&["resume", out.to_str().unwrap(), "--json"]);
+    assert!(done.status.success());
+    let summary: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(summary["interrupted"], false);
+}
+
+#[test]
+fn what_cannot_be_gone_on_with_is_refused_with_the_reason() {
+    let dir = TempDir::new().unwrap();
+    let refusal = |out: &Path| {
+        let refused = lab(&["resume", out.to_str().unwrap()]);
+        assert_eq!(refused.status.code(), Some(2));
+        String::from_utf8(refused.stderr).unwrap()
+    };
+    let nothing = refusal(&dir.path().join("nothing"));
+    assert!(nothing.contains("state.json"), "{nothing}");
+    let config = config(dir.path(), HOSTS);
+    let out = dir.path().join("out");
+    trained(&config, &out, |update| update == 2);
+    let state = out.join(STATE_FILE);
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, &text[..text.len() / 2]).unwrap();
+    let torn = refusal(&out);
+    assert!(torn.contains("cannot go on with this run"), "{torn}");
+    fs::write(&state, &text).unwrap();
+    fs::remove_dir_all(out.join("policy")).unwrap();
+    let lost = refusal(&out);
+    assert!(
+        lost.contains("the policy of its state is missing"),
+        "{lost}"
+    );
+}
+
+fn lab(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
+        .args(args)
+        .output()
+        .unwrap()
+}
