@@ -55,7 +55,7 @@ struct Written {
 /// A bandit that serves, and what keeps it learning.
 #[derive(Debug)]
 pub struct Learner {
-    bandit: Arc<Mutex<Bandit>>,
+    shared: Shared,
     spec: EnvSpec,
     path: PathBuf,
     until_us: i64,
@@ -98,7 +98,10 @@ impl Learner {
             Err(error) => return Err(unusable(error.to_string())),
         };
         Ok(Self {
-            bandit: Arc::new(Mutex::new(bandit)),
+            shared: Shared {
+                name: name.to_owned(),
+                bandit: Arc::new(Mutex::new(bandit)),
+            },
             spec: spec.clone(),
             path,
             until_us,
@@ -110,10 +113,7 @@ impl Learner {
     /// The policy that decides by what this learns.
     #[must_use]
     pub fn policy(&self) -> Box<dyn Policy> {
-        Box::new(Shared {
-            name: self.bandit().name().to_owned(),
-            bandit: Arc::clone(&self.bandit),
-        })
+        Box::new(self.shared.clone())
     }
 
     /// Rewards it has learned from.
@@ -142,7 +142,7 @@ impl Learner {
         }
         if self.has_news {
             tracing::info!(
-                policy = self.bandit().name(),
+                policy = self.shared.name,
                 rewards = self.rewards(),
                 "learned from the decision log"
             );
@@ -203,7 +203,8 @@ impl Learner {
     fn take(&mut self, decision: &DecisionRow, outcome: &OutcomeRow) {
         let is_telling = outcome.counted && outcome.validity.is_usable();
         let is_disk = matches!(decision.subject, Subject::Disk { .. });
-        if !is_telling || !is_disk || decision.spec_hash != self.bandit().spec_hash() {
+        let is_known = decision.spec_hash == self.bandit().spec_hash();
+        if !is_telling || !is_disk || !is_known || !fits(&self.spec, decision) {
             return;
         }
         let previous: Vec<Level> = decision.heads.iter().map(|head| head.previous).collect();
@@ -230,11 +231,29 @@ impl Learner {
     }
 
     fn bandit(&self) -> MutexGuard<'_, Bandit> {
-        self.bandit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.bandit()
     }
 }
 
-/// The same bandit as a policy.
+/// Whether a row has the shape that its spec says; one of a log need not.
+fn fits(spec: &EnvSpec, decision: &DecisionRow) -> bool {
+    let (seen, channels) = (&decision.seen, decision.seen.channel_count);
+    let heads = decision.heads.iter().zip(&spec.disk_heads);
+    let mut levels = heads.map(|(row, head)| {
+        let levels = head.len(channels);
+        row.mask.len() == levels && usize::from(row.executed.max(row.previous)) < levels
+    });
+    seen.disk.len() == spec.disk_features.len()
+        && seen.host.len() == spec.host_features.len()
+        && [0, spec.device_features.len()].contains(&seen.device.len())
+        && seen.channels.len() == channels * spec.channel_features.len()
+        && seen.pairs.len() == channels * spec.pair_features.len()
+        && decision.heads.len() == spec.disk_heads.len()
+        && levels.all(|is_one| is_one)
+}
+
+/// The bandit as a policy.
+#[derive(Debug, Clone)]
 struct Shared {
     name: String,
     bandit: Arc<Mutex<Bandit>>,

@@ -15,7 +15,9 @@ use blkpilot_agent::learner::Learner;
 use blkpilot_agent::server;
 use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
-use blkpilot_log::{DecisionRow, Horizon, Query, Scan, Stage};
+use blkpilot_log::{
+    DecisionId, DecisionRow, Event, Horizon, OutcomeRow, Query, Scan, Stage, Writer,
+};
 use blkpilot_models::bandit::{Algorithm, BanditConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -73,6 +75,10 @@ impl Drop for Daemon {
 
 /// Rows of the log whose outcome tells something.
 fn telling(dir: &Path) -> Vec<DecisionRow> {
+    outcomes(dir).into_iter().map(|(row, _)| row).collect()
+}
+
+fn outcomes(dir: &Path) -> Vec<(DecisionRow, OutcomeRow)> {
     let log = dir.join("data/decisions");
     if !log.exists() {
         return vec![];
@@ -81,7 +87,8 @@ fn telling(dir: &Path) -> Vec<DecisionRow> {
     let rows = batches.flat_map(|batch| batch.unwrap().rows().unwrap());
     let telling = rows.filter_map(|row| {
         let outcome = row.outcome.ok()?;
-        (outcome.counted && outcome.validity.is_usable()).then_some(row.decision)
+        let is_telling = outcome.counted && outcome.validity.is_usable();
+        is_telling.then_some((row.decision, outcome))
     });
     telling.collect()
 }
@@ -143,6 +150,39 @@ fn a_bandit_without_a_past_learns_from_the_whole_log_of_another_policy() {
     assert_eq!(other.rewards(), rows);
     other.catch_up(&dir.path().join("data/decisions"), "another-host");
     assert_eq!(other.rewards(), rows);
+}
+
+#[test]
+fn a_row_that_is_not_of_its_spec_teaches_nothing_and_ends_nothing() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir_all(dir.path().join("data")).unwrap();
+    let daemon = Daemon::start(dir.path());
+    wait_for_more(dir.path(), 3);
+    daemon.end(Signal::SIGTERM);
+    let (whole, outcome) = outcomes(dir.path()).remove(0);
+    let breaks: [fn(&mut DecisionRow); 5] = [
+        |_| (),
+        |row| row.seen.channels.truncate(1),
+        |row| row.heads[0].executed = 99,
+        |row| row.heads[1].mask.truncate(1),
+        |row| row.heads.truncate(1),
+    ];
+    let log = dir.path().join("made_up");
+    let mut writer = Writer::open(&log, blkpilot_log::Config::default())
+        .unwrap()
+        .0;
+    for (number, break_it) in (1..).zip(breaks) {
+        let (mut decision, mut outcome) = (whole.clone(), outcome.clone());
+        (decision.id, outcome.decision_id) = (DecisionId(number), DecisionId(number));
+        break_it(&mut decision);
+        writer.append(&Event::Decision(Box::new(decision))).unwrap();
+        writer.append(&Event::Outcome(outcome)).unwrap();
+    }
+    writer.commit().unwrap();
+    let config = BanditConfig::new(Algorithm::LinUcb(1.0));
+    let mut learner = Learner::open(dir.path(), &spec(), config).unwrap();
+    learner.catch_up(&log, "local");
+    assert_eq!(learner.rewards(), 1);
 }
 
 #[test]
