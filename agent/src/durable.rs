@@ -4,11 +4,11 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// Replaces a file, or makes it: when this returns the new one is on stable storage.
+/// Replaces a file, or makes it, in a directory that there is: when this returns the new one is on stable storage.
 ///
 /// # Errors
 /// The file system's; the old file is there still.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;

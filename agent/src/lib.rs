@@ -14,7 +14,7 @@ pub mod client;
 mod compaction;
 pub mod config;
 pub mod decision;
-mod durable;
+pub mod durable;
 pub mod environment_service;
 pub mod environments;
 pub mod gate;

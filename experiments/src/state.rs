@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use blkpilot_agent::durable;
 use blkpilot_learn::CollectorState;
 use blkpilot_models::Checkpoint;
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use serde_json::Value;
 use crate::config::{Config, EnvironmentConfig, HostSource};
 use crate::curve::Point;
 use crate::train::POLICY_DIR;
-use crate::{LabError, json_text, write_file};
+use crate::{LabError, json_text};
 
 /// File of the state within the directory of a run.
 pub const STATE_FILE: &str = "state.json";
@@ -46,11 +47,9 @@ impl State {
 
     /// Writes it over the one before: whole or not at all.
     pub(crate) fn save(&self, dir: &Path) -> Result<(), LabError> {
-        let (path, new) = (dir.join(STATE_FILE), dir.join("state.json.new"));
-        write_file(&new, json_text(self))?;
-        let synced = fs::File::open(&new).and_then(|file| file.sync_all());
-        let renamed = synced.and_then(|()| fs::rename(&new, &path));
-        renamed.map_err(|source| LabError::Write { path, source })
+        let path = dir.join(STATE_FILE);
+        let written = durable::replace(&path, json_text(self).as_bytes());
+        written.map_err(|source| LabError::Write { path, source })
     }
 
     /// Reads that of a run, with the policy that was saved with it.

@@ -25,7 +25,6 @@ use thiserror::Error;
 use self::context::{Slots, place};
 use self::ridge::Ridge;
 pub use self::ridge::Sums;
-use crate::categorical::sample;
 use crate::ope::quantile;
 use crate::policy::{Choice, Policy, PolicyError, certain};
 
@@ -363,26 +362,12 @@ impl Policy for Bandit {
 
     fn choose(
         &mut self,
-        _: &EnvSpec,
+        spec: &EnvSpec,
         view: &TurnView<'_>,
         rng: &mut Rng,
     ) -> Result<Choice, PolicyError> {
-        let mut choice = Choice::certain(Vec::with_capacity(view.heads.len()));
-        for head in 0..view.heads.len() {
-            let probabilities = self.probabilities(view, head);
-            let level = view
-                .forced(head)
-                .unwrap_or_else(|| sample(&probabilities, rng) as Level);
-            choice.levels.push(level);
-            let is_free = view.forced(head).is_none();
-            let propensity = if is_free {
-                probabilities[usize::from(level)]
-            } else {
-                1.0
-            };
-            choice.propensities.push(propensity);
-        }
-        Ok(choice)
+        let distribution = self.distribution(spec, view)?;
+        Ok(Choice::drawn(view, &distribution, rng))
     }
 
     fn distribution(

@@ -6,6 +6,7 @@ use blkpilot_env::{
 use rand::SeedableRng as _;
 use thiserror::Error;
 
+use crate::categorical::sample;
 use crate::normaliser::{Outlier, TableName};
 
 /// Something that chooses levels, one disk or device at a time.
@@ -89,6 +90,23 @@ impl Choice {
             levels,
             propensities,
         }
+    }
+
+    /// A choice drawn by the probabilities of each head's levels; a forced head is left as it must be.
+    pub fn drawn(view: &TurnView<'_>, distribution: &[Vec<f64>], rng: &mut Rng) -> Self {
+        let mut choice = Self::certain(Vec::with_capacity(distribution.len()));
+        for (head, probabilities) in distribution.iter().enumerate() {
+            let (level, propensity) = match view.forced(head) {
+                Some(level) => (level, 1.0),
+                None => {
+                    let level = sample(probabilities, rng);
+                    (level as Level, probabilities[level])
+                }
+            };
+            choice.levels.push(level);
+            choice.propensities.push(propensity);
+        }
+        choice
     }
 }
 

@@ -9,7 +9,7 @@ use blkpilot_env::decision::shuffle;
 use blkpilot_env::{EnvSpec, Environment, Rng};
 use blkpilot_models::checkpoint::OPTIMISER;
 use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
-use blkpilot_models::{Architecture, Checkpoint, Manifest};
+use blkpilot_models::{Architecture, Checkpoint, Manifest, Tensor as Plain};
 use rand::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -169,23 +169,7 @@ impl Ppo {
             .map_err(|error| no_state(format!("extra.{STATE} of its manifest: {error}")))?;
         let spec = &manifest.spec;
         let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
-        let mut moments = BTreeMap::new();
-        for (name, parameter) in network.parameters() {
-            let of = |moment: &str| -> Result<Tensor, LearnError> {
-                let name = format!("{OPTIMISER}{moment}.{name}");
-                let stored = tensors
-                    .get(&name)
-                    .ok_or_else(|| no_state(format!("it has no tensor {name}")))?;
-                let shape: Vec<i64> = stored.shape.iter().map(|size| *size as i64).collect();
-                if shape != parameter.size() {
-                    let wanted = parameter.size();
-                    return Err(no_state(format!("{name} is {shape:?}, and not {wanted:?}")));
-                }
-                Ok(Tensor::f_from_slice(&stored.data)?.f_view(shape.as_slice())?)
-            };
-            let (first, second) = (of("first")?, of("second")?);
-            moments.insert(name.clone(), Moments { first, second });
-        }
+        let moments = moments(&network, tensors)?;
         Ok(Self {
             adam: Adam::resume(AdamConfig::default(), state.adam_steps, moments),
             normalisers: manifest.normalisers.clone(),
@@ -376,6 +360,31 @@ impl Ppo {
         });
         Ok(true)
     }
+}
+
+/// Adam's moments of each parameter, from the tensors of a checkpoint.
+fn moments(
+    network: &Network,
+    tensors: &BTreeMap<String, Plain>,
+) -> Result<BTreeMap<String, Moments>, LearnError> {
+    let mut moments = BTreeMap::new();
+    for (name, parameter) in network.parameters() {
+        let of = |moment: &str| -> Result<Tensor, LearnError> {
+            let name = format!("{OPTIMISER}{moment}.{name}");
+            let no_state = |problem| LearnError::NoState { problem };
+            let missing = || no_state(format!("it has no tensor {name}"));
+            let Plain { shape, data } = tensors.get(&name).ok_or_else(missing)?;
+            let (shape, wanted) = (shape.iter().map(|n| *n as i64), parameter.size());
+            let shape: Vec<i64> = shape.collect();
+            if shape != wanted {
+                return Err(no_state(format!("{name} is {shape:?}, and not {wanted:?}")));
+            }
+            Ok(Tensor::f_from_slice(data)?.f_view(shape.as_slice())?)
+        };
+        let (first, second) = (of("first")?, of("second")?);
+        moments.insert(name.clone(), Moments { first, second });
+    }
+    Ok(moments)
 }
 
 /// Means over the minibatches of an update.

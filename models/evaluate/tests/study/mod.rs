@@ -19,7 +19,6 @@ use blkpilot_evaluate::{
 };
 use blkpilot_log::Player;
 use blkpilot_log::play::Setup;
-use blkpilot_models::categorical::sample;
 use blkpilot_models::episode::{Measure, play};
 use blkpilot_models::oracle::{Limits, OraclePolicy, Planner, Sight};
 use blkpilot_models::{Choice, Policy, PolicyError};
@@ -133,19 +132,8 @@ impl Policy for Blend {
         view: &TurnView<'_>,
         rng: &mut Rng,
     ) -> Result<Choice, PolicyError> {
-        let mut choice = Choice::certain(vec![]);
-        for (head, probabilities) in self.distribution(spec, view)?.iter().enumerate() {
-            let (level, propensity) = match view.forced(head) {
-                Some(level) => (level, 1.0),
-                None => {
-                    let level = sample(probabilities, rng);
-                    (level as Level, probabilities[level])
-                }
-            };
-            choice.levels.push(level);
-            choice.propensities.push(propensity);
-        }
-        Ok(choice)
+        let distribution = self.distribution(spec, view)?;
+        Ok(Choice::drawn(view, &distribution, rng))
     }
 
     fn distribution(
