@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::compare::{Comparison, compare, episode_count};
 use crate::config::Config;
 use crate::curve::{self, Point};
-use crate::environments::{self, AnyEnvironment};
+use crate::environments::{self, AnyEnvironment, Purpose};
 use crate::state::{STATE_FILE, State, scenario};
 use crate::tensorboard::EventWriter;
 use crate::{LabError, json_text, seeds, write_file};
@@ -189,7 +189,8 @@ impl<'a> Session<'a> {
         state: State,
         checkpoint: &Checkpoint,
     ) -> Result<Self, LabError> {
-        let envs = (0..config.training.envs).map(|_| environments::make(&config.environment));
+        let envs = (0..config.training.envs)
+            .map(|_| environments::make(&config.environment, Purpose::Training));
         let envs = envs.collect::<Result<_, _>>()?;
         Ok(Self {
             config,
@@ -305,7 +306,7 @@ impl<'a> Session<'a> {
 fn collector(config: &Config, seed: u64) -> Result<Collector<Resumable<AnyEnvironment>>, LabError> {
     let mut envs = Vec::new();
     for index in 0..config.training.envs {
-        let env = Recorded::new(environments::make(&config.environment)?);
+        let env = Recorded::new(environments::make(&config.environment, Purpose::Training)?);
         let env = AutoresetEnv::new(env, Autoreset::SameStep);
         envs.push((env, seeds::training(seed, index)));
     }
