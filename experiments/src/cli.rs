@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_agent::cli::{CliError, EvaluateLogArgs, evaluate_log};
-use blkpilot_env::sim::Scenario;
 use blkpilot_models::oracle::Limits;
-use blkpilot_models::scenario_file::{self, ScenarioFileError};
+use blkpilot_models::scenario_file::ScenarioFileError;
 use blkpilot_models::{Checkpoint, Selection};
 use clap::{Args, Parser, Subcommand};
 
@@ -18,7 +17,7 @@ use crate::compare::compare;
 use crate::config::{Config, ConfigError};
 use crate::evaluate::NeuralFqe;
 use crate::log::{LogRun, log};
-use crate::oracle::{OracleOptions, oracle};
+use crate::oracle::{Cases, OracleOptions, oracle};
 use crate::progress::{self, Progress};
 use crate::sanity::{self, Sanity};
 use crate::train::{Existing, Run, Summary, resume, train};
@@ -83,7 +82,8 @@ defined in docs/oracle.md.
 Examples:
   blkpilot-lab oracle env/scenarios/mixed_bursts.toml
   blkpilot-lab oracle env/scenarios/mixed_*.toml --episodes 32
-  blkpilot-lab oracle poor_binding --policy out/quickstart/seed-1/policy --json";
+  blkpilot-lab oracle poor_binding --policy out/quickstart/seed-1/policy --json
+  blkpilot-lab oracle experiments/configs/default.toml --hosts 40 --episodes 4 --first-seed 10000";
 
 const CALIBRATE_HELP: &str = "\
 What can be read off the recording is: channels, devices, disks, read share, request size, queue depth
@@ -194,9 +194,12 @@ struct CompareArgs {
 
 #[derive(Debug, Args)]
 struct OracleArgs {
-    /// Presets, or TOML files of scenarios
+    /// Presets, TOML files of scenarios, or experiments' configs, with the reward weights of these
     #[arg(required = true, value_name = "SCENARIO")]
     scenarios: Vec<String>,
+    /// Hosts to draw from a config with a generator
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    hosts: u64,
     /// Also judge a trained policy: `policy` in the directory of a training run
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
@@ -425,10 +428,7 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
 }
 
 fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
-    let names = args.scenarios.iter();
-    let scenarios: Vec<Scenario> = names
-        .map(|name| scenario_file::load(name, Path::new("")))
-        .collect::<Result<_, _>>()?;
+    let cases = Cases::find(&args.scenarios, args.hosts, args.first_seed)?;
     let checkpoint = args.policy.as_deref().map(Checkpoint::load).transpose()?;
     let options = OracleOptions {
         episodes: args.episodes,
@@ -444,11 +444,11 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
     let stop = stop_flag();
     let mut progress = Progress::over(0);
     let report = oracle(
-        &scenarios,
+        &cases,
         checkpoint.as_ref(),
         &options,
         &mut |number, stage| {
-            progress.show_study(&scenarios[number].name, stage);
+            progress.show_study(&cases.cases[number].scenario.name, stage);
             !stop.load(Ordering::Relaxed)
         },
     )?;

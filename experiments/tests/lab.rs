@@ -345,7 +345,7 @@ fn the_oracle_judges_the_baselines_and_a_checkpoint() {
             figures["accuracy"]["correct"]["value"].is_f64(),
             "{name}: {figures}"
         );
-        assert!(json["pooled_regret"][name]["value"].is_f64(), "{name}");
+        assert!(json["pooled"][name]["regret"]["value"].is_f64(), "{name}");
     }
     assert_eq!(
         first["best_static"]["g/vda"]["channel"]
