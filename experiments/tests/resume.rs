@@ -34,6 +34,7 @@ const HOSTS: &str = r#"
     minibatch = 16
     gamma = 0.8
     gae_lambda = 0.9
+    normalise_reward = true
     learning_rate = 1e-3
     learning_rate_schedule = "linear_to_zero"
     clip = 0.2

@@ -21,6 +21,7 @@ mod loss;
 pub mod network;
 pub mod ppo;
 pub mod q;
+mod reward_scale;
 pub mod rollout;
 pub mod turns;
 
@@ -99,6 +100,9 @@ pub enum LearnError {
         /// What is missing or does not fit.
         problem: String,
     },
+    /// The policy cannot play what an environment shows.
+    #[error("the policy could not play")]
+    Policy(#[from] blkpilot_models::PolicyError),
     /// A checkpoint that does not fit.
     #[error(transparent)]
     Checkpoint(#[from] blkpilot_models::CheckpointError),
