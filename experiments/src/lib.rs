@@ -1,8 +1,9 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
-//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
-//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] and [`evaluate`] stand
-//! apart: the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
+//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], `learner` (PPO, or another, as a run
+//! sees it), [`train`], [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] and
+//! [`evaluate`] stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of
+//! decision logs.
 
 pub mod calibrate;
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod config;
 pub mod curve;
 pub mod environments;
 pub mod evaluate;
+mod learner;
 pub mod log;
 pub mod oracle;
 mod progress;

@@ -29,16 +29,14 @@ impl Progress {
                 planned,
                 episodic_return,
                 steps_per_s,
-                report,
+                note,
             } => {
                 let value =
                     episodic_return.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
                 self.bar.set_length(*planned);
                 self.bar.set_position(*env_steps);
-                self.bar.set_message(format!(
-                    "return {value}  policy loss {:+.4}  value loss {:.4}  {steps_per_s:.0} steps/s",
-                    report.policy_loss, report.value_loss
-                ));
+                self.bar
+                    .set_message(format!("return {value}  {note}  {steps_per_s:.0} steps/s"));
             }
             Event::Comparing { episodes } => {
                 self.bar.finish();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blkpilot_agent::durable;
-use blkpilot_learn::CollectorState;
+use blkpilot_learn::{CollectorState, EpisodeEnd};
 use blkpilot_models::Checkpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +16,7 @@ use crate::{LabError, json_text};
 
 /// File of the state within the directory of a run.
 pub const STATE_FILE: &str = "state.json";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What of a run stands in no other file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,9 +33,10 @@ pub(crate) struct State {
     pub(crate) seed: u64,
     /// The policy that was saved with it.
     pub(crate) policy_sha256: String,
-    pub(crate) collector: CollectorState,
-    /// Returns of recent episodes, and the points of the curve.
-    pub(crate) returns: Vec<f64>,
+    /// Where its environments stand, if the learner plays any.
+    pub(crate) collector: Option<CollectorState>,
+    /// Recent episodes, and the points of the curve.
+    pub(crate) recent: Vec<EpisodeEnd>,
     pub(crate) points: Vec<Point>,
     /// Seconds of training so far.
     pub(crate) wall_s: f64,
