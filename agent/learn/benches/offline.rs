@@ -75,7 +75,7 @@ fn transitions(spec: &EnvSpec) -> Dataset {
     let seen = |turn: usize| -> [f32; 4] {
         std::array::from_fn(|column| (0.37 * turn as f64 + 1.3 * column as f64).sin() as f32)
     };
-    let with_view = |turn: usize, then: &mut dyn FnMut(TurnView<'_>, &[Level])| {
+    let with_view = |turn: usize, then: &mut dyn for<'a> FnMut(TurnView<'a>, &'a [Level])| {
         let (row, levels) = (seen(turn), [(turn * 7 / 3 % 2) as Level]);
         let nothing = || ArrayView2::from_shape((0, 0), &[]).unwrap();
         let view = TurnView {
