@@ -21,9 +21,9 @@ import torch
 TURNS = 10_000
 EPISODE = 100
 MINIBATCH = 256
-WARM_UP = 500
-STEPS = 1_000
-RUNS = 5
+WARM_UP = 200
+STEPS = 500
+RUNS = 3
 
 
 def transitions() -> d3rlpy.dataset.MDPDataset:

@@ -26,8 +26,8 @@ const TURNS: usize = 10_000;
 /// Turns of an episode; the last of each terminates.
 const EPISODE: usize = 100;
 const MINIBATCH: usize = 256;
-const WARM_UP: u64 = 500;
-const STEPS: u64 = 3_000;
+const WARM_UP: u64 = 200;
+const STEPS: u64 = 1_000;
 const RUNS: usize = 5;
 
 fn main() {

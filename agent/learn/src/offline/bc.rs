@@ -4,7 +4,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::categorical::judge;
+use crate::categorical::log_prob;
 use crate::turns::Batch;
 
 /// Cross entropy under the masks, in nats: mean over turns of −ln π(a|x), summed over the heads that had a choice. Its
@@ -13,8 +13,7 @@ use crate::turns::Batch;
 /// # Errors
 /// If libtorch fails.
 pub fn loss(scores: &[Tensor], batch: &Batch, levels: &Tensor) -> Result<Tensor, TchError> {
-    judge(scores, batch, levels)?
-        .log_prob
+    log_prob(scores, batch, levels)?
         .f_mean(None::<Kind>)?
         .f_neg()
 }

@@ -15,7 +15,7 @@
 use tch::{Kind, Reduction, TchError, Tensor, no_grad};
 
 use super::data::Lessons;
-use crate::categorical::judge;
+use crate::categorical::log_prob;
 use crate::network::Network;
 use crate::q::Q;
 
@@ -69,7 +69,7 @@ pub fn loss(
     let advantages = judged.f_sub(&values)?;
     let value = expectile_loss(&advantages, config.expectile)?;
     let weights = weights(&advantages, config)?;
-    let log_prob = judge(&policy.scores(batch)?, batch, levels)?.log_prob;
+    let log_prob = log_prob(&policy.scores(batch)?, batch, levels)?;
     let imitated = weights.f_mul(&log_prob)?.f_mean(None::<Kind>)?.f_neg()?;
     let q = Q::of(critic, batch)?.taken(levels)?;
     let critic = q.f_mse_loss(&targets(policy, lessons, gamma)?, Reduction::Mean)?;
