@@ -17,6 +17,7 @@ use crate::compare::compare;
 use crate::config::{Config, ConfigError};
 use crate::evaluate::NeuralFqe;
 use crate::log::{LogRun, log};
+use crate::offline::LearntFrom;
 use crate::oracle::{Cases, OracleOptions, oracle};
 use crate::progress::{self, Progress};
 use crate::sanity::{self, Sanity};
@@ -49,6 +50,11 @@ The directory then holds
 
 Ctrl-C ends the training early; policy/ and summary.json are written all the same, and
 `blkpilot-lab resume` goes on from there.
+
+With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision log
+that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also has what the
+log's policy earned, what the learner expects of its own, and what `blkpilot evaluate` says of it. Steps are
+gradient steps.
 
 A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
 preset, or a TOML file, whose path starts at the config's directory.
@@ -152,6 +158,9 @@ enum Command {
 struct TrainArgs {
     /// The experiment, such as experiments/configs/quickstart.toml
     config: PathBuf,
+    /// Decision log to learn from, instead of the config's data.log; only for algorithms bc, cql and iql
+    #[arg(long, value_name = "DIR")]
+    log: Option<PathBuf>,
     /// Directory to write to [default: out/<config>/seed-<seed>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -341,7 +350,10 @@ impl Cli {
 }
 
 fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
-    let config = Config::load(&args.config)?;
+    let config = match &args.log {
+        Some(log) => Config::load_with_log(&args.config, log)?,
+        None => Config::load(&args.config)?,
+    };
     let seed = args.seed.unwrap_or(config.seed);
     let default_out = || {
         PathBuf::from("out")
@@ -395,8 +407,10 @@ fn train_text(summary: &Summary, out: &Path) -> String {
             "interrupted after {figures}; the policy as it stood is in {out}/policy, and `blkpilot-lab resume {out}` goes on\n"
         );
     }
+    let from = summary.learnt_from.as_ref();
+    let from = from.map_or_else(String::new, LearntFrom::text);
     format!(
-        "{}\n{figures}; written to {out}\n",
+        "{}\n{from}{figures}; written to {out}\n",
         summary.comparison.table()
     )
 }

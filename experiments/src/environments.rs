@@ -55,6 +55,14 @@ pub fn make(
     })
 }
 
+/// What the environments of a config show and offer.
+///
+/// # Errors
+/// As [`make`].
+pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, ScenarioErrors> {
+    Ok(make(config)?.spec().clone())
+}
+
 impl Environment for AnyEnvironment {
     fn spec(&self) -> &EnvSpec {
         match self {

@@ -1,5 +1,6 @@
 //! Learners as a run sees them: what goes on by updates, says what each came to, and can be saved and gone on with.
 
+mod offline;
 mod ppo;
 
 use blkpilot_env::recorded::Recorded;
@@ -11,11 +12,12 @@ use rand::SeedableRng as _;
 
 use crate::config::{Config, LearnerConfig};
 use crate::environments::{self, AnyEnvironment, Purpose};
+use crate::offline::LearntFrom;
 use crate::{LabError, seeds};
 
 /// A learner with all that it learns from.
 pub(crate) trait Learner {
-    /// Host-steps learnt from.
+    /// Host-steps learnt from; gradient steps of one that plays none.
     fn env_steps(&self) -> u64;
 
     /// Updates made.
@@ -29,6 +31,11 @@ pub(crate) trait Learner {
 
     /// Where it stands, but for what is in the checkpoint.
     fn state(&self) -> LearnerState;
+
+    /// The log that it learns from, and what it expects of its policy; `None` of one that plays.
+    fn learnt_from(&self) -> Result<Option<LearntFrom>, LabError> {
+        Ok(None)
+    }
 }
 
 /// Where a learner stands, but for what is in its checkpoint.
@@ -53,6 +60,9 @@ pub(crate) struct Update {
 pub(crate) fn begin(config: &Config, seed: u64) -> Result<Box<dyn Learner>, LabError> {
     match &config.training.learner {
         LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::begin(config, ppo, seed)?)),
+        LearnerConfig::Offline(offline) => Ok(Box::new(offline::OfflineRun::begin(
+            config, *offline, seed,
+        )?)),
     }
 }
 
@@ -65,6 +75,9 @@ pub(crate) fn resume(
     match &config.training.learner {
         LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::resume(
             config, ppo, checkpoint, state,
+        )?)),
+        LearnerConfig::Offline(offline) => Ok(Box::new(offline::OfflineRun::resume(
+            config, *offline, checkpoint,
         )?)),
     }
 }

@@ -14,6 +14,7 @@ pub mod environments;
 pub mod evaluate;
 mod learner;
 pub mod log;
+pub mod offline;
 pub mod oracle;
 mod progress;
 pub mod sanity;
@@ -146,6 +147,15 @@ pub enum LabError {
     /// Episodes that could not be logged.
     #[error(transparent)]
     Log(#[from] blkpilot_log::play::PlayError),
+    /// A decision log that cannot be learnt from.
+    #[error("{}: nothing can be learnt from this log: {source}", dir.display())]
+    Logged {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<blkpilot_evaluate::EvaluateError>,
+    },
     /// A decision log that cannot be evaluated.
     #[error(transparent)]
     Evaluate(#[from] blkpilot_agent::cli::CliError),
@@ -168,6 +178,7 @@ impl LabError {
             | Self::Changed { .. }
             | Self::NotAHost { .. }
             | Self::NoPolicy { .. }
+            | Self::Logged { .. }
             | Self::Policy(_) => 2,
             Self::Log(blkpilot_log::play::PlayError::Exists { .. }) => 2,
             Self::Calibrate(error) if error.is_about_the_recording() => 2,

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::Scenario;
 use blkpilot_env::{EnvSpec, Observation, Rng};
-use blkpilot_models::Checkpoint;
 use blkpilot_models::bootstrap::RESAMPLES;
 use blkpilot_models::oracle::study::{BEST_STATIC, PolicyFigures, Progress};
 use blkpilot_models::oracle::{
     Accuracy, Estimate, Limits, OracleError, Planner, PooledFigures, Resampled, Sight, Study,
     StudyError, StudyOptions, pooled, study,
 };
+use blkpilot_models::{Checkpoint, Selection};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use rand::SeedableRng as _;
@@ -204,7 +204,7 @@ fn one(
     if let Some(checkpoint) = checkpoint {
         checkpoint.check_fits(&spec)?;
     }
-    let mut policies = policies(&spec, checkpoint)?;
+    let mut policies = policies(&spec, checkpoint.map(|own| (own, Selection::Greedy)))?;
     let seed = |i: u64| {
         let seed = seeds::evaluation(options.first_seed + i);
         (seed, seeds::decisions(seed))

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blkpilot_learn::EpisodeEnd;
+use blkpilot_learn::{EpisodeEnd, LearnError};
 use blkpilot_models::Checkpoint;
 use serde::Serialize;
 
@@ -13,6 +13,7 @@ use crate::compare::{Comparison, compare, episode_count};
 use crate::config::Config;
 use crate::curve::{self, Point};
 use crate::learner::{self, Learner, LearnerState};
+use crate::offline::{LearntFrom, evaluated};
 use crate::state::{STATE_FILE, State, scenario};
 use crate::tensorboard::EventWriter;
 use crate::{LabError, json_text, write_file};
@@ -87,9 +88,9 @@ pub struct Summary {
     pub seed: u64,
     /// Whether it was ended before its time; it is not compared then.
     pub interrupted: bool,
-    /// Host-steps played.
+    /// Host-steps played; gradient steps of a learner from a log, which plays none.
     pub env_steps: u64,
-    /// Host-steps the config asks for.
+    /// Those that the config asks for.
     pub env_steps_planned: u64,
     /// Updates made.
     pub updates: u64,
@@ -105,6 +106,9 @@ pub struct Summary {
     pub spec_hash: String,
     /// SHA-256 of the policy's tensors.
     pub policy_sha256: String,
+    /// The log that it was learnt from, and what is expected of the policy; `None` of one that has played.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learnt_from: Option<LearntFrom>,
     /// The trained policy beside those that are not.
     #[serde(flatten)]
     pub comparison: Comparison,
@@ -180,7 +184,8 @@ impl<'a> Session<'a> {
         Ok(Self {
             config,
             seed: state.seed,
-            learner: learner::resume(config, checkpoint, learner_state)?,
+            learner: learner::resume(config, checkpoint, learner_state)
+                .map_err(|error| not_resumable(dir, error))?,
             files: Files::reopen(dir, state.next_checkpoint)?,
             record: Record {
                 recent: state.recent,
@@ -219,6 +224,7 @@ impl<'a> Session<'a> {
         } else {
             compare_unless_stopped(self.config, &checkpoint, stop, watch)?
         };
+        let learnt_from = self.learnt_from(&checkpoint, comparison.is_some())?;
         let summary = Summary {
             config: self.config.name.clone(),
             algorithm: self.config.training.learner.name(),
@@ -233,10 +239,27 @@ impl<'a> Session<'a> {
             episodic_return: self.record.episodic_return(),
             spec_hash: checkpoint.manifest.spec_hash.clone(),
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            learnt_from,
             comparison: comparison.unwrap_or_else(|| Comparison::none(self.config)),
         };
         write_file(&self.files.out.join(SUMMARY_FILE), json_text(&summary))?;
         Ok(summary)
+    }
+
+    /// What the learner says of its log, and of a run that has ended what an evaluation on it says.
+    fn learnt_from(
+        &self,
+        checkpoint: &Checkpoint,
+        has_ended: bool,
+    ) -> Result<Option<LearntFrom>, LabError> {
+        let Some(mut from) = self.learner.learnt_from()? else {
+            return Ok(None);
+        };
+        if has_ended {
+            let selection = self.config.evaluation.selection;
+            from.evaluation = Some(evaluated(&from.log, checkpoint, selection, from.gamma)?);
+        }
+        Ok(Some(from))
     }
 
     /// One update of the learner, and what is written of it.
@@ -290,6 +313,17 @@ impl<'a> Session<'a> {
         };
         state.save(&self.files.out)?;
         Ok(checkpoint)
+    }
+}
+
+/// What is missing for a run to go on is told with its directory.
+fn not_resumable(dir: &Path, error: LabError) -> LabError {
+    match error {
+        LabError::Learn(LearnError::NoState { problem }) => LabError::NotResumable {
+            dir: dir.to_owned(),
+            problem,
+        },
+        other => other,
     }
 }
 
