@@ -35,6 +35,7 @@ mod fit;
 mod gate;
 mod html;
 mod options;
+pub mod page;
 mod read;
 mod replay;
 mod sample;
