@@ -153,6 +153,12 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
 }
 
 impl Config {
+    /// Name of the learner.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        "ppo"
+    }
+
     /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors
