@@ -1,5 +1,7 @@
 //! What `blkpilot-lab` can be told to do.
 
+mod report;
+mod reproduce;
 mod runs;
 mod sweep;
 
@@ -27,6 +29,8 @@ use crate::sanity::{self, Sanity};
 use crate::state::Changed;
 use crate::train::{Existing, Run, Summary, resume_where, train};
 use crate::{LabError, json_text, write_file};
+use report::ReportArgs;
+use reproduce::ReproduceArgs;
 use runs::{DatabaseArgs, RunsArgs, Watch};
 use sweep::SweepArgs;
 
@@ -138,6 +142,12 @@ enum Command {
     /// Train a config over seeds and parameters, several runs at a time, and rank what comes of it
     #[command(after_help = sweep::HELP)]
     Sweep(SweepArgs),
+    /// Make one page of runs and sweeps: curves, intervals, what the policies do where
+    #[command(after_help = report::HELP)]
+    Report(ReportArgs),
+    /// Train a run again from its own directory, and say whether the same comes of it
+    #[command(after_help = reproduce::HELP)]
+    Reproduce(ReproduceArgs),
     /// List training runs: what was run, how it stands, what came of it
     #[command(after_help = runs::HELP)]
     Runs(RunsArgs),
@@ -352,6 +362,8 @@ impl Cli {
             Command::Train(args) => run_train(&args),
             Command::Resume(args) => run_resume(&args),
             Command::Sweep(args) => sweep::run(&args),
+            Command::Report(args) => report::run(&args),
+            Command::Reproduce(args) => reproduce::run(&args),
             Command::Runs(args) => runs::run(&args),
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),

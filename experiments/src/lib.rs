@@ -1,8 +1,9 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
-//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], [`train`],
-//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`], [`runs`]. [`calibrate`] and [`evaluate`] stand
-//! apart: the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
+//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], `learner` (PPO, or another, as a run
+//! sees it), [`train`], [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`], [`runs`]. [`calibrate`] and
+//! [`evaluate`] stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of
+//! decision logs.
 
 pub mod calibrate;
 pub mod cli;
@@ -11,9 +12,12 @@ pub mod config;
 pub mod curve;
 pub mod environments;
 pub mod evaluate;
+mod learner;
 pub mod log;
 pub mod oracle;
 mod progress;
+pub mod report;
+pub mod reproduce;
 pub mod run_lock;
 pub mod runs;
 pub mod sanity;
@@ -71,6 +75,15 @@ pub enum LabError {
         dir: PathBuf,
         /// Each key with both values.
         differences: Vec<String>,
+    },
+    /// No runs.
+    #[error(
+        "{}: there is no run in or below: give directories that `blkpilot-lab train` or `sweep` has written",
+        dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    NothingToReport {
+        /// The directories.
+        dirs: Vec<PathBuf>,
     },
     /// A configuration of a sweep that is another one now.
     #[error(
@@ -216,6 +229,7 @@ impl LabError {
             | Self::OutExists { .. }
             | Self::NotResumable { .. }
             | Self::Changed { .. }
+            | Self::NothingToReport { .. }
             | Self::SweepChanged { .. }
             | Self::OtherCode { .. }
             | Self::InUse { .. }

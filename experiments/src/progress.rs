@@ -3,6 +3,7 @@
 use blkpilot_models::oracle::study::Progress as Stage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::report::Progress as ReportEvent;
 use crate::sweep::Progress as SweepEvent;
 use crate::train::Event;
 
@@ -30,16 +31,14 @@ impl Progress {
                 planned,
                 episodic_return,
                 steps_per_s,
-                report,
+                note,
             } => {
                 let value =
                     episodic_return.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));
                 self.bar.set_length(*planned);
                 self.bar.set_position(*env_steps);
-                self.bar.set_message(format!(
-                    "return {value}  policy loss {:+.4}  value loss {:.4}  {steps_per_s:.0} steps/s",
-                    report.policy_loss, report.value_loss
-                ));
+                self.bar
+                    .set_message(format!("return {value}  {note}  {steps_per_s:.0} steps/s"));
             }
             Event::Comparing { episodes } => {
                 self.bar.finish();
@@ -125,6 +124,37 @@ impl SweepProgress {
     }
 }
 
+/// A bar over the episodes of a report.
+pub(crate) struct ReportProgress {
+    bar: ProgressBar,
+}
+
+impl ReportProgress {
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        bar.set_style(style(
+            "{bar:28} {human_pos}/{human_len} episodes played  {msg}",
+        ));
+        Self { bar }
+    }
+
+    pub(crate) fn show(&self, progress: ReportEvent) {
+        match progress {
+            ReportEvent::Episodes(count) => self.bar.set_length(count as u64),
+            ReportEvent::Played => self.bar.inc(1),
+            // Told of for each value that it computes.
+            ReportEvent::Oracle if self.bar.message().is_empty() => {
+                self.bar.set_message("asking the oracle");
+            }
+            ReportEvent::Oracle => {}
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.bar.finish();
+    }
+}
+
 /// A bar over fits; drawn only where standard error is a terminal.
 pub(crate) fn fits() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
@@ -162,6 +192,9 @@ mod tests {
             planned: 2,
         });
         sweep.end();
+        let report = ReportProgress::new();
+        report.show(ReportEvent::Played);
+        report.end();
         fits().inc(1);
         episodes(2).inc(1);
     }

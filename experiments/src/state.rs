@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blkpilot_agent::durable;
 use blkpilot_env::sim::Scenario;
-use blkpilot_learn::CollectorState;
+use blkpilot_learn::{CollectorState, EpisodeEnd};
 use blkpilot_models::Checkpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub const STATE_FILE: &str = "state.json";
 pub const CONFIG_FILE: &str = "config.toml";
 /// Scenario of a run within its directory, where it is trained on one.
 pub const SCENARIO_FILE: &str = "scenario.toml";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What of a run stands in no other file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,15 +39,15 @@ pub(crate) struct State {
     pub(crate) seed: u64,
     /// The policy that was saved with it.
     pub(crate) policy_sha256: String,
-    pub(crate) collector: CollectorState,
-    /// Returns of recent episodes, and the points of the curve.
-    pub(crate) returns: Vec<f64>,
+    /// Where its environments stand, if the learner plays any.
+    pub(crate) collector: Option<CollectorState>,
+    /// Recent episodes, and the points of the curve.
+    pub(crate) recent: Vec<EpisodeEnd>,
     pub(crate) points: Vec<Point>,
     /// Seconds of training so far.
     pub(crate) wall_s: f64,
     pub(crate) next_checkpoint: u64,
     /// Versions of the code that trained it, in their order.
-    #[serde(default)]
     pub(crate) code_versions: Vec<String>,
 }
 

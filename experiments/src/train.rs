@@ -5,25 +5,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blkpilot_env::recorded::Recorded;
-use blkpilot_env::vector::AutoresetEnv;
-use blkpilot_env::{Autoreset, Rng};
-use blkpilot_learn::{Collector, EpisodeEnd, Ppo, Resumable, Rollout, UpdateReport};
+use blkpilot_learn::EpisodeEnd;
 use blkpilot_models::Checkpoint;
-use rand::SeedableRng as _;
 use serde::Serialize;
 
 use crate::compare::{Comparison, compare, episode_count};
 use crate::config::Config;
 use crate::curve::{self, Point};
-use crate::environments::{self, AnyEnvironment};
+use crate::learner::{self, Learner, LearnerState};
 use crate::run_lock::{LOCK_FILE, RunLock};
 use crate::state::{
     CONFIG_FILE, Changed, SCENARIO_FILE, STATE_FILE, State, scenario, write_config,
 };
 use crate::tensorboard::EventWriter;
 use crate::version::CODE;
-use crate::{LabError, json_text, seeds, write_file};
+use crate::{LabError, json_text, write_file};
 
 /// Directory of the policy within that of the run.
 pub const POLICY_DIR: &str = "policy";
@@ -97,8 +93,8 @@ pub enum Event<'a> {
         episodic_return: Option<f64>,
         /// Host-steps per second since the start.
         steps_per_s: f64,
-        /// What the update did.
-        report: &'a UpdateReport,
+        /// What the update came to, in a few words.
+        note: &'a str,
     },
     /// The comparison plays this many episodes.
     Comparing {
@@ -195,7 +191,7 @@ pub fn resume_where(
         dir,
         config: &config,
         seed: session.seed,
-        env_steps: session.ppo.env_steps(),
+        env_steps: session.learner.env_steps(),
         goes_on: true,
     });
     session.finish(stop, watch)
@@ -205,8 +201,7 @@ pub fn resume_where(
 struct Session<'a> {
     config: &'a Config,
     seed: u64,
-    collector: Collector<Resumable<AnyEnvironment>>,
-    ppo: Ppo,
+    learner: Box<dyn Learner>,
     files: Files,
     record: Record,
     started: Instant,
@@ -221,13 +216,7 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn begin(run: &Run<'a>, watch: &mut dyn FnMut(Event<'_>)) -> Result<Self, LabError> {
         let config = run.config;
-        let mut collector = collector(config, run.seed)?;
-        let mut ppo = Ppo::new(
-            collector.spec(),
-            config.architecture,
-            config.training.ppo.clone(),
-            run.seed,
-        )?;
+        let learner = learner::begin(config, run.seed)?;
         let files = Files::create(run)?;
         watch(Event::Started {
             dir: run.out,
@@ -236,17 +225,13 @@ impl<'a> Session<'a> {
             env_steps: 0,
             goes_on: false,
         });
-        let started = Instant::now();
-        let mut record = Record::default();
-        ppo.warm_up(&play(&ppo, &mut collector, &mut record)?);
         Ok(Self {
             config,
             seed: run.seed,
-            collector,
-            ppo,
+            learner,
             files,
-            record,
-            started,
+            record: Record::default(),
+            started: Instant::now(),
             before_s: 0.0,
             code_versions: vec![CODE.to_owned()],
             saved_at: None,
@@ -260,22 +245,22 @@ impl<'a> Session<'a> {
         state: State,
         checkpoint: &Checkpoint,
     ) -> Result<Self, LabError> {
-        let envs = (0..config.training.envs).map(|_| environments::make(&config.environment));
-        let envs = envs.collect::<Result<_, _>>()?;
+        let learner_state = LearnerState {
+            collector: state.collector,
+        };
         let mut code_versions = state.code_versions;
         if code_versions.last().is_none_or(|version| version != CODE) {
             code_versions.push(CODE.to_owned());
         }
-        let ppo = Ppo::resume(checkpoint, config.training.ppo.clone())?;
+        let learner = learner::resume(config, checkpoint, learner_state)?;
         Ok(Self {
             config,
             seed: state.seed,
-            collector: Collector::resume(envs, state.collector)?,
-            saved_at: Some(ppo.env_steps()),
-            ppo,
+            saved_at: Some(learner.env_steps()),
+            learner,
             files: Files::open(dir, lock, state.next_checkpoint)?,
             record: Record {
-                returns: state.returns,
+                recent: state.recent,
                 points: state.points,
             },
             started: Instant::now(),
@@ -295,7 +280,7 @@ impl<'a> Session<'a> {
     ) -> Result<Summary, LabError> {
         let planned = self.config.training.env_steps;
         let mut is_stopped = stop.load(Ordering::Relaxed);
-        while self.ppo.env_steps() < planned && !is_stopped {
+        while self.learner.env_steps() < planned && !is_stopped {
             self.update(watch)?;
             is_stopped = stop.load(Ordering::Relaxed);
         }
@@ -318,11 +303,11 @@ impl<'a> Session<'a> {
             seed: self.seed,
             code_versions: self.code_versions.clone(),
             interrupted: comparison.is_none(),
-            env_steps: self.ppo.env_steps(),
+            env_steps: self.learner.env_steps(),
             env_steps_planned: planned,
-            updates: self.ppo.updates(),
+            updates: self.learner.updates(),
             wall_s,
-            steps_per_s: self.ppo.env_steps() as f64 / wall_s,
+            steps_per_s: self.learner.env_steps() as f64 / wall_s,
             comparison_s: comparing.elapsed().as_secs_f64(),
             episodic_return: self.record.episodic_return(),
             spec_hash: checkpoint.manifest.spec_hash.clone(),
@@ -334,23 +319,28 @@ impl<'a> Session<'a> {
         Ok(summary)
     }
 
-    /// One rollout, and what is learnt from it.
+    /// One update of the learner, and what is written of it.
     fn update(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), LabError> {
         let training = &self.config.training;
-        let progress = self.ppo.env_steps() as f64 / training.env_steps as f64;
-        let rollout = play(&self.ppo, &mut self.collector, &mut self.record)?;
-        let report = self.ppo.update(&rollout, progress)?;
-        let env_steps = self.ppo.env_steps();
+        let learner::Update {
+            episodes,
+            mut scalars,
+            note,
+        } = self.learner.update()?;
+        let env_steps = self.learner.env_steps();
         let steps_per_s = env_steps as f64 / self.wall_s();
-        self.record.point(env_steps, &rollout.episodes);
-        self.files
-            .log(env_steps, &rollout.episodes, &report, steps_per_s)?;
+        self.record.add(env_steps, &episodes);
+        scalars.extend(self.record.scalars(&episodes));
+        for tag in ["charts/SPS", "time/fps"] {
+            scalars.push((tag.to_owned(), steps_per_s));
+        }
+        self.files.log(env_steps, &scalars)?;
         watch(Event::Update {
             env_steps,
             planned: training.env_steps,
             episodic_return: self.record.episodic_return(),
             steps_per_s,
-            report: &report,
+            note: &note,
         });
         if env_steps >= self.files.next_checkpoint {
             self.files.next_checkpoint = env_steps + training.checkpoint_every;
@@ -366,17 +356,18 @@ impl<'a> Session<'a> {
             last: self.saved_at,
             source: Box::new(source),
         })?;
-        self.saved_at = Some(self.ppo.env_steps());
+        self.saved_at = Some(self.learner.env_steps());
         watch(Event::Saved {
-            env_steps: self.ppo.env_steps(),
+            env_steps: self.learner.env_steps(),
             episodic_return: self.record.episodic_return(),
         });
         Ok(checkpoint)
     }
 
     fn save_all(&mut self) -> Result<Checkpoint, LabError> {
-        let checkpoint = self.files.save(&self.ppo, self.config)?;
-        let returns = &self.record.returns;
+        let checkpoint = self.learner.checkpoint(self.config.document.clone())?;
+        let checkpoint = self.files.save(checkpoint)?;
+        let LearnerState { collector } = self.learner.state();
         let state = State {
             format: State::FORMAT,
             config: self.config.name.clone(),
@@ -385,8 +376,8 @@ impl<'a> Session<'a> {
             scenario: scenario(self.config),
             seed: self.seed,
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
-            collector: self.collector.state(),
-            returns: returns[returns.len().saturating_sub(RECENT)..].to_vec(),
+            collector,
+            recent: self.record.recent.clone(),
             points: self.record.points.clone(),
             wall_s: self.wall_s(),
             next_checkpoint: self.files.next_checkpoint,
@@ -395,34 +386,6 @@ impl<'a> Session<'a> {
         state.save(&self.files.out)?;
         Ok(checkpoint)
     }
-}
-
-fn collector(config: &Config, seed: u64) -> Result<Collector<Resumable<AnyEnvironment>>, LabError> {
-    let mut envs = Vec::new();
-    for index in 0..config.training.envs {
-        let env = Recorded::new(environments::make(&config.environment)?);
-        let env = AutoresetEnv::new(env, Autoreset::SameStep);
-        envs.push((env, seeds::training(seed, index)));
-    }
-    // Its own stream of the run's seed: the learner has the first.
-    let mut rng = Rng::seed_from_u64(seed);
-    rng.set_stream(1);
-    Ok(Collector::new(envs, rng)?)
-}
-
-fn play(
-    ppo: &Ppo,
-    collector: &mut Collector<Resumable<AnyEnvironment>>,
-    record: &mut Record,
-) -> Result<Rollout, LabError> {
-    let rollout = ppo.play(collector)?;
-    record.returns.extend(
-        rollout
-            .episodes
-            .iter()
-            .map(|episode| episode.episodic_return),
-    );
-    Ok(rollout)
 }
 
 fn compare_unless_stopped(
@@ -448,24 +411,50 @@ fn compare_unless_stopped(
 /// What is remembered of a run's episodes.
 #[derive(Debug, Default)]
 struct Record {
-    returns: Vec<f64>,
+    /// The last ones that ended.
+    recent: Vec<EpisodeEnd>,
     points: Vec<Point>,
 }
 
 impl Record {
-    fn point(&mut self, env_steps: u64, episodes: &[EpisodeEnd]) {
+    fn add(&mut self, env_steps: u64, episodes: &[EpisodeEnd]) {
+        self.recent.extend(episodes);
+        self.recent
+            .drain(..self.recent.len().saturating_sub(RECENT));
         self.points
             .extend(mean_return(episodes).map(|mean| (env_steps, mean)));
     }
 
+    /// Of the recent episodes.
     fn episodic_return(&self) -> Option<f64> {
-        let recent = &self.returns[self.returns.len().saturating_sub(RECENT)..];
-        (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64)
+        mean_return(&self.recent)
+    }
+
+    /// Of those that have just ended as CleanRL names them, and of the recent ones as Stable-Baselines3 does.
+    fn scalars(&self, episodes: &[EpisodeEnd]) -> Vec<(String, f64)> {
+        let all = [
+            ("charts/episodic_return", mean_return(episodes)),
+            ("charts/episodic_length", mean_length(episodes)),
+            ("rollout/ep_rew_mean", mean_return(&self.recent)),
+            ("rollout/ep_len_mean", mean_length(&self.recent)),
+        ];
+        let known = all
+            .into_iter()
+            .filter_map(|(tag, value)| Some((tag, value?)));
+        known.map(|(tag, value)| (tag.to_owned(), value)).collect()
     }
 }
 
 fn mean_return(episodes: &[EpisodeEnd]) -> Option<f64> {
-    let sum: f64 = episodes.iter().map(|episode| episode.episodic_return).sum();
+    mean(episodes, |episode| episode.episodic_return)
+}
+
+fn mean_length(episodes: &[EpisodeEnd]) -> Option<f64> {
+    mean(episodes, |episode| f64::from(episode.steps))
+}
+
+fn mean(episodes: &[EpisodeEnd], of: impl Fn(&EpisodeEnd) -> f64) -> Option<f64> {
+    let sum: f64 = episodes.iter().map(of).sum();
     (!episodes.is_empty()).then(|| sum / episodes.len() as f64)
 }
 
@@ -507,36 +496,11 @@ impl Files {
         })
     }
 
-    fn log(
-        &mut self,
-        env_steps: u64,
-        episodes: &[EpisodeEnd],
-        report: &UpdateReport,
-        steps_per_s: f64,
-    ) -> Result<(), LabError> {
-        let names: Vec<String> = report
-            .head_entropy
+    fn log(&mut self, env_steps: u64, scalars: &[(String, f64)]) -> Result<(), LabError> {
+        let scalars: Vec<(&str, f64)> = scalars
             .iter()
-            .map(|(head, _)| format!("losses/entropy_{head}"))
+            .map(|(tag, value)| (tag.as_str(), *value))
             .collect();
-        let mut scalars = vec![
-            ("charts/SPS", steps_per_s),
-            ("charts/learning_rate", report.learning_rate),
-            ("losses/approx_kl", report.approx_kl),
-            ("losses/policy_loss", report.policy_loss),
-            ("losses/value_loss", report.value_loss),
-            ("losses/entropy", report.entropy),
-            ("losses/clipfrac", report.clip_fraction),
-            ("losses/explained_variance", report.explained_variance),
-            ("losses/grad_norm", report.grad_norm),
-        ];
-        scalars.extend(
-            names
-                .iter()
-                .zip(&report.head_entropy)
-                .map(|(name, (_, value))| (name.as_str(), *value)),
-        );
-        scalars.extend(mean_return(episodes).map(|mean| ("charts/episodic_return", mean)));
         let path = || self.out.clone();
         self.events
             .scalars(env_steps, &scalars)
@@ -555,8 +519,7 @@ impl Files {
     }
 
     /// Saves the policy over the one before it.
-    fn save(&mut self, ppo: &Ppo, config: &Config) -> Result<Checkpoint, LabError> {
-        let mut checkpoint = ppo.checkpoint(config.document.clone())?;
+    fn save(&mut self, mut checkpoint: Checkpoint) -> Result<Checkpoint, LabError> {
         checkpoint
             .replace(&self.out.join(POLICY_DIR))
             .map_err(|source| LabError::Save { source })?;

@@ -398,6 +398,8 @@ fn help_teaches() {
     insta::assert_snapshot!("help_oracle", help(&["oracle", "--help"]));
     insta::assert_snapshot!("help_resume", help(&["resume", "--help"]));
     insta::assert_snapshot!("help_sweep", help(&["sweep", "--help"]));
+    insta::assert_snapshot!("help_report", help(&["report", "--help"]));
+    insta::assert_snapshot!("help_reproduce", help(&["reproduce", "--help"]));
     insta::assert_snapshot!("help_runs", help(&["runs", "--help"]));
     insta::assert_snapshot!("help_log", help(&["log", "--help"]));
 }

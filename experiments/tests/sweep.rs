@@ -220,7 +220,7 @@ fn a_run_that_fails_stops_no_other_and_is_tried_again_only_when_asked() {
 #[test]
 fn a_sweep_that_is_ended_saves_and_goes_on_to_the_same_policies() {
     let long = CARTPOLE
-        .replace("env_steps = 512", "env_steps = 40_000")
+        .replace("env_steps = 512", "env_steps = 12_000")
         .replace("checkpoint_every = 64", "checkpoint_every = 640");
     let one = GRID
         .replace("[0.1, 0.2]", "[0.1]")

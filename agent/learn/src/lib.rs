@@ -3,8 +3,9 @@
 //! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
 //! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
 //! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`collector`]
-//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; and [`fqe`], what a policy is
-//! worth from logged decisions of another.
+//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; [`q`], what a value
+//! learner reads from the same network; and [`fqe`], what a policy is worth from logged decisions of
+//! another.
 //!
 //! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
 //!
@@ -19,6 +20,7 @@ mod initial;
 mod loss;
 pub mod network;
 pub mod ppo;
+pub mod q;
 pub mod rollout;
 pub mod turns;
 

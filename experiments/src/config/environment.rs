@@ -1,0 +1,128 @@
+//! What to learn on: `[environment]`.
+
+use std::path::Path;
+
+use blkpilot_env::reward::RewardConfig;
+use blkpilot_env::sim::presets;
+use blkpilot_env::sim::{Generator, Scenario, ScenarioErrors};
+use blkpilot_models::scenario_file;
+use serde::Deserialize;
+use toml::Table;
+
+use super::check::Check;
+
+/// What to learn on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EnvironmentConfig {
+    /// CartPole-v1.
+    CartPole,
+    /// A simulated KVM host.
+    SimHost {
+        /// Where its scenarios come from.
+        source: HostSource,
+        /// Weights of the reward.
+        reward: RewardConfig,
+    },
+}
+
+/// Where the scenarios of a simulated host come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HostSource {
+    /// Always the same.
+    Scenario(Box<Scenario>),
+    /// Drawn anew for each episode.
+    Generated(Generator),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawEnvironment {
+    kind: Option<String>,
+    scenario: Option<String>,
+    generator: Option<Table>,
+    reward: Option<Table>,
+}
+
+pub(super) fn environment(
+    table: Table,
+    base: &Path,
+    check: &mut Check,
+) -> Option<EnvironmentConfig> {
+    let raw: RawEnvironment = check.read("environment", table);
+    let kind = check.need("environment.kind", raw.kind.clone(), "cartpole or sim_host");
+    match kind.as_deref() {
+        Some("cartpole") => {
+            let of_hosts = [
+                ("scenario", raw.scenario.is_some()),
+                ("generator", raw.generator.is_some()),
+                ("reward", raw.reward.is_some()),
+            ];
+            for (key, _) in of_hosts.iter().filter(|(_, is_given)| *is_given) {
+                let path = format!("environment.{key}");
+                check.problem(path, "is only for kind = \"sim_host\": remove it");
+            }
+            Some(EnvironmentConfig::CartPole)
+        }
+        Some("sim_host") => sim_host(raw, base, check),
+        Some(other) => {
+            check.problem(
+                "environment.kind",
+                format!("= \"{other}\" must be cartpole or sim_host"),
+            );
+            None
+        }
+        None => None,
+    }
+}
+
+fn sim_host(raw: RawEnvironment, base: &Path, check: &mut Check) -> Option<EnvironmentConfig> {
+    let reward: RewardConfig = check.read("environment.reward", raw.reward.unwrap_or_default());
+    for (key, problem) in reward.problems() {
+        check.problem(format!("environment.reward.{key}"), problem);
+    }
+    let source = match (raw.scenario, raw.generator) {
+        (Some(name), None) => fixed(&name, base, check),
+        (None, Some(table)) => Some(HostSource::Generated(generator(table, check))),
+        (None, None) => {
+            let known = presets::NAMES.join(", ");
+            let text = format!(
+                "is missing: add [environment.generator], or scenario = a TOML file or one of {known}"
+            );
+            check.problem("environment.generator", text);
+            None
+        }
+        (Some(_), Some(_)) => {
+            check.problem(
+                "environment.scenario",
+                "stands beside environment.generator: keep one of them",
+            );
+            None
+        }
+    };
+    Some(EnvironmentConfig::SimHost {
+        source: source?,
+        reward,
+    })
+}
+
+fn fixed(name: &str, base: &Path, check: &mut Check) -> Option<HostSource> {
+    match scenario_file::load(name, base) {
+        Ok(scenario) => Some(HostSource::Scenario(Box::new(scenario))),
+        Err(error) => {
+            for line in error.lines() {
+                check.problem("environment.scenario", format!("= \"{name}\": {line}"));
+            }
+            None
+        }
+    }
+}
+
+fn generator(table: Table, check: &mut Check) -> Generator {
+    let generator: Generator = check.read("environment.generator", table);
+    if let Err(ScenarioErrors(problems)) = generator.validate() {
+        for (key, problem) in problems {
+            check.problem(format!("environment.generator.{key}"), problem);
+        }
+    }
+    generator
+}
