@@ -1,5 +1,10 @@
 //! What `blkpilot-lab` can be told to do.
 
+mod report;
+mod reproduce;
+mod runs;
+mod sweep;
+
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,8 +26,13 @@ use crate::offline::LearntFrom;
 use crate::oracle::{Cases, OracleOptions, oracle};
 use crate::progress::{self, Progress};
 use crate::sanity::{self, Sanity};
-use crate::train::{Existing, Run, Summary, resume, train};
+use crate::state::Changed;
+use crate::train::{Existing, Run, Summary, resume_where, train};
 use crate::{LabError, json_text, write_file};
+use report::ReportArgs;
+use reproduce::ReproduceArgs;
+use runs::{DatabaseArgs, RunsArgs, Watch};
+use sweep::SweepArgs;
 
 /// Trains policies for KVM hosts in simulation, and compares them.
 #[derive(Debug, Parser)]
@@ -46,6 +56,7 @@ The directory then holds
   summary.json            steps, seconds, and the comparison with policies that are not trained
   curve.svg               return while learning
   state.json              where it stands, for `blkpilot-lab resume`
+  config.toml             the config, with its scenario beside it in scenario.toml
   events.out.tfevents.*   the same and the losses, for TensorBoard
 
 Ctrl-C ends the training early; policy/ and summary.json are written all the same, and
@@ -64,10 +75,12 @@ seeds have it set, and evaluation seed i is the same in every run. A config play
 evaluation.first_seed on; choose settings on other seeds than those that you report.";
 
 const RESUME_HELP: &str = "\
-Goes on from the last time the policy was saved: at each checkpoint_every of the config, and at Ctrl-C. On one
-machine the policy is then, bit for bit, that of a run without an interruption. The config is the one of the
-run: one whose scenario file says something else now is refused with the difference. A run that has ended is
-only compared again.";
+Goes on from the last time the policy was saved: at each checkpoint_every of the config, and at
+Ctrl-C. On one machine the policy is then, bit for bit, that of a run without an interruption. That
+needs the same config and the same code, so a config, scenario file or build that is another one now
+is refused with the difference. --force goes on all the same, with the config and scenario in the
+run's directory; summary.json names all versions of the code. A run that has ended is only compared
+again.";
 
 const COMPARE_HELP: &str = "\
 Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals
@@ -132,6 +145,18 @@ enum Command {
     /// Go on with a training run that was interrupted, as if it had not been
     #[command(after_help = RESUME_HELP)]
     Resume(ResumeArgs),
+    /// Train a config over seeds and parameters, several runs at a time, and rank what comes of it
+    #[command(after_help = sweep::HELP)]
+    Sweep(SweepArgs),
+    /// Make one page of runs and sweeps: curves, intervals, what the policies do where
+    #[command(after_help = report::HELP)]
+    Report(ReportArgs),
+    /// Train a run again from its own directory, and say whether the same comes of it
+    #[command(after_help = reproduce::HELP)]
+    Reproduce(ReproduceArgs),
+    /// List training runs: what was run, how it stands, what came of it
+    #[command(after_help = runs::HELP)]
+    Runs(RunsArgs),
     /// Compare a trained policy with keep_default, random, round_robin and least_loaded
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
@@ -170,6 +195,8 @@ struct TrainArgs {
     /// Replace the run that stands in the directory
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -179,6 +206,11 @@ struct TrainArgs {
 struct ResumeArgs {
     /// Directory of the run
     run: PathBuf,
+    /// Go on although the config or the code has changed
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -325,6 +357,8 @@ struct SanityArgs {
     /// Replace the runs that stand in the directory
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -339,6 +373,10 @@ impl Cli {
         match self.command {
             Command::Train(args) => run_train(&args),
             Command::Resume(args) => run_resume(&args),
+            Command::Sweep(args) => sweep::run(&args),
+            Command::Report(args) => report::run(&args),
+            Command::Reproduce(args) => reproduce::run(&args),
+            Command::Runs(args) => runs::run(&args),
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),
             Command::Log(args) => run_log(&args),
@@ -361,22 +399,26 @@ fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
             .join(format!("seed-{seed}"))
     };
     let out = args.out.clone().unwrap_or_else(default_out);
-    let mut progress = Progress::over(config.training.env_steps);
     let run = Run {
         config: &config,
         seed,
         out: &out,
         existing: existing(args.overwrite),
     };
-    let summary = train(&run, &stop_flag(), &mut |event| progress.show(&event))?;
-    progress.end();
+    let summary = Watch::over_one(config.training.env_steps, &args.database, |watch| {
+        train(&run, &stop_flag(), watch)
+    })?;
     Ok(show_summary(&summary, &out, args.json))
 }
 
 fn run_resume(args: &ResumeArgs) -> Result<ExitCode, LabError> {
-    let mut progress = Progress::over(0);
-    let summary = resume(&args.run, &stop_flag(), &mut |event| progress.show(&event))?;
-    progress.end();
+    let changed = match args.force {
+        true => Changed::GoOn,
+        false => Changed::Refuse,
+    };
+    let summary = Watch::over_one(0, &args.database, |watch| {
+        resume_where(&args.run, changed, &stop_flag(), watch)
+    })?;
     Ok(show_summary(&summary, &args.run, args.json))
 }
 
@@ -550,18 +592,16 @@ fn run_calibrate(args: &CalibrateArgs) -> Result<ExitCode, LabError> {
 
 fn run_sanity(args: &SanityArgs) -> Result<ExitCode, LabError> {
     let config = sanity::config()?;
-    let mut progress = Progress::over(config.training.env_steps);
+    let mut watch = Watch::over(config.training.env_steps, &args.database);
     let result = sanity::sanity(
         &config,
         args.seeds,
         &args.out,
         existing(args.overwrite),
         &stop_flag(),
-        &mut |_, event| {
-            progress.show(&event);
-        },
-    )?;
-    progress.end();
+        &mut |_, event| watch.see(&event),
+    );
+    let result = watch.end(result)?;
     print(&if args.json {
         json_text(&result)
     } else {

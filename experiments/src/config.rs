@@ -103,6 +103,12 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
 }
 
 impl Config {
+    /// Name of the learner.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        self.training.learner.name()
+    }
+
     /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors
