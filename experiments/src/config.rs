@@ -19,7 +19,7 @@ use check::Check;
 
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
-pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, Training};
+pub use training::{LearnerConfig, MOST_REMEMBERED, MOST_ROLLOUT_STEPS, Training};
 
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;

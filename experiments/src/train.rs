@@ -13,7 +13,7 @@ use crate::compare::{Comparison, compare, episode_count};
 use crate::config::Config;
 use crate::curve::{self, Point};
 use crate::learner::{self, Learner, LearnerState};
-use crate::state::{STATE_FILE, State, scenario};
+use crate::state::{MEMORY_FILES, STATE_FILE, State, remove_memories, save_memory, scenario};
 use crate::tensorboard::EventWriter;
 use crate::{LabError, json_text, write_file};
 
@@ -175,6 +175,7 @@ impl<'a> Session<'a> {
         checkpoint: &Checkpoint,
     ) -> Result<Self, LabError> {
         let learner_state = LearnerState {
+            memory: state.memory(dir)?,
             collector: state.collector,
         };
         Ok(Self {
@@ -273,7 +274,11 @@ impl<'a> Session<'a> {
     fn save(&mut self) -> Result<Checkpoint, LabError> {
         let checkpoint = self.learner.checkpoint(self.config.document.clone())?;
         let checkpoint = self.files.save(checkpoint)?;
-        let LearnerState { collector } = self.learner.state();
+        let LearnerState { collector, memory } = self.learner.state();
+        let number = memory.as_ref().map(|_| self.learner.env_steps());
+        if let (Some(number), Some(memory)) = (number, memory) {
+            save_memory(&self.files.out, number, &memory)?;
+        }
         let state = State {
             format: State::FORMAT,
             config: self.config.name.clone(),
@@ -283,12 +288,14 @@ impl<'a> Session<'a> {
             seed: self.seed,
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
             collector,
+            memory: number,
             recent: self.record.recent.clone(),
             points: self.record.points.clone(),
             wall_s: self.wall_s(),
             next_checkpoint: self.files.next_checkpoint,
         };
         state.save(&self.files.out)?;
+        remove_memories(&self.files.out, number)?;
         Ok(checkpoint)
     }
 }
@@ -466,6 +473,7 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
             SUMMARY_FILE | CURVE_FILE | STATE_FILE => fs::remove_file(&path),
             POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
+            _ if name.starts_with(MEMORY_FILES) => fs::remove_file(&path),
             _ => Ok(()),
         };
         removed.map_err(|source| LabError::Write { path, source })?;

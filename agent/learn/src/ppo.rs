@@ -363,7 +363,7 @@ impl Ppo {
 }
 
 /// Adam's moments of each parameter, from the tensors of a checkpoint.
-fn moments(
+pub(crate) fn moments(
     network: &Network,
     tensors: &BTreeMap<String, Plain>,
 ) -> Result<BTreeMap<String, Moments>, LearnError> {
