@@ -1,7 +1,7 @@
 //! The loss of PPO: the clipped objectives of disks and devices, the value loss, the entropy bonus.
 //!
 //! All of it is a sum over turns of a few numbers each, so it is computed here, in f64, together with its gradient
-//! with respect to what the network said; libtorch takes the gradient on from there to the parameters. (Written as
+//! with respect to what the network said, which the network's backward pass takes on to the parameters. (Written as
 //! operations of libtorch, each of which costs microseconds however small it is, it took longer than the network.)
 
 use tch::{Kind, TchError, Tensor};
@@ -116,14 +116,6 @@ pub(crate) struct LossWeights {
     pub(crate) entropy: f64,
 }
 
-/// The loss of one minibatch.
-#[derive(Debug)]
-pub(crate) struct Loss {
-    /// What has the loss's gradient with respect to the network's parameters; its own value means nothing.
-    pub(crate) carrier: Tensor,
-    pub(crate) figures: Figures,
-}
-
 /// What one minibatch showed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Figures {
@@ -140,39 +132,38 @@ pub(crate) struct Figures {
 }
 
 /// The loss of one minibatch: the clipped objectives of disks and devices, each a mean over its own
-/// turns, the value loss and the entropy bonus.
+/// turns, the value loss and the entropy bonus. Its gradient is [`Network::gradient`] then.
 pub(crate) fn loss(
     network: &Network,
     disks: &Minibatch<'_>,
     devices: Option<&Minibatch<'_>>,
     weights: &LossWeights,
-) -> Result<Loss, TchError> {
-    let values = network.values(&disks.batch)?;
-    let value = value_loss(&Table::read(&values)?.entries, disks, weights);
-    let mut carrier = carry(&values, &value.gradient)?;
-    let mut said = vec![(network.scores(&disks.batch)?, disks)];
-    if let Some(devices) = devices {
-        said.push((network.device_scores(&devices.batch)?, devices));
-    }
-    let mut policies = Vec::new();
-    for (scores, minibatch) in said {
-        let tables = scores.iter().map(Table::read).collect::<Result<_, _>>()?;
-        let policy = policy_loss(tables, minibatch, weights);
-        for (scores, gradient) in scores.iter().zip(&policy.gradient) {
-            carrier = carrier.f_add(&carry(scores, &gradient.entries)?)?;
-        }
+) -> Result<Figures, TchError> {
+    network.clear_gradient()?;
+    let pass = network.disk_pass(&disks.batch)?;
+    let value = value_loss(&Table::read(&pass.values)?.entries, disks, weights);
+    let policy = policy_loss(tables(&pass.scores)?, disks, weights);
+    let of_values = tensor_like(&pass.values, &value.gradient)?;
+    pass.backward(&policy.gradient_like(&pass.scores)?, &of_values)?;
+    let mut policies = vec![policy];
+    if let Some(devices) = devices
+        && let Some(pass) = network.device_pass(&devices.batch)?
+    {
+        let policy = policy_loss(tables(&pass.scores)?, devices, weights);
+        pass.backward(&policy.gradient_like(&pass.scores)?)?;
         policies.push(policy);
     }
-    Ok(Loss {
-        carrier,
-        figures: figures(&value, &policies, weights),
-    })
+    Ok(figures(&value, &policies, weights))
 }
 
-/// Σ `said` · `gradient`, whose gradient with respect to `said` is `gradient`.
-fn carry(said: &Tensor, gradient: &[f64]) -> Result<Tensor, TchError> {
-    let gradient = Tensor::f_from_slice(gradient)?.f_to_kind(said.kind())?;
-    said.f_reshape([-1_i64])?.f_dot(&gradient)
+fn tables(scores: &[Tensor]) -> Result<Vec<Table>, TchError> {
+    scores.iter().map(Table::read).collect()
+}
+
+/// Of the shape and kind of `tensor`.
+fn tensor_like(tensor: &Tensor, entries: &[f64]) -> Result<Tensor, TchError> {
+    let flat = Tensor::f_from_slice(entries)?.f_to_kind(tensor.kind())?;
+    flat.f_view_as(tensor)
 }
 
 /// Numbers by turn and level, padded as the network's scores are.
@@ -247,6 +238,14 @@ pub(crate) struct PolicyLoss {
     heads: Vec<(f64, usize)>,
     /// Gradient of the objective and the entropy bonus with respect to the scores; a table per head.
     pub(crate) gradient: Vec<Table>,
+}
+
+impl PolicyLoss {
+    fn gradient_like(&self, scores: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        let pairs = scores.iter().zip(&self.gradient);
+        let like = |(scores, gradient): (_, &Table)| tensor_like(scores, &gradient.entries);
+        pairs.map(like).collect()
+    }
 }
 
 /// `scores`: a table per head, not masked; the gradient takes their place.

@@ -1,6 +1,8 @@
 //! The actor-critic `pointer_v1` with gradients. What it computes, and the names of its tensors, are
 //! those of `blkpilot_models::architecture`.
 
+mod backward;
+
 use std::collections::BTreeMap;
 
 use blkpilot_env::{EnvSpec, Head, Rng};
@@ -23,6 +25,8 @@ pub struct Network {
     parameters: Parameters,
     /// One vector, under [`ALL`]: the parameters one after another in the order of their names.
     flat: Parameters,
+    /// As `flat`; what backward passes write to.
+    gradient: Tensor,
     actor: Side,
     heads: Vec<HeadNet>,
     critic: Side,
@@ -69,17 +73,24 @@ impl Network {
             .copied()
             .collect();
         let flat = Tensor::f_from_slice(&data)?.f_to_kind(kind)?;
-        let (mut parameters, mut start) = (Parameters::new(), 0);
+        let gradient = flat.f_zeros_like()?;
+        let (mut parameters, mut gradients) = (Parameters::new(), Parameters::new());
+        let mut start = 0;
         for name in names {
             let Plain { shape, data } = &tensors[&name];
-            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
-            let own = flat.f_narrow(0, start, data.len() as i64)?;
-            let own = own.f_view(shape.as_slice())?.f_detach()?;
-            parameters.insert(name, own.f_set_requires_grad(true)?);
-            start += data.len() as i64;
+            let (shape, size): (Vec<i64>, _) = (
+                shape.iter().map(|size| *size as i64).collect(),
+                data.len() as i64,
+            );
+            let own = |all: &Tensor| all.f_narrow(0, start, size)?.f_view(shape.as_slice());
+            let parameter = own(&flat)?.f_detach()?.f_set_requires_grad(true)?;
+            gradients.insert(name.clone(), own(&gradient)?);
+            parameters.insert(name, parameter);
+            start += size;
         }
         let parts = Parts {
             parameters: &parameters,
+            gradients: &gradients,
             spec,
         };
         Ok(Self {
@@ -95,6 +106,7 @@ impl Network {
             architecture,
             parameters,
             flat: Parameters::from([(ALL.to_owned(), flat)]),
+            gradient,
         })
     }
 
@@ -114,24 +126,6 @@ impl Network {
     /// optimiser over it is a handful of operations, however many layers there are.
     pub(crate) fn flat(&self) -> &Parameters {
         &self.flat
-    }
-
-    /// Gradient of `loss` with respect to [`Network::flat`]; 0 where the loss does not reach.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub(crate) fn gradient(&self, loss: &Tensor) -> Result<Tensor, TchError> {
-        let parameters: Vec<&Tensor> = self.parameters.values().collect();
-        let gradients = Tensor::f_run_backward(&[loss], &parameters, false, false)?;
-        let flat = |(gradient, parameter): (&Tensor, &&Tensor)| {
-            if gradient.defined() {
-                gradient.f_reshape([-1_i64])
-            } else {
-                parameter.f_detach()?.f_zeros_like()?.f_view([-1_i64])
-            }
-        };
-        let flat = gradients.iter().zip(&parameters).map(flat);
-        Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)
     }
 
     /// The weights as they stand.
@@ -165,10 +159,8 @@ impl Network {
     /// If libtorch fails.
     pub fn scores(&self, batch: &Batch) -> Result<Vec<Tensor>, TchError> {
         let embedding = self.actor.embed(batch)?;
-        self.heads
-            .iter()
-            .map(|head| head.scores(&embedding))
-            .collect()
+        let scores = |head: &HeadNet| Ok(head.say(&embedding)?.0);
+        self.heads.iter().map(scores).collect()
     }
 
     /// Values of disks' turns: `[S]`.
@@ -214,6 +206,8 @@ pub(crate) fn plain(tensor: &Tensor) -> Result<Plain, TchError> {
 struct Linear {
     weight: Tensor,
     bias: Tensor,
+    weight_gradient: Tensor,
+    bias_gradient: Tensor,
 }
 
 impl Linear {
@@ -240,8 +234,12 @@ struct ChannelSide {
     trunk: Linear,
 }
 
-/// What heads look at.
+/// What heads look at, and what it was made of.
 struct Embedding {
+    /// After the first layer of the encoder, `[S, hidden]`.
+    first: Tensor,
+    /// [h | mean lane], where there are channels; `[S, hidden + channel_hidden]`.
+    joined: Option<Tensor>,
     /// `[S, hidden]`.
     z: Tensor,
     /// `[S, K, channel_hidden]`.
@@ -250,21 +248,26 @@ struct Embedding {
 
 impl Side {
     fn embed(&self, batch: &Batch) -> Result<Embedding, TchError> {
-        let h = encode(&self.encoder, &batch.own)?;
+        let first = self.encoder[0].forward(&batch.own)?.f_tanh()?;
+        let h = self.encoder[1].forward(&first)?.f_tanh()?;
         let (Some(side), Some(Lanes { features, share })) = (&self.channels, &batch.lanes) else {
-            return Ok(Embedding { z: h, lanes: None });
+            return Ok(Embedding {
+                first,
+                joined: None,
+                z: h,
+                lanes: None,
+            });
         };
         let lanes = side.channel.forward(features)?.f_tanh()?;
         let mean =
             lanes
                 .f_mul(share)?
                 .f_sum_dim_intlist([1_i64].as_slice(), false, None::<Kind>)?;
-        let z = side
-            .trunk
-            .forward(&Tensor::f_cat(&[h, mean], 1)?)?
-            .f_tanh()?;
+        let joined = Tensor::f_cat(&[h, mean], 1)?;
         Ok(Embedding {
-            z,
+            z: side.trunk.forward(&joined)?.f_tanh()?,
+            first,
+            joined: Some(joined),
             lanes: Some(lanes),
         })
     }
@@ -285,11 +288,12 @@ struct Pointer {
 }
 
 impl HeadNet {
-    fn scores(&self, embedding: &Embedding) -> Result<Tensor, TchError> {
+    /// Scores, and the queries of a pointer head; `[S, levels]` and `[S, K, channel_hidden]`.
+    fn say(&self, embedding: &Embedding) -> Result<(Tensor, Option<Tensor>), TchError> {
         match (self, &embedding.lanes) {
-            (Self::Named(linear), _) => linear.forward(&embedding.z),
-            (Self::Pointer(pointer), Some(lanes)) => pointer.scores(&embedding.z, lanes),
-            (Self::Pointer(pointer), None) => pointer.zero.forward(&embedding.z),
+            (Self::Named(linear), _) => Ok((linear.forward(&embedding.z)?, None)),
+            (Self::Pointer(pointer), Some(lanes)) => pointer.say(&embedding.z, lanes),
+            (Self::Pointer(pointer), None) => Ok((pointer.zero.forward(&embedding.z)?, None)),
         }
     }
 }
@@ -297,8 +301,8 @@ impl HeadNet {
 impl Pointer {
     /// The query layer over [z | e_k] is taken apart, so that its part over z is computed once per
     /// turn and not once per channel.
-    fn scores(&self, z: &Tensor, lanes: &Tensor) -> Result<Tensor, TchError> {
-        let Linear { weight, bias } = &self.query;
+    fn say(&self, z: &Tensor, lanes: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
+        let Linear { weight, bias, .. } = &self.query;
         let lane = weight.size2()?.1 - self.hidden;
         let of_z = z
             .f_linear(&weight.f_narrow(1, 0, self.hidden)?, Some(bias))?
@@ -306,7 +310,8 @@ impl Pointer {
         let of_lane = lanes.f_linear(&weight.f_narrow(1, self.hidden, lane)?, None::<&Tensor>)?;
         let query = of_lane.f_add(&of_z)?.f_tanh()?;
         let channels = self.score.forward(&query)?.f_squeeze_dim(2)?;
-        Tensor::f_cat(&[self.zero.forward(z)?, channels], 1)
+        let scores = Tensor::f_cat(&[self.zero.forward(z)?, channels], 1)?;
+        Ok((scores, Some(query)))
     }
 }
 
@@ -319,15 +324,18 @@ struct DeviceSide {
 /// Puts layers together from parameters by name.
 struct Parts<'a> {
     parameters: &'a Parameters,
+    gradients: &'a Parameters,
     spec: &'a EnvSpec,
 }
 
 impl Parts<'_> {
     fn linear(&self, name: &str) -> Linear {
-        let get = |part: &str| self.parameters[&format!("{name}.{part}")].shallow_clone();
+        let get = |of: &Parameters, part: &str| of[&format!("{name}.{part}")].shallow_clone();
         Linear {
-            weight: get("weight"),
-            bias: get("bias"),
+            weight: get(self.parameters, "weight"),
+            bias: get(self.parameters, "bias"),
+            weight_gradient: get(self.gradients, "weight"),
+            bias_gradient: get(self.gradients, "bias"),
         }
     }
 

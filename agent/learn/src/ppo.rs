@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 use crate::adam::{Adam, AdamConfig, Moments, clip_gradients};
 use crate::collector::{Actor, Collector};
 use crate::gae::Discount;
-use crate::loss::{Figures, Lessons, Loss, LossWeights, Minibatch, loss};
+use crate::loss::{Figures, Lessons, LossWeights, Minibatch, loss};
 use crate::network::{ALL, Network};
 use crate::reward_scale::RewardScale;
 use crate::rollout::{Estimates, Rewards, Rollout};
@@ -362,7 +362,7 @@ impl Ppo {
             value: self.config.value_coefficient,
             entropy: self.config.entropy_coefficient.at(progress),
         };
-        let Loss { carrier, figures } = loss(&self.network, disks, devices, &weights)?;
+        let figures = loss(&self.network, disks, devices, &weights)?;
         let diverged = |quantity, value| LearnError::Diverged {
             update: self.updates,
             quantity,
@@ -375,13 +375,13 @@ impl Ppo {
         if figures.approx_kl > 1.5 * target {
             return Ok(false);
         }
-        let gradient = [self.network.gradient(&carrier)?];
-        let norm = clip_gradients(&gradient, self.config.max_grad_norm)?;
+        let gradient = std::slice::from_ref(self.network.gradient());
+        let norm = clip_gradients(gradient, self.config.max_grad_norm)?;
         if !norm.is_finite() {
             return Err(diverged("the norm of the gradient", norm));
         }
         let rate = self.config.learning_rate.at(progress);
-        self.adam.step(self.network.flat(), &gradient, rate)?;
+        self.adam.step(self.network.flat(), gradient, rate)?;
         tally.add(&Figures {
             grad_norm: norm,
             ..figures

@@ -80,7 +80,8 @@ fn the_gradient_of_the_loss_equals_its_differences() {
     let network = Network::from_tensors(&spec, architecture, &tensors, Kind::Double).unwrap();
 
     let total = || loss(&network, &disks, Some(&devices), &WEIGHTS).unwrap();
-    let gradient = network.gradient(&total().carrier).unwrap();
+    total();
+    let gradient = network.gradient().copy();
     let (flat, mut start) = (no_grad(|| network.flat()[ALL].detach()), 0);
     const STEP: f64 = 1e-5;
     let mut checked = 0;
@@ -89,7 +90,7 @@ fn the_gradient_of_the_loss_equals_its_differences() {
         for at in [start, start + size / 2, start + size - 1] {
             let nudge = |by: f64| {
                 let _ = flat.get(at).g_add_scalar_(by);
-                no_grad(|| total().figures.loss)
+                total().loss
             };
             let (up, down) = (nudge(STEP), nudge(-2.0 * STEP));
             nudge(STEP);
@@ -309,9 +310,7 @@ fn how_far_the_policy_moved_counts_the_turns_of_devices() {
     let log_probs = devices.log_probs.iter_mut();
     log_probs.for_each(|log_prob| *log_prob += 0.4);
     let (disks, devices) = (all(&disks), all(&devices));
-    let seen = loss(&ppo.network, &disks, Some(&devices), &WEIGHTS)
-        .unwrap()
-        .figures;
+    let seen = loss(&ppo.network, &disks, Some(&devices), &WEIGHTS).unwrap();
     let teaching = |weights: &[bool]| weights.iter().filter(|w| **w).count() as f64;
     let moved = teaching(&estimates.device_weights);
     let share = moved / (moved + teaching(&estimates.disk_weights));
