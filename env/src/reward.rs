@@ -13,12 +13,16 @@
 //!
 //! CPU is charged per request and not per second, so that serving less never saves anything.
 
+mod weighting;
+
 use ndarray::{Array1, Array2, ArrayViewMut1};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Rewards;
 use crate::sample::{Cache, DeviceReference};
 use crate::window::{DiskRow, HostWindow};
+
+pub use weighting::{WeightRanges, Weighting};
 
 /// One named term of the reward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

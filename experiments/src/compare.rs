@@ -16,7 +16,8 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::config::{Config, EnvironmentConfig};
-use crate::{LabError, environments, seeds};
+use crate::environments::{self, Purpose};
+use crate::{LabError, seeds};
 
 /// Name of the trained policy in reports.
 pub const TRAINED: &str = "trained";
@@ -84,7 +85,7 @@ pub fn compare(
     checkpoint: &Checkpoint,
     mut each_episode: impl FnMut() -> bool,
 ) -> Result<Comparison, LabError> {
-    let mut env = environments::make(&config.environment)?;
+    let mut env = environments::make(&config.environment, Purpose::Evaluation)?;
     let spec = env.spec().clone();
     checkpoint.check_fits(&spec)?;
     let measure = measure_of(config);

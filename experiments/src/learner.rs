@@ -11,7 +11,7 @@ use blkpilot_models::Checkpoint;
 use rand::SeedableRng as _;
 
 use crate::config::{Config, LearnerConfig};
-use crate::environments::{self, AnyEnvironment};
+use crate::environments::{self, AnyEnvironment, Purpose};
 use crate::offline::LearntFrom;
 use crate::{LabError, seeds};
 
@@ -89,7 +89,7 @@ type Playing = Collector<Resumable<AnyEnvironment>>;
 fn collector(config: &Config, seed: u64) -> Result<Playing, LabError> {
     let mut envs = Vec::new();
     for index in 0..config.training.envs {
-        let env = Recorded::new(environments::make(&config.environment)?);
+        let env = Recorded::new(environments::make(&config.environment, Purpose::Training)?);
         let env = AutoresetEnv::new(env, Autoreset::SameStep);
         envs.push((env, seeds::training(seed, index)));
     }
@@ -101,7 +101,8 @@ fn collector(config: &Config, seed: u64) -> Result<Playing, LabError> {
 
 /// Those of a run that goes on.
 fn resume_collector(config: &Config, state: &mut LearnerState) -> Result<Playing, LabError> {
-    let envs = (0..config.training.envs).map(|_| environments::make(&config.environment));
+    let envs = (0..config.training.envs)
+        .map(|_| environments::make(&config.environment, Purpose::Training));
     let envs = envs.collect::<Result<_, _>>()?;
     let missing = || blkpilot_learn::LearnError::NoState {
         problem: "its state does not say where its environments stood".to_owned(),

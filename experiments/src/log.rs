@@ -69,7 +69,7 @@ pub fn log(
     mut each_episode: impl FnMut(),
 ) -> Result<Logged, LabError> {
     let (name, environment) = environment(run.environment)?;
-    let EnvironmentConfig::SimHost { source, reward } = environment else {
+    let EnvironmentConfig::SimHost { source, reward, .. } = environment else {
         return Err(LabError::NotAHost { name });
     };
     let (host, interval_s) = host(source)?;
@@ -136,6 +136,7 @@ fn environment(name: &str) -> Result<(String, EnvironmentConfig), LabError> {
             EnvironmentConfig::SimHost {
                 source: HostSource::Scenario(Box::new(scenario)),
                 reward: RewardConfig::default(),
+                ranges: None,
             },
         )),
         // A file that is no scenario may be a config; what is wrong with it as a config is told of

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, observe};
+use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, Terms, observe};
 use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
@@ -302,7 +302,11 @@ impl HostBackend for LibvirtHost {
         self.daemons_told.tell(&self.tuning_daemons());
         self.log_notes();
         let window = HostWindow::between(&self.before, &after);
-        let observation = observe(self.host.spec(), &window, self.interval);
+        let terms = Terms {
+            interval: self.interval,
+            reward: &self.reward,
+        };
+        let observation = observe(self.host.spec(), &window, terms);
         let rewards = score(&window, &self.reward);
         self.before = after;
         Ok(Window {

@@ -10,7 +10,7 @@ use super::simulation::{Rules, Simulation, Source};
 use crate::decision::JointAction;
 use crate::environment::{EnvError, Environment, Repeatable, ResetOptions, Step};
 use crate::observation::Observation;
-use crate::reward::RewardConfig;
+use crate::reward::Weighting;
 use crate::sample::HostSample;
 use crate::spec::EnvSpec;
 
@@ -46,17 +46,17 @@ impl SimHost {
         Ok(Self {
             rules: Rules {
                 spec: source.spec(),
-                reward: RewardConfig::default(),
+                reward: Weighting::default(),
             },
             simulation: Simulation::new(source, crate::Rng::seed_from_u64(0)),
             counters: None,
         })
     }
 
-    /// With other reward weights.
+    /// With other reward weights, or with others in each episode.
     #[must_use]
-    pub fn with_reward(mut self, reward: RewardConfig) -> Self {
-        self.rules.reward = reward;
+    pub fn with_reward(mut self, reward: impl Into<Weighting>) -> Self {
+        self.rules.reward = reward.into();
         self
     }
 
@@ -105,7 +105,7 @@ impl Environment for SimHost {
     fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
         self.simulation.check(&self.rules, action)?;
         let mut executed = JointAction::default();
-        self.simulation.step(&self.rules, action, &mut executed);
+        self.simulation.step(action, &mut executed);
         if let (Some(sample), Some(episode)) = (&mut self.counters, self.simulation.episode()) {
             counters::advance(sample, &episode.window);
         }

@@ -6,9 +6,9 @@ use super::scenario::{Scenario, ScenarioErrors};
 use super::{Generator, presets};
 use crate::decision::{JointAction, check_action_of_groups, group_leaders};
 use crate::environment::{EnvError, ResetOptions, Rewards};
-use crate::features::{SCHEDULERS, kvm_host_spec, observe_into, refresh};
+use crate::features::{SCHEDULERS, Terms, kvm_host_spec, observe_into, refresh};
 use crate::observation::Observation;
-use crate::reward::{RewardConfig, score_into};
+use crate::reward::{RewardConfig, Weighting, score_into};
 use crate::spec::EnvSpec;
 
 /// Where the scenario of an episode comes from.
@@ -57,7 +57,7 @@ enum Start {
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub(super) spec: EnvSpec,
-    pub(super) reward: RewardConfig,
+    pub(super) reward: Weighting,
 }
 
 /// A host under way.
@@ -66,6 +66,8 @@ pub(super) struct Simulation {
     source: Source,
     rng: crate::Rng,
     episode: Option<Episode>,
+    /// What is paid for in this episode.
+    reward: RewardConfig,
     /// First disk of each disk's IOThread.
     leaders: Vec<usize>,
     /// What the last interval showed.
@@ -80,6 +82,7 @@ impl Simulation {
             source,
             rng,
             episode: None,
+            reward: RewardConfig::default(),
             leaders: vec![],
             observation: Observation::default(),
             rewards: Rewards::default(),
@@ -115,12 +118,12 @@ impl Simulation {
         }
         episode.run_interval(&mut self.rng);
         episode.run_interval(&mut self.rng);
-        observe_into(
-            &rules.spec,
-            &episode.window,
-            episode.interval(),
-            &mut self.observation,
-        );
+        self.reward = rules.reward.draw(&mut self.rng);
+        let terms = Terms {
+            interval: episode.interval(),
+            reward: &self.reward,
+        };
+        observe_into(&rules.spec, &episode.window, terms, &mut self.observation);
         self.leaders = group_leaders(&self.observation.disk_group);
         self.episode = Some(episode);
         Ok(())
@@ -181,14 +184,18 @@ impl Simulation {
 
     /// Takes an action that [`Simulation::check`] has passed, lets an interval go by, and brings the
     /// observation and the rewards up to date. Writes the levels that took effect into `executed`.
-    pub(super) fn step(&mut self, rules: &Rules, action: &JointAction, executed: &mut JointAction) {
+    pub(super) fn step(&mut self, action: &JointAction, executed: &mut JointAction) {
         let episode = self.episode.as_mut().expect("check has seen an episode");
         episode.apply(action);
         executed.copy_from(action);
         episode.write_executed(executed);
         episode.run_interval(&mut self.rng);
         episode.step += 1;
-        refresh(&episode.window, episode.interval(), &mut self.observation);
-        score_into(&episode.window, &rules.reward, &mut self.rewards);
+        let terms = Terms {
+            interval: episode.interval(),
+            reward: &self.reward,
+        };
+        refresh(&episode.window, terms, &mut self.observation);
+        score_into(&episode.window, &self.reward, &mut self.rewards);
     }
 }
