@@ -26,7 +26,7 @@ demo: setup ## Set up, train, compare, and retune a running guest
 bench: setup ## Run the benchmarks; writes target/bench.json
 	@scripts/bench.sh
 
-bench-peers: ## Measure offline evaluation beside obp and SCOPE-RL; no libtorch needed
+bench-peers: ## Measure offline evaluation and training beside obp, SCOPE-RL, SB3 and d3rlpy
 	@scripts/bench-peers.sh
 
 verify: setup ## Run the long proofs and write docs/verification

@@ -25,7 +25,7 @@ pub const TRAINED: &str = "trained";
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
 
 /// What stands for an episode of a config's environment.
-fn measure_of(config: &Config) -> Measure {
+pub(crate) fn measure_of(config: &Config) -> Measure {
     match config.environment {
         EnvironmentConfig::CartPole => Measure::Return,
         EnvironmentConfig::SimHost { .. } => Measure::RewardPerInterval,

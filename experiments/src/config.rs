@@ -21,7 +21,7 @@ use check::Check;
 pub use data::Data;
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
-pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
+pub use training::{LearnerConfig, MOST_REMEMBERED, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
 
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;
@@ -103,6 +103,12 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
 }
 
 impl Config {
+    /// Name of the learner.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        self.training.learner.name()
+    }
+
     /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors

@@ -60,7 +60,7 @@ pub fn make(
 /// # Errors
 /// As [`make`].
 pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, ScenarioErrors> {
-    Ok(make(config, Purpose::Evaluation)?.spec().clone())
+    Ok(make(config, Purpose::Training)?.spec().clone())
 }
 
 impl Environment for AnyEnvironment {

@@ -14,8 +14,13 @@ use crate::config::Config;
 use crate::curve::{self, Point};
 use crate::learner::{self, Learner, LearnerState};
 use crate::offline::{LearntFrom, evaluated};
-use crate::state::{STATE_FILE, State, scenario};
+use crate::run_lock::{LOCK_FILE, RunLock};
+use crate::state::{
+    CONFIG_FILE, Changed, MEMORY_FILES, SCENARIO_FILE, STATE_FILE, State, remove_memories,
+    save_memory, scenario, write_config,
+};
 use crate::tensorboard::EventWriter;
+use crate::version::CODE;
 use crate::{LabError, json_text, write_file};
 
 /// Directory of the policy within that of the run.
@@ -55,6 +60,31 @@ pub enum Existing {
 /// What is happening, for whoever watches.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// The run has its directory, and begins or goes on.
+    Started {
+        /// Its directory.
+        dir: &'a Path,
+        /// The experiment.
+        config: &'a Config,
+        /// Seed of the run.
+        seed: u64,
+        /// Host-steps played before.
+        env_steps: u64,
+        /// Whether it goes on.
+        goes_on: bool,
+    },
+    /// The policy was saved, with where the run stands.
+    Saved {
+        /// Host-steps played.
+        env_steps: u64,
+        /// Mean return of recent episodes; `None` before the first has ended.
+        episodic_return: Option<f64>,
+    },
+    /// The run has ended.
+    Ended {
+        /// What it came to.
+        summary: &'a Summary,
+    },
     /// An update was made.
     Update {
         /// Host-steps played.
@@ -86,6 +116,8 @@ pub struct Summary {
     pub algorithm: &'static str,
     /// Seed of the run.
     pub seed: u64,
+    /// Versions of the code that trained it, in their order; one, unless it was made to go on with another.
+    pub code_versions: Vec<String>,
     /// Whether it was ended before its time; it is not compared then.
     pub interrupted: bool,
     /// Host-steps played; gradient steps of a learner from a log, which plays none.
@@ -125,22 +157,48 @@ pub fn train(
     stop: &AtomicBool,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, LabError> {
-    Session::begin(run)?.finish(stop, watch)
+    Session::begin(run, watch)?.finish(stop, watch)
 }
 
 /// Goes on with the run in `dir`, from the last time its policy was saved: what comes of it is what would have come
 /// of it without an interruption, bit for bit, on one machine. One that has ended is only compared again.
 ///
 /// # Errors
-/// `NotResumable`, `Changed`, or as [`train`].
+/// `NotResumable`, `Changed`, `OtherCode`, or as [`train`].
 pub fn resume(
     dir: &Path,
     stop: &AtomicBool,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, LabError> {
+    resume_where(dir, Changed::Refuse, stop, watch)
+}
+
+/// As [`resume`], where `changed` may say that changed circumstances are no reason to refuse.
+///
+/// # Errors
+/// `NotResumable`, `Changed`, `OtherCode`, or as [`train`].
+pub fn resume_where(
+    dir: &Path,
+    changed: Changed,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Summary, LabError> {
+    // A directory that is not there is not made only to hold a lock.
+    let lock = match dir.is_dir() {
+        true => Some(RunLock::take(dir)?),
+        false => None,
+    };
     let (state, checkpoint) = State::load(dir)?;
-    let config = state.config(dir)?;
-    let session = Session::resume(dir, &config, state, &checkpoint)?;
+    state.check_code(dir, changed)?;
+    let config = state.config(dir, changed)?;
+    let session = Session::resume(dir, lock, &config, state, &checkpoint)?;
+    watch(Event::Started {
+        dir,
+        config: &config,
+        seed: session.seed,
+        env_steps: session.learner.env_steps(),
+        goes_on: true,
+    });
     session.finish(stop, watch)
 }
 
@@ -154,13 +212,24 @@ struct Session<'a> {
     started: Instant,
     /// Seconds of training before it was interrupted.
     before_s: f64,
+    /// Versions of the code that have trained it, this one last.
+    code_versions: Vec<String>,
+    /// Host-steps at its last checkpoint.
+    saved_at: Option<u64>,
 }
 
 impl<'a> Session<'a> {
-    fn begin(run: &Run<'a>) -> Result<Self, LabError> {
+    fn begin(run: &Run<'a>, watch: &mut dyn FnMut(Event<'_>)) -> Result<Self, LabError> {
         let config = run.config;
         let learner = learner::begin(config, run.seed)?;
         let files = Files::create(run)?;
+        watch(Event::Started {
+            dir: run.out,
+            config,
+            seed: run.seed,
+            env_steps: 0,
+            goes_on: false,
+        });
         Ok(Self {
             config,
             seed: run.seed,
@@ -169,30 +238,41 @@ impl<'a> Session<'a> {
             record: Record::default(),
             started: Instant::now(),
             before_s: 0.0,
+            code_versions: vec![CODE.to_owned()],
+            saved_at: None,
         })
     }
 
     fn resume(
         dir: &Path,
+        lock: Option<RunLock>,
         config: &'a Config,
         state: State,
         checkpoint: &Checkpoint,
     ) -> Result<Self, LabError> {
         let learner_state = LearnerState {
+            memory: state.memory(dir)?,
             collector: state.collector,
         };
+        let mut code_versions = state.code_versions;
+        if code_versions.last().is_none_or(|version| version != CODE) {
+            code_versions.push(CODE.to_owned());
+        }
+        let learner = learner::resume(config, checkpoint, learner_state)
+            .map_err(|error| not_resumable(dir, error))?;
         Ok(Self {
             config,
             seed: state.seed,
-            learner: learner::resume(config, checkpoint, learner_state)
-                .map_err(|error| not_resumable(dir, error))?,
-            files: Files::reopen(dir, state.next_checkpoint)?,
+            saved_at: Some(learner.env_steps()),
+            learner,
+            files: Files::open(dir, lock, state.next_checkpoint)?,
             record: Record {
                 recent: state.recent,
                 points: state.points,
             },
             started: Instant::now(),
             before_s: state.wall_s,
+            code_versions,
         })
     }
 
@@ -212,7 +292,7 @@ impl<'a> Session<'a> {
             is_stopped = stop.load(Ordering::Relaxed);
         }
         let wall_s = self.wall_s();
-        let checkpoint = self.save()?;
+        let checkpoint = self.save(watch)?;
         let title = format!(
             "{}, seed {}: return while learning",
             self.config.name, self.seed
@@ -227,8 +307,9 @@ impl<'a> Session<'a> {
         let learnt_from = self.learnt_from(&checkpoint, comparison.is_some())?;
         let summary = Summary {
             config: self.config.name.clone(),
-            algorithm: self.config.training.learner.name(),
+            algorithm: self.config.algorithm(),
             seed: self.seed,
+            code_versions: self.code_versions.clone(),
             interrupted: comparison.is_none(),
             env_steps: self.learner.env_steps(),
             env_steps_planned: planned,
@@ -243,6 +324,7 @@ impl<'a> Session<'a> {
             comparison: comparison.unwrap_or_else(|| Comparison::none(self.config)),
         };
         write_file(&self.files.out.join(SUMMARY_FILE), json_text(&summary))?;
+        watch(Event::Ended { summary: &summary });
         Ok(summary)
     }
 
@@ -287,16 +369,34 @@ impl<'a> Session<'a> {
         });
         if env_steps >= self.files.next_checkpoint {
             self.files.next_checkpoint = env_steps + training.checkpoint_every;
-            self.save()?;
+            self.save(watch)?;
         }
         Ok(())
     }
 
-    /// Saves the policy and where the run stands.
-    fn save(&mut self) -> Result<Checkpoint, LabError> {
+    /// Saves the policy and where the run stands. If that fails, what was saved before stands.
+    fn save(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<Checkpoint, LabError> {
+        let checkpoint = self.save_all().map_err(|source| LabError::NotSaved {
+            dir: self.files.out.clone(),
+            last: self.saved_at,
+            source: Box::new(source),
+        })?;
+        self.saved_at = Some(self.learner.env_steps());
+        watch(Event::Saved {
+            env_steps: self.learner.env_steps(),
+            episodic_return: self.record.episodic_return(),
+        });
+        Ok(checkpoint)
+    }
+
+    fn save_all(&mut self) -> Result<Checkpoint, LabError> {
         let checkpoint = self.learner.checkpoint(self.config.document.clone())?;
         let checkpoint = self.files.save(checkpoint)?;
-        let LearnerState { collector } = self.learner.state();
+        let LearnerState { collector, memory } = self.learner.state();
+        let number = memory.as_ref().map(|_| self.learner.env_steps());
+        if let (Some(number), Some(memory)) = (number, memory) {
+            save_memory(&self.files.out, number, &memory)?;
+        }
         let state = State {
             format: State::FORMAT,
             config: self.config.name.clone(),
@@ -306,12 +406,15 @@ impl<'a> Session<'a> {
             seed: self.seed,
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
             collector,
+            memory: number,
             recent: self.record.recent.clone(),
             points: self.record.points.clone(),
             wall_s: self.wall_s(),
             next_checkpoint: self.files.next_checkpoint,
+            code_versions: self.code_versions.clone(),
         };
         state.save(&self.files.out)?;
+        remove_memories(&self.files.out, number)?;
         Ok(checkpoint)
     }
 }
@@ -399,6 +502,7 @@ fn mean(episodes: &[EpisodeEnd], of: impl Fn(&EpisodeEnd) -> f64) -> Option<f64>
 
 /// What a run writes.
 struct Files {
+    _lock: Option<RunLock>,
     out: PathBuf,
     events: EventWriter,
     flushed: Instant,
@@ -408,21 +512,25 @@ struct Files {
 impl Files {
     fn create(run: &Run<'_>) -> Result<Self, LabError> {
         let out = run.out;
-        match run.existing {
-            Existing::Refuse => refuse_used(out)?,
-            Existing::Overwrite => remove_run(out)?,
+        if run.existing == Existing::Refuse {
+            refuse_used(out)?;
         }
-        Self::reopen(out, run.config.training.checkpoint_every)
+        let lock = RunLock::take(out)?;
+        if run.existing == Existing::Overwrite {
+            remove_run(out)?;
+        }
+        write_config(out, run.config)?;
+        Self::open(out, Some(lock), run.config.training.checkpoint_every)
     }
 
-    /// Those of a run that goes on; its events go to a file beside those before it.
-    fn reopen(out: &Path, next_checkpoint: u64) -> Result<Self, LabError> {
+    /// Those of a run that begins or goes on; its events go to a file beside those before it.
+    fn open(out: &Path, lock: Option<RunLock>, next_checkpoint: u64) -> Result<Self, LabError> {
         let failed = |source| LabError::Write {
             path: out.to_owned(),
             source,
         };
-        fs::create_dir_all(out).map_err(failed)?;
         Ok(Self {
+            _lock: lock,
             out: out.to_owned(),
             events: EventWriter::create(out).map_err(failed)?,
             flushed: Instant::now(),
@@ -475,8 +583,10 @@ impl Files {
 
 /// `OutExists` if there is something in the directory of a run.
 pub(crate) fn refuse_used(dir: &Path) -> Result<(), LabError> {
-    let is_used =
-        dir.is_file() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    // A lock alone is left by a process that ended before it wrote anything.
+    let is_content = |entry: &fs::DirEntry| entry.file_name() != LOCK_FILE;
+    let is_used = dir.is_file()
+        || fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(|e| is_content(&e)));
     if is_used {
         Err(LabError::OutExists {
             dir: dir.to_owned(),
@@ -497,9 +607,12 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
             entry.path(),
         );
         let removed = match name.as_str() {
-            SUMMARY_FILE | CURVE_FILE | STATE_FILE => fs::remove_file(&path),
+            SUMMARY_FILE | CURVE_FILE | STATE_FILE | CONFIG_FILE | SCENARIO_FILE => {
+                fs::remove_file(&path)
+            }
             POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
+            _ if name.starts_with(MEMORY_FILES) => fs::remove_file(&path),
             _ => Ok(()),
         };
         removed.map_err(|source| LabError::Write { path, source })?;

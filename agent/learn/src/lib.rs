@@ -14,6 +14,7 @@
 pub mod adam;
 pub mod categorical;
 pub mod collector;
+pub mod dqn;
 pub mod fqe;
 pub mod gae;
 mod initial;
@@ -22,7 +23,9 @@ pub mod network;
 pub mod offline;
 pub mod ppo;
 pub mod q;
+mod reward_scale;
 pub mod rollout;
+mod stored;
 pub mod turns;
 
 use std::sync::Once;
@@ -31,6 +34,7 @@ use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
 pub use collector::{Collector, CollectorState, Resumable};
+pub use dqn::{Dqn, DqnConfig};
 pub use gae::Discount;
 pub use network::Network;
 pub use offline::{Offline, OfflineConfig, OfflineReport};
@@ -107,6 +111,9 @@ pub enum LearnError {
         /// What is missing or does not fit.
         problem: String,
     },
+    /// The policy cannot play what an environment shows.
+    #[error("the policy could not play")]
+    Policy(#[from] blkpilot_models::PolicyError),
     /// A checkpoint that does not fit.
     #[error(transparent)]
     Checkpoint(#[from] blkpilot_models::CheckpointError),

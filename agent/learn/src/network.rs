@@ -12,11 +12,17 @@ use crate::adam::Parameters;
 use crate::initial::initial_tensors;
 use crate::turns::{Batch, Lanes};
 
+/// Name of all parameters as one.
+pub(crate) const ALL: &str = "all";
+
 /// An actor-critic whose parameters can be trained.
 #[derive(Debug)]
 pub struct Network {
     architecture: Architecture,
+    /// Views of `flat`, each with a gradient of its own.
     parameters: Parameters,
+    /// One vector, under [`ALL`]: the parameters one after another in the order of their names.
+    flat: Parameters,
     actor: Side,
     heads: Vec<HeadNet>,
     critic: Side,
@@ -56,14 +62,21 @@ impl Network {
         tensors: &BTreeMap<String, Plain>,
         kind: Kind,
     ) -> Result<Self, TchError> {
-        let mut parameters = Parameters::new();
-        for name in architecture.tensor_shapes(spec).into_keys() {
+        let names: Vec<String> = architecture.tensor_shapes(spec).into_keys().collect();
+        let data: Vec<f32> = names
+            .iter()
+            .flat_map(|n| &tensors[n].data)
+            .copied()
+            .collect();
+        let flat = Tensor::f_from_slice(&data)?.f_to_kind(kind)?;
+        let (mut parameters, mut start) = (Parameters::new(), 0);
+        for name in names {
             let Plain { shape, data } = &tensors[&name];
             let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
-            let tensor = Tensor::f_from_slice(data)?
-                .f_view(shape.as_slice())?
-                .f_to_kind(kind)?;
-            parameters.insert(name, tensor.f_set_requires_grad(true)?);
+            let own = flat.f_narrow(0, start, data.len() as i64)?;
+            let own = own.f_view(shape.as_slice())?.f_detach()?;
+            parameters.insert(name, own.f_set_requires_grad(true)?);
+            start += data.len() as i64;
         }
         let parts = Parts {
             parameters: &parameters,
@@ -81,6 +94,7 @@ impl Network {
             device: (!spec.device_heads.is_empty()).then(|| parts.device()),
             architecture,
             parameters,
+            flat: Parameters::from([(ALL.to_owned(), flat)]),
         })
     }
 
@@ -96,15 +110,53 @@ impl Network {
         &self.parameters
     }
 
+    /// All parameters as one vector, under the name [`ALL`]; it shares memory with the network. A step of an
+    /// optimiser over it is a handful of operations, however many layers there are.
+    pub(crate) fn flat(&self) -> &Parameters {
+        &self.flat
+    }
+
+    /// Gradient of `loss` with respect to [`Network::flat`]; 0 where the loss does not reach.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub(crate) fn gradient(&self, loss: &Tensor) -> Result<Tensor, TchError> {
+        let parameters: Vec<&Tensor> = self.parameters.values().collect();
+        let gradients = Tensor::f_run_backward(&[loss], &parameters, false, false)?;
+        let flat = |(gradient, parameter): (&Tensor, &&Tensor)| {
+            if gradient.defined() {
+                gradient.f_reshape([-1_i64])
+            } else {
+                parameter.f_detach()?.f_zeros_like()?.f_view([-1_i64])
+            }
+        };
+        let flat = gradients.iter().zip(&parameters).map(flat);
+        Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)
+    }
+
     /// The weights as they stand.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn tensors(&self) -> Result<BTreeMap<String, Plain>, TchError> {
-        self.parameters
-            .iter()
-            .map(|(name, tensor)| Ok((name.clone(), plain(tensor)?)))
-            .collect()
+        self.by_name(&self.flat[ALL])
+    }
+
+    /// A vector laid out as [`Network::flat`], taken apart.
+    pub(crate) fn by_name(&self, vector: &Tensor) -> Result<BTreeMap<String, Plain>, TchError> {
+        let data: Vec<f32> = plain(vector)?.data;
+        let mut rest = data.as_slice();
+        let part = |(name, parameter): (&String, &Tensor)| {
+            let shape = parameter.size().into_iter().map(|size| size as usize);
+            let (own, later) = rest.split_at(parameter.numel());
+            rest = later;
+            let part = Plain {
+                shape: shape.collect(),
+                data: own.to_vec(),
+            };
+            (name.clone(), part)
+        };
+        Ok(self.parameters.iter().map(part).collect())
     }
 
     /// Scores of each head in disks' turns: `[S, levels]` per head, not masked.

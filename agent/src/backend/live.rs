@@ -38,7 +38,10 @@ use disks::GuardFile;
 pub struct LibvirtHost {
     host: LiveHost,
     interval: Duration,
+    /// Weights that the next observation shows.
     reward: RewardConfig,
+    /// Weights that the last one showed.
+    shown: RewardConfig,
     before: HostSample,
     daemons_told: daemons::Told,
     guard: GuardFile,
@@ -77,6 +80,7 @@ impl LibvirtHost {
             host,
             interval: config.interval,
             reward,
+            shown: reward,
             before,
             daemons_told: daemons::Told::default(),
             guard: GuardFile::open(data_dir),
@@ -307,7 +311,8 @@ impl HostBackend for LibvirtHost {
             reward: &self.reward,
         };
         let observation = observe(self.host.spec(), &window, terms);
-        let rewards = score(&window, &self.reward);
+        let rewards = score(&window, &self.shown);
+        self.shown = self.reward;
         self.before = after;
         Ok(Window {
             observation,
@@ -317,6 +322,14 @@ impl HostBackend for LibvirtHost {
 
     fn sample(&self) -> &HostSample {
         &self.before
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.reward = reward;
+    }
+
+    fn reward(&self) -> RewardConfig {
+        self.shown
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

@@ -37,6 +37,7 @@ mod gate;
 mod history;
 mod html;
 mod options;
+pub mod page;
 mod read;
 mod replay;
 mod sample;
