@@ -85,7 +85,7 @@ for proof in "${chosen[@]}"; do
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
-record cartpole "CartPole-v1 by the same PPO, five seeds" \
+record cartpole "CartPole-v1 by PPO and DQN, five seeds each" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
 record quickstart "The quickstart policy against the baselines on unseen hosts" \
     "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"

@@ -237,7 +237,9 @@ pub(crate) fn write_config_as(dir: &Path, name: &str, config: &Config) -> Result
 
 /// Names the log that is learnt from, if there is one, as it is found from anywhere: it is not copied.
 fn place_log(document: &mut Value, base: &Path) {
-    let log = document.get_mut("data").and_then(|data| data.get_mut("log"));
+    let log = document
+        .get_mut("data")
+        .and_then(|data| data.get_mut("log"));
     if let Some(log) = log {
         let path = log.as_str().map(|path| base.join(path));
         *log = path.map_or(Value::Null, |path| path.to_string_lossy().into());

@@ -58,6 +58,9 @@ fn any(view: &TurnView<'_>, head: usize, rng: &mut Rng) -> Level {
     allowed[rng.random_range(0..allowed.len())] as Level
 }
 
+/// A turn and the levels that were chosen in it.
+type Chosen = (Arc<SeenTurn>, Arc<[Level]>);
+
 /// What one host-step in each environment came to.
 #[derive(Debug, Default)]
 pub(super) struct Played {
@@ -94,7 +97,7 @@ impl<E: Environment> Collector<E> {
     ) -> Result<(HostStep, Then), LearnError> {
         let obs = &self.observations[index];
         let mut joint = JointDecision::in_random_order(&self.spec, obs, &mut self.rng);
-        let mut decided: Vec<Option<(Arc<SeenTurn>, Arc<[Level]>)>> = vec![None; obs.disk_count()];
+        let mut decided: Vec<Option<Chosen>> = vec![None; obs.disk_count()];
         while let Some(view) = joint.view() {
             seen.observe(&view);
             let levels = player.choose(&view, &mut self.rng)?;
