@@ -8,7 +8,7 @@ use std::time::Duration;
 use ndarray::{Array2, Array3, ArrayViewMut1};
 
 use crate::observation::{MaskReason, Observation, Table, Validity};
-use crate::reward::reference_us;
+use crate::reward::{RewardConfig, reference_us};
 use crate::sample::{Cache, DeviceClass, Polling, Reading};
 use crate::spec::{EnvSpec, Level};
 use crate::window::{DeviceRow, DiskRow, HostWindow};
@@ -30,24 +30,28 @@ pub const POLLING_HEAD: usize = 2;
 /// I/O schedulers of a device, as levels of the device head: those of blk-mq.
 pub const SCHEDULERS: [&str; 4] = ["none", "mq-deadline", "kyber", "bfq"];
 
-/// What is seen at the end of a window. `interval` is the length of one decision interval.
+/// What an observation tells of beside the window.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Terms<'a> {
+    /// Length of one decision interval.
+    pub interval: Duration,
+    /// What is paid for: a policy sees the weights, so one that was trained under many serves under any of them.
+    pub reward: &'a RewardConfig,
+}
+
+/// What is seen at the end of a window.
 #[must_use]
-pub fn observe(spec: &EnvSpec, window: &HostWindow, interval: Duration) -> Observation {
+pub fn observe(spec: &EnvSpec, window: &HostWindow, terms: Terms<'_>) -> Observation {
     let mut obs = Observation::default();
-    observe_into(spec, window, interval, &mut obs);
+    observe_into(spec, window, terms, &mut obs);
     obs
 }
 
 /// As [`observe`], into buffers that are kept: nothing is allocated where disks, channels and
 /// devices are those of the last call.
-pub fn observe_into(
-    spec: &EnvSpec,
-    window: &HostWindow,
-    interval: Duration,
-    obs: &mut Observation,
-) {
+pub fn observe_into(spec: &EnvSpec, window: &HostWindow, terms: Terms<'_>, obs: &mut Observation) {
     lay_out(spec, window, obs);
-    refresh(window, interval, obs);
+    refresh(window, terms, obs);
 }
 
 /// Brings an observation that [`observe_into`] has made of a window of the same host up to date.
@@ -57,11 +61,11 @@ pub fn observe_into(
 ///
 /// # Panics
 /// If the window has other numbers of disks, channels or devices than the observation.
-pub fn refresh(window: &HostWindow, interval: Duration, obs: &mut Observation) {
-    refresh_disks(window, interval, obs);
+pub fn refresh(window: &HostWindow, terms: Terms<'_>, obs: &mut Observation) {
+    refresh_disks(window, terms.interval, obs);
     refresh_channels(window, obs);
     refresh_devices(window, obs);
-    refresh_host(window, obs);
+    refresh_host(window, terms.reward, obs);
 }
 
 /// Gives the observation the window's shapes and writes what only changes with the host itself.
@@ -268,8 +272,9 @@ fn device_readings(device: &DeviceRow, disks: f32) -> [Reading<f64>; DEVICE.len(
     ]
 }
 
-fn refresh_host(window: &HostWindow, obs: &mut Observation) {
+fn refresh_host(window: &HostWindow, reward: &RewardConfig, obs: &mut Observation) {
     let host = &window.host;
+    let objective = reward.slo_p99_us;
     let readings = [
         Ok(host.cpu_load),
         Ok(host.mem_available_bytes / host.mem_total_bytes.max(1.0)),
@@ -278,6 +283,12 @@ fn refresh_host(window: &HostWindow, obs: &mut Observation) {
         host.psi_io.map(f64::from),
         host.psi_memory.map(f64::from),
         Ok(f64::from(host.cpus)),
+        Ok(reward.cpu),
+        Ok(reward.page_cache),
+        Ok(reward.writeback),
+        Ok(reward.change),
+        Ok(objective.map_or(0.0, |_| reward.slo)),
+        Ok(objective.unwrap_or(0.0)),
     ];
     Rows::of(&mut obs.host, &HOST_BOUNDS).write(0, readings);
 }

@@ -295,7 +295,7 @@ impl Named for DiskSample {
 mod tests {
     use super::*;
     use crate::Environment as _;
-    use crate::features::{kvm_host_spec, observe, observe_into, refresh};
+    use crate::features::{Terms, kvm_host_spec, observe, observe_into, refresh};
     use crate::observation::Observation;
     use crate::reward::{RewardConfig, RewardTerm, score, score_into};
     use crate::sim::{Generator, SimHost, presets};
@@ -326,15 +326,23 @@ mod tests {
         assert_eq!(score(&straight, &config), score(&turned, &config));
     }
 
+    fn terms(reward: &RewardConfig) -> Terms<'_> {
+        Terms {
+            interval: SECOND,
+            reward,
+        }
+    }
+
     #[test]
     fn who_is_gone_keeps_its_row_of_rewards_and_has_none_of_the_observation() {
         let (before, mut after) = samples();
         after.disks.remove(1);
         let window = HostWindow::between(&before, &after);
         assert_eq!(window.began_with, [Some(0), None, Some(1), Some(2)]);
-        let rewards = score(&window, &RewardConfig::default());
+        let config = RewardConfig::default();
+        let rewards = score(&window, &config);
         assert_eq!(rewards.counted, [true, false, true, true]);
-        let obs = observe(&kvm_host_spec(&[]), &window, SECOND);
+        let obs = observe(&kvm_host_spec(&[]), &window, terms(&config));
         assert_eq!(obs.disk_count(), 3);
         assert_eq!(obs.disk_ids[1], before.disks[2].id);
     }
@@ -381,10 +389,15 @@ mod tests {
             let mut after = host.sample().unwrap().clone();
             after.disks[0].latency_counts = Err(Validity::NotOptedIn);
             let window = HostWindow::between(&before, &after);
-            observe_into(host.spec(), &window, SECOND, &mut obs);
-            assert_eq!(obs, observe(host.spec(), &window, SECOND));
-            refresh(&window, SECOND, &mut obs);
-            assert_eq!(obs, observe(host.spec(), &window, SECOND));
+            observe_into(host.spec(), &window, terms(&config), &mut obs);
+            assert_eq!(obs, observe(host.spec(), &window, terms(&config)));
+            let config = RewardConfig {
+                cpu: 0.7,
+                slo_p99_us: Some(900.0),
+                ..config
+            };
+            refresh(&window, terms(&config), &mut obs);
+            assert_eq!(obs, observe(host.spec(), &window, terms(&config)));
             score_into(&window, &config, &mut rewards);
             assert_eq!(rewards, score(&window, &config));
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use allocation_counter::measure;
 use blkpilot_env::cartpole::CartPoleBatch;
 use blkpilot_env::conformance::random_action;
-use blkpilot_env::features::{observe_into, refresh};
+use blkpilot_env::features::{Terms, observe_into, refresh};
 use blkpilot_env::reward::{RewardConfig, score_into};
 use blkpilot_env::sim::{Generator, SimBatch, SimHost, presets};
 use blkpilot_env::window::HostWindow;
@@ -20,10 +20,14 @@ fn features_and_rewards_of_a_window_allocate_nothing_in_kept_buffers() {
     host.step(&obs.current).unwrap();
     let window = HostWindow::between(&before, host.sample().unwrap());
     let config = RewardConfig::default();
+    let terms = Terms {
+        interval: Duration::from_secs(1),
+        reward: &config,
+    };
     let (mut obs, mut rewards) = (Observation::default(), Rewards::default());
     let mut see = || {
-        observe_into(host.spec(), &window, Duration::from_secs(1), &mut obs);
-        refresh(&window, Duration::from_secs(1), &mut obs);
+        observe_into(host.spec(), &window, terms, &mut obs);
+        refresh(&window, terms, &mut obs);
         score_into(&window, &config, &mut rewards);
     };
     assert!(measure(&mut see).count_total > 0, "the buffers take shape");

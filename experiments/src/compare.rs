@@ -16,7 +16,8 @@ use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use crate::config::{Config, EnvironmentConfig};
-use crate::{LabError, environments, seeds};
+use crate::environments::{self, Purpose};
+use crate::{LabError, seeds};
 
 /// Name of the trained policy in reports.
 pub const TRAINED: &str = "trained";
@@ -24,7 +25,7 @@ pub const TRAINED: &str = "trained";
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
 
 /// What stands for an episode of a config's environment.
-fn measure_of(config: &Config) -> Measure {
+pub(crate) fn measure_of(config: &Config) -> Measure {
     match config.environment {
         EnvironmentConfig::CartPole => Measure::Return,
         EnvironmentConfig::SimHost { .. } => Measure::RewardPerInterval,
@@ -73,8 +74,8 @@ pub struct Difference {
     pub ci95: [f64; 2],
 }
 
-/// Plays the evaluation episodes of a config with a checkpoint's policy, greedy, and with each
-/// baseline. `each_episode` is called after every episode and says whether to go on.
+/// Plays the evaluation episodes of a config with a checkpoint's policy, which chooses as the config says, and
+/// with each baseline. `each_episode` is called after every episode and says whether to go on.
 ///
 /// # Errors
 /// `Interrupted` if not; `Policy` if the checkpoint does not fit the environment; `Decide` or
@@ -84,12 +85,12 @@ pub fn compare(
     checkpoint: &Checkpoint,
     mut each_episode: impl FnMut() -> bool,
 ) -> Result<Comparison, LabError> {
-    let mut env = environments::make(&config.environment)?;
+    let mut env = environments::make(&config.environment, Purpose::Evaluation)?;
     let spec = env.spec().clone();
     checkpoint.check_fits(&spec)?;
     let measure = measure_of(config);
     let mut played = BTreeMap::new();
-    for mut policy in policies(&spec, Some(checkpoint))? {
+    for mut policy in policies(&spec, Some((checkpoint, config.evaluation.selection)))? {
         let mut episodes = Vec::with_capacity(config.evaluation.episodes);
         for episode in 0..config.evaluation.episodes {
             let seed = config.evaluation.seed(episode);
@@ -127,11 +128,11 @@ pub fn episode_count(config: &Config) -> usize {
 /// The policies that are not trained, and the trained one if there is a checkpoint.
 pub(crate) fn policies(
     spec: &EnvSpec,
-    checkpoint: Option<&Checkpoint>,
+    checkpoint: Option<(&Checkpoint, Selection)>,
 ) -> Result<Vec<Box<dyn Policy>>, LabError> {
     let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(KeepDefault), Box::new(RandomPolicy)];
-    if let Some(checkpoint) = checkpoint {
-        let trained = NetworkPolicy::new(TRAINED, checkpoint, Selection::Greedy)?;
+    if let Some((checkpoint, selection)) = checkpoint {
+        let trained = NetworkPolicy::new(TRAINED, checkpoint, selection)?;
         policies.insert(0, Box::new(trained));
     }
     if spec.disk_heads.iter().any(|head| head.is_pointer()) {

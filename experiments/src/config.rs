@@ -2,6 +2,7 @@
 //! touched. Each section has a file of its own, and so has each learner's part of `[training]`.
 
 mod check;
+mod data;
 mod environment;
 mod evaluation;
 mod network;
@@ -17,9 +18,10 @@ use toml::Table;
 
 use check::Check;
 
+pub use data::Data;
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
-pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, Training};
+pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
 
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;
@@ -37,6 +39,8 @@ pub struct Config {
     pub architecture: Architecture,
     /// How to learn.
     pub training: Training,
+    /// What a learner from a log learns from.
+    pub data: Option<Data>,
     /// How to compare what was learnt.
     pub evaluation: Evaluation,
     /// The file as it was written, for the checkpoint's manifest.
@@ -99,6 +103,12 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
 }
 
 impl Config {
+    /// Name of the learner.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        self.training.learner.name()
+    }
+
     /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors
@@ -109,6 +119,25 @@ impl Config {
             source,
         })?;
         Self::parse(file, &text)
+    }
+
+    /// As [`Config::load`], with another decision log to learn from than the file names; its path starts where the
+    /// program was started.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_with_log(file: &Path, log: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        let mut table = Self::table(file, &text)?;
+        let log = std::path::absolute(log).unwrap_or_else(|_| log.to_owned());
+        let data = table.entry("data").or_insert(Table::new().into());
+        if let Some(data) = data.as_table_mut() {
+            data.insert("log".to_owned(), log.to_string_lossy().into_owned().into());
+        }
+        Self::check(file, table)
     }
 
     /// As [`Config::load`], of what [`Config::document`] says of the file.
@@ -128,12 +157,18 @@ impl Config {
     /// # Errors
     /// `Syntax`, `Invalid`.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let table: Table = text
-            .parse()
+        Self::check(file, Self::table(file, text)?)
+    }
+
+    fn table(file: &Path, text: &str) -> Result<Table, ConfigError> {
+        text.parse()
             .map_err(|error: toml::de::Error| ConfigError::Syntax {
                 file: file.to_owned(),
                 message: error.to_string().trim_end().to_owned(),
-            })?;
+            })
+    }
+
+    fn check(file: &Path, table: Table) -> Result<Self, ConfigError> {
         let document = serde_json::to_value(&table).unwrap_or_default();
         let name = file
             .file_stem()
@@ -163,6 +198,7 @@ struct RawConfig {
     environment: Option<Table>,
     network: Option<Table>,
     training: Option<Table>,
+    data: Option<Table>,
     evaluation: Option<Table>,
 }
 
@@ -181,6 +217,8 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
     let architecture = network::architecture(network, check);
     let training = check.need("training", raw.training, "add [training]");
     let training = training.and_then(|table| training::training(table, check));
+    let learner = training.as_ref().map(|training| &training.learner);
+    let data = data::data(raw.data, base, learner, check);
     let evaluation = evaluation::evaluation(raw.evaluation.unwrap_or_default(), check);
     let seed = raw.seed.unwrap_or(1);
     Some(Config {
@@ -189,6 +227,7 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
         environment: environment?,
         architecture,
         training: training?,
+        data,
         evaluation,
         document: serde_json::Value::Null,
         base: PathBuf::new(),

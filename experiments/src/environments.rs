@@ -1,6 +1,7 @@
 //! Environments as a config names them.
 
 use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::reward::Weighting;
 use blkpilot_env::sim::{ScenarioErrors, SimHost};
 use blkpilot_env::{
     EnvError, EnvSpec, Environment, JointAction, Observation, Repeatable, ResetOptions, Rng, Step,
@@ -17,21 +18,49 @@ pub enum AnyEnvironment {
     SimHost(Box<SimHost>),
 }
 
+/// What an environment is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To learn: where the config has ranges of reward weights, each episode has its own.
+    Training,
+    /// To compare: the weights are the config's, so that all are paid alike.
+    Evaluation,
+}
+
 /// Makes an environment; autoreset is disabled.
 ///
 /// # Errors
 /// If the scenario or the generator does not hold together.
-pub fn make(config: &EnvironmentConfig) -> Result<AnyEnvironment, ScenarioErrors> {
+pub fn make(
+    config: &EnvironmentConfig,
+    purpose: Purpose,
+) -> Result<AnyEnvironment, ScenarioErrors> {
     Ok(match config {
         EnvironmentConfig::CartPole => AnyEnvironment::CartPole(Box::new(CartPole::new(0))),
-        EnvironmentConfig::SimHost { source, reward } => {
+        EnvironmentConfig::SimHost {
+            source,
+            reward,
+            ranges,
+        } => {
             let host = match source {
                 HostSource::Scenario(scenario) => SimHost::fixed((**scenario).clone())?,
                 HostSource::Generated(generator) => SimHost::generated(generator.clone())?,
             };
-            AnyEnvironment::SimHost(Box::new(host.with_reward(*reward)))
+            let weighting = match (purpose, ranges) {
+                (Purpose::Training, Some(ranges)) => Weighting::Drawn(*ranges),
+                _ => Weighting::Fixed(*reward),
+            };
+            AnyEnvironment::SimHost(Box::new(host.with_reward(weighting)))
         }
     })
+}
+
+/// What the environments of a config show and offer.
+///
+/// # Errors
+/// As [`make`].
+pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, ScenarioErrors> {
+    Ok(make(config, Purpose::Training)?.spec().clone())
 }
 
 impl Environment for AnyEnvironment {

@@ -1,5 +1,6 @@
 //! Learners as a run sees them: what goes on by updates, says what each came to, and can be saved and gone on with.
 
+mod offline;
 mod ppo;
 
 use blkpilot_env::recorded::Recorded;
@@ -10,12 +11,13 @@ use blkpilot_models::Checkpoint;
 use rand::SeedableRng as _;
 
 use crate::config::{Config, LearnerConfig};
-use crate::environments::{self, AnyEnvironment};
+use crate::environments::{self, AnyEnvironment, Purpose};
+use crate::offline::LearntFrom;
 use crate::{LabError, seeds};
 
 /// A learner with all that it learns from.
 pub(crate) trait Learner {
-    /// Host-steps learnt from.
+    /// Host-steps learnt from; gradient steps of one that plays none.
     fn env_steps(&self) -> u64;
 
     /// Updates made.
@@ -29,6 +31,11 @@ pub(crate) trait Learner {
 
     /// Where it stands, but for what is in the checkpoint.
     fn state(&self) -> LearnerState;
+
+    /// The log that it learns from, and what it expects of its policy; `None` of one that plays.
+    fn learnt_from(&self) -> Result<Option<LearntFrom>, LabError> {
+        Ok(None)
+    }
 }
 
 /// Where a learner stands, but for what is in its checkpoint.
@@ -53,6 +60,9 @@ pub(crate) struct Update {
 pub(crate) fn begin(config: &Config, seed: u64) -> Result<Box<dyn Learner>, LabError> {
     match &config.training.learner {
         LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::begin(config, ppo, seed)?)),
+        LearnerConfig::Offline(offline) => Ok(Box::new(offline::OfflineRun::begin(
+            config, *offline, seed,
+        )?)),
     }
 }
 
@@ -66,6 +76,9 @@ pub(crate) fn resume(
         LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::resume(
             config, ppo, checkpoint, state,
         )?)),
+        LearnerConfig::Offline(offline) => Ok(Box::new(offline::OfflineRun::resume(
+            config, *offline, checkpoint,
+        )?)),
     }
 }
 
@@ -76,7 +89,7 @@ type Playing = Collector<Resumable<AnyEnvironment>>;
 fn collector(config: &Config, seed: u64) -> Result<Playing, LabError> {
     let mut envs = Vec::new();
     for index in 0..config.training.envs {
-        let env = Recorded::new(environments::make(&config.environment)?);
+        let env = Recorded::new(environments::make(&config.environment, Purpose::Training)?);
         let env = AutoresetEnv::new(env, Autoreset::SameStep);
         envs.push((env, seeds::training(seed, index)));
     }
@@ -88,7 +101,8 @@ fn collector(config: &Config, seed: u64) -> Result<Playing, LabError> {
 
 /// Those of a run that goes on.
 fn resume_collector(config: &Config, state: &mut LearnerState) -> Result<Playing, LabError> {
-    let envs = (0..config.training.envs).map(|_| environments::make(&config.environment));
+    let envs = (0..config.training.envs)
+        .map(|_| environments::make(&config.environment, Purpose::Training));
     let envs = envs.collect::<Result<_, _>>()?;
     let missing = || blkpilot_learn::LearnError::NoState {
         problem: "its state does not say where its environments stood".to_owned(),

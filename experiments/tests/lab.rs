@@ -55,6 +55,10 @@ fn run(out: &Path, seed: u64) -> Summary {
 fn lab(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
         .args(args)
+        .env(
+            "BLKPILOT_RUNS",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/lab.db"),
+        )
         .output()
         .unwrap()
 }
@@ -136,10 +140,12 @@ fn an_interrupted_run_says_so_and_leaves_a_policy_that_can_be_used() {
     };
     let mut watch = |event: Event<'_>| {
         assert!(
-            matches!(event, Event::Update { .. }),
+            !matches!(event, Event::Comparing { .. } | Event::Compared),
             "an interrupted run is not compared"
         );
-        stop.store(true, Ordering::Relaxed);
+        if matches!(event, Event::Update { .. }) {
+            stop.store(true, Ordering::Relaxed);
+        }
     };
     let summary = train(&run, &stop, &mut watch).unwrap();
     assert!(summary.interrupted && summary.env_steps < summary.env_steps_planned);
@@ -345,7 +351,7 @@ fn the_oracle_judges_the_baselines_and_a_checkpoint() {
             figures["accuracy"]["correct"]["value"].is_f64(),
             "{name}: {figures}"
         );
-        assert!(json["pooled_regret"][name]["value"].is_f64(), "{name}");
+        assert!(json["pooled"][name]["regret"]["value"].is_f64(), "{name}");
     }
     assert_eq!(
         first["best_static"]["g/vda"]["channel"]
@@ -390,6 +396,11 @@ fn help_teaches() {
     insta::assert_snapshot!("help_train", help(&["train", "--help"]));
     insta::assert_snapshot!("help_compare", help(&["compare", "--help"]));
     insta::assert_snapshot!("help_oracle", help(&["oracle", "--help"]));
+    insta::assert_snapshot!("help_resume", help(&["resume", "--help"]));
+    insta::assert_snapshot!("help_sweep", help(&["sweep", "--help"]));
+    insta::assert_snapshot!("help_report", help(&["report", "--help"]));
+    insta::assert_snapshot!("help_reproduce", help(&["reproduce", "--help"]));
+    insta::assert_snapshot!("help_runs", help(&["runs", "--help"]));
     insta::assert_snapshot!("help_log", help(&["log", "--help"]));
 }
 
@@ -544,10 +555,16 @@ fn a_log_that_cannot_be_written_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn every_config_that_comes_with_blkpilot_is_valid() {
-    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
-    for entry in std::fs::read_dir(configs).unwrap() {
-        let file = entry.unwrap().path();
+fn every_config_and_sweep_that_comes_with_blkpilot_is_valid() {
+    let files = |name: &str| {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries.map(|entry| entry.unwrap().path())
+    };
+    for file in files("configs") {
         Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
+    }
+    for file in files("sweeps") {
+        blkpilot_lab::sweep::Plan::of(&file, None).unwrap_or_else(|error| panic!("{error}"));
     }
 }

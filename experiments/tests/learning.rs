@@ -39,7 +39,8 @@ fn learn(config: &Config) -> (Summary, Checkpoint) {
 
 /// The channel levels in force at the end of an evaluation episode, sorted.
 fn final_channels(config: &Config, policy: &mut dyn Policy, episode: usize) -> Vec<Level> {
-    let mut env = environments::make(&config.environment).unwrap();
+    let mut env =
+        environments::make(&config.environment, environments::Purpose::Evaluation).unwrap();
     let (spec, seed) = (env.spec().clone(), config.evaluation.seed(episode));
     let channel = spec.disk_head("channel").unwrap();
     let mut rng = seeds::decisions(seed);

@@ -218,6 +218,90 @@ fn a_run_whose_scenario_has_changed_is_refused_with_the_difference() {
     assert_eq!(summary["interrupted"], false);
 }
 
+/// Config and scenario were copied into the directory of the run: that is what --force goes on with, to the same end.
+#[test]
+fn a_run_whose_config_was_edited_is_refused_and_forced_it_goes_on_as_it_was() {
+    let dir = TempDir::new().unwrap();
+    let scenario = dir.path().join("mine.toml");
+    fs::write(&scenario, SCENARIO).unwrap();
+    let (before, after) = (
+        HOSTS.split("[environment.generator]").next(),
+        HOSTS.split("[network]").nth(1),
+    );
+    let text = format!(
+        "{}scenario = \"mine.toml\"\n[network]{}",
+        before.unwrap(),
+        after.unwrap()
+    );
+    let config = config(dir.path(), &text);
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    let straight = trained(&config, &whole, |_| false);
+    trained(&config, &out, |update| update == 2);
+    let refused = |wanted: &str| {
+        let refused = lab(&["resume", out.to_str().unwrap()]);
+        assert_eq!(refused.status.code(), Some(2));
+        let text = String::from_utf8(refused.stderr).unwrap();
+        assert!(text.contains(wanted) && text.contains("--force"), "{text}");
+    };
+    fs::write(
+        dir.path().join("own.toml"),
+        text.replace("clip = 0.2", "clip = 0.3"),
+    )
+    .unwrap();
+    refused("training.clip was 0.2 and is 0.3");
+    fs::write(dir.path().join("own.toml"), "this is no TOML").unwrap();
+    refused("it is no TOML now");
+    fs::remove_file(dir.path().join("own.toml")).unwrap();
+    fs::write(&scenario, "name = 3").unwrap();
+    refused("mine.toml");
+    // Its own copy must still be the one it was trained on.
+    let copy = out.join("scenario.toml");
+    let own = fs::read_to_string(&copy).unwrap();
+    fs::write(&copy, own.replace("memory_gib = 32.0", "memory_gib = 31.0")).unwrap();
+    let forced = lab(&["resume", out.to_str().unwrap(), "--force"]);
+    assert_eq!(forced.status.code(), Some(2), "{forced:?}");
+    fs::write(&copy, own).unwrap();
+    let forced = lab(&["resume", out.to_str().unwrap(), "--force"]);
+    assert!(forced.status.success(), "{forced:?}");
+    assert_same(
+        (&straight, &whole),
+        (&resumed_where_nothing_is_left(&out, &scenario), &out),
+    );
+}
+
+/// A file that is gone says nothing else than it said.
+fn resumed_where_nothing_is_left(out: &Path, scenario: &Path) -> Summary {
+    fs::remove_file(scenario).unwrap();
+    resumed(out)
+}
+
+#[test]
+fn a_run_of_other_code_is_refused_unless_forced_and_says_so_ever_after() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), HOSTS);
+    let out = dir.path().join("out");
+    let this = trained(&config, &out, |update| update == 2).code_versions;
+    assert_eq!(this.len(), 1);
+    let state = out.join(STATE_FILE);
+    let text = fs::read_to_string(&state).unwrap();
+    assert!(text.contains(&this[0]));
+    fs::write(&state, text.replace(&this[0], "0.0.1+feedbeef")).unwrap();
+    let refused = lab(&["resume", out.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        text.contains("0.0.1+feedbeef") && text.contains(&this[0]),
+        "{text}"
+    );
+    let forced = lab(&["resume", out.to_str().unwrap(), "--force", "--json"]);
+    assert!(forced.status.success(), "{forced:?}");
+    let summary: serde_json::Value = serde_json::from_slice(&forced.stdout).unwrap();
+    assert_eq!(
+        summary["code_versions"],
+        serde_json::json!(["0.0.1+feedbeef", this[0]])
+    );
+}
+
 #[test]
 fn what_cannot_be_gone_on_with_is_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();
@@ -248,6 +332,10 @@ fn what_cannot_be_gone_on_with_is_refused_with_the_reason() {
 fn lab(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
         .args(args)
+        .env(
+            "BLKPILOT_RUNS",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/resume.db"),
+        )
         .output()
         .unwrap()
 }

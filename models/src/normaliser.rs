@@ -191,13 +191,16 @@ pub struct Outlier {
     pub feature: String,
     /// The value, in the feature's unit.
     pub value: f32,
+    /// How far it lies beyond the range seen in training, as a share of that range, after `Feature::scale`: 1 is as
+    /// far beyond as the range is wide. A column that never varied has a range of 0.001; a value that is not a number
+    /// is infinitely far.
+    pub beyond: f32,
 }
 
 /// Tells what lies far outside the range seen in training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Novelty {
-    /// Per table: name and bounds of each column, in the feature's unit.
-    columns: PerTable<Vec<(String, f32, f32)>>,
+    columns: PerTable<Vec<Known>>,
 }
 
 impl Novelty {
@@ -210,33 +213,28 @@ impl Novelty {
             features
                 .iter()
                 .zip(bounds)
-                .map(|(feature, (&min, &max))| {
-                    let (low, high) = known(feature.scale, min, max);
-                    (feature.name.clone(), low, high)
-                })
+                .map(|(feature, (&min, &max))| Known::new(feature, min, max))
                 .collect()
         });
         Self { columns }
     }
 
     /// The features of a view that lie outside the range seen in training by more than a tenth of
-    /// it (after `Feature::scale`), each named once, with the value of its first such row.
+    /// it (after `Feature::scale`), each named once, with the value of the row that lies farthest beyond.
     #[must_use]
     pub fn outliers(&self, view: &TurnView<'_>) -> Vec<Outlier> {
         let mut outliers: Vec<Outlier> = Vec::new();
         for_each_row(view, |table, row| {
-            for ((name, low, high), &value) in self.columns.get(table).iter().zip(row) {
-                let is_known = (*low..=*high).contains(&value);
-                if !is_known
-                    && !outliers
-                        .iter()
-                        .any(|o| o.table == table && o.feature == *name)
-                {
-                    outliers.push(Outlier {
-                        table,
-                        feature: name.clone(),
-                        value,
-                    });
+            for (column, &value) in self.columns.get(table).iter().zip(row) {
+                if column.is_known(value) {
+                    continue;
+                }
+                let found = column.outlier(table, value);
+                let same = |o: &&mut Outlier| o.table == table && o.feature == column.name;
+                match outliers.iter_mut().find(same) {
+                    Some(earlier) if earlier.beyond < found.beyond => *earlier = found,
+                    Some(_) => {}
+                    None => outliers.push(found),
                 }
             }
         });
@@ -244,14 +242,57 @@ impl Novelty {
     }
 }
 
-/// The values that count as known, in the feature's unit; scales are monotone.
-fn known(scale: Scale, min: f32, max: f32) -> (f32, f32) {
-    let margin = NOVELTY_MARGIN * (max - min) + NOVELTY_FLOOR;
-    let (low, high) = (min - margin, max + margin);
-    match scale {
-        Scale::Linear => (low, high),
-        Scale::Log if low <= 0.0 => (f32::NEG_INFINITY, libm::expm1f(high)),
-        Scale::Log => (libm::expm1f(low), libm::expm1f(high)),
+/// What is known of a column.
+#[derive(Debug, Clone, PartialEq)]
+struct Known {
+    name: String,
+    scale: Scale,
+    /// The range seen in training, after the scale.
+    min: f32,
+    max: f32,
+    /// The values that count as known, in the feature's unit.
+    low: f32,
+    high: f32,
+}
+
+impl Known {
+    /// Scales are monotone, so that the bounds can be brought back into the feature's unit.
+    fn new(feature: &Feature, min: f32, max: f32) -> Self {
+        let margin = NOVELTY_MARGIN * (max - min) + NOVELTY_FLOOR;
+        let (low, high) = (min - margin, max + margin);
+        let (low, high) = match feature.scale {
+            Scale::Linear => (low, high),
+            Scale::Log if low <= 0.0 => (f32::NEG_INFINITY, libm::expm1f(high)),
+            Scale::Log => (libm::expm1f(low), libm::expm1f(high)),
+        };
+        Self {
+            name: feature.name.clone(),
+            scale: feature.scale,
+            min,
+            max,
+            low,
+            high,
+        }
+    }
+
+    fn is_known(&self, value: f32) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+
+    fn outlier(&self, table: TableName, value: f32) -> Outlier {
+        let scaled = self.scale.apply(value);
+        let excess = (scaled - self.max).max(self.min - scaled);
+        let beyond = excess / (self.max - self.min).max(NOVELTY_FLOOR);
+        Outlier {
+            table,
+            feature: self.name.clone(),
+            value,
+            beyond: if value.is_nan() {
+                f32::INFINITY
+            } else {
+                beyond
+            },
+        }
     }
 }
 
@@ -499,6 +540,12 @@ mod tests {
                 (TableName::Disk, "disk_1", 7.5),
                 (TableName::Channel, "channel_0", -3.0)
             ]
+        );
+        // disk_1 is logarithmic, seen from 1 to 2: (ln 8.5 − ln 3) / (ln 3 − ln 2).
+        assert!(
+            (found[0].beyond - 2.568_6).abs() < 1e-3,
+            "{}",
+            found[0].beyond
         );
         obs.disks.values[[0, 1]] = f32::NAN;
         assert_eq!(

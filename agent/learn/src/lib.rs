@@ -1,11 +1,11 @@
-//! Learners on libtorch: networks, PPO, and fitted Q evaluation with a network.
+//! Learners on libtorch: networks, PPO, learners from logs, and fitted Q evaluation with a network.
 //!
 //! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
 //! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
 //! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`collector`]
 //! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; [`q`], what a value
-//! learner reads from the same network; and [`fqe`], what a policy is worth from logged decisions of
-//! another.
+//! learner reads from the same network; [`offline`], learners from decision logs; and [`fqe`], what a
+//! policy is worth from logged decisions of another.
 //!
 //! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
 //!
@@ -19,6 +19,7 @@ pub mod gae;
 mod initial;
 mod loss;
 pub mod network;
+pub mod offline;
 pub mod ppo;
 pub mod q;
 mod reward_scale;
@@ -33,6 +34,7 @@ use thiserror::Error;
 pub use collector::{Collector, CollectorState, Resumable};
 pub use gae::Discount;
 pub use network::Network;
+pub use offline::{Offline, OfflineConfig, OfflineReport};
 pub use ppo::{Ppo, PpoConfig, Schedule, UpdateReport};
 pub use rollout::{EpisodeEnd, Rollout};
 
@@ -73,6 +75,12 @@ pub enum LearnError {
         quantity: &'static str,
         /// Its value.
         value: f64,
+    },
+    /// A log that nothing can be learnt from.
+    #[error("nothing can be learnt from this log: {problem}")]
+    NoLessons {
+        /// What is missing, and the way out.
+        problem: String,
     },
     /// Transitions that no early stop can be made of.
     #[error(

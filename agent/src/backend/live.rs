@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, observe};
+use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD, Terms, observe};
 use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::window::HostWindow;
@@ -38,7 +38,10 @@ use disks::GuardFile;
 pub struct LibvirtHost {
     host: LiveHost,
     interval: Duration,
+    /// Weights that the next observation shows.
     reward: RewardConfig,
+    /// Weights that the last one showed.
+    shown: RewardConfig,
     before: HostSample,
     daemons_told: daemons::Told,
     guard: GuardFile,
@@ -77,6 +80,7 @@ impl LibvirtHost {
             host,
             interval: config.interval,
             reward,
+            shown: reward,
             before,
             daemons_told: daemons::Told::default(),
             guard: GuardFile::open(data_dir),
@@ -302,8 +306,13 @@ impl HostBackend for LibvirtHost {
         self.daemons_told.tell(&self.tuning_daemons());
         self.log_notes();
         let window = HostWindow::between(&self.before, &after);
-        let observation = observe(self.host.spec(), &window, self.interval);
-        let rewards = score(&window, &self.reward);
+        let terms = Terms {
+            interval: self.interval,
+            reward: &self.reward,
+        };
+        let observation = observe(self.host.spec(), &window, terms);
+        let rewards = score(&window, &self.shown);
+        self.shown = self.reward;
         self.before = after;
         Ok(Window {
             observation,
@@ -313,6 +322,14 @@ impl HostBackend for LibvirtHost {
 
     fn sample(&self) -> &HostSample {
         &self.before
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.reward = reward;
+    }
+
+    fn reward(&self) -> RewardConfig {
+        self.shown
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

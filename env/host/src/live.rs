@@ -8,7 +8,7 @@ use std::time::Duration;
 use blkpilot_env::Clock;
 use blkpilot_env::decision::{JointAction, check_action};
 use blkpilot_env::environment::{EnvError, Environment, ResetOptions, Step};
-use blkpilot_env::features::{SCHEDULERS, kvm_host_spec, observe};
+use blkpilot_env::features::{SCHEDULERS, Terms, kvm_host_spec, observe};
 use blkpilot_env::observation::Observation;
 use blkpilot_env::reward::{RewardConfig, score};
 use blkpilot_env::sample::{DeviceReference, DiskSettings, HostSample, Polling};
@@ -562,6 +562,15 @@ impl LiveHost {
                 running.life.as_ref() == Some(life) && running.guest.disk(target).is_some()
             })
         });
+    }
+
+    /// What a window shows, under the host's own interval and weights.
+    fn seen(&self, window: &HostWindow) -> Observation {
+        let terms = Terms {
+            interval: self.config.interval,
+            reward: &self.config.reward,
+        };
+        observe(&self.spec, window, terms)
     }
 
     fn wait_interval(&self) {

@@ -349,7 +349,7 @@ pub(super) const DEVICE: [Column; 11] = [
     ),
 ];
 
-pub(super) const HOST: [Column; 7] = [
+pub(super) const HOST: [Column; 13] = [
     (
         "cpu_load",
         Unit::Share,
@@ -399,6 +399,54 @@ pub(super) const HOST: [Column; 7] = [
         "Pressure stall (some, 10 s) on memory.",
     ),
     ("cpus", Unit::Count, 1.0, 4096.0, Log, "CPUs online."),
+    (
+        "weight_cpu",
+        Unit::Ratio,
+        0.0,
+        1.0,
+        Linear,
+        "Weight of CPU per request in the reward.",
+    ),
+    (
+        "weight_page_cache",
+        Unit::Ratio,
+        0.0,
+        1.0,
+        Linear,
+        "Weight of page cache in the reward.",
+    ),
+    (
+        "weight_writeback",
+        Unit::Ratio,
+        0.0,
+        1.0,
+        Linear,
+        "Weight of write-back that is owed in the reward.",
+    ),
+    (
+        "weight_change",
+        Unit::Ratio,
+        0.0,
+        1.0,
+        Linear,
+        "Weight of a changed setting in the reward.",
+    ),
+    (
+        "weight_slo",
+        Unit::Ratio,
+        0.0,
+        1.0,
+        Linear,
+        "Weight of a missed p99 objective in the reward; 0 without an objective.",
+    ),
+    (
+        "slo_p99_us",
+        Unit::Microseconds,
+        0.0,
+        1e7,
+        Log,
+        "The p99 objective; 0 for none.",
+    ),
 ];
 
 /// The spec of a KVM host. `schedulers` are the levels of the device head; empty leaves it out.

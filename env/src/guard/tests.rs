@@ -3,8 +3,9 @@
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::features::{CHANNEL_HEAD, observe};
+use crate::features::{CHANNEL_HEAD, Terms, observe};
 use crate::observation::Validity;
+use crate::reward::RewardConfig;
 use crate::sim::{SimHost, presets};
 use crate::{Environment as _, Rng};
 
@@ -33,7 +34,14 @@ impl Host {
         let window = HostWindow::between(&before, host.sample().unwrap());
         Self {
             spec: host.spec().clone(),
-            obs: observe(host.spec(), &window, WINDOW),
+            obs: observe(
+                host.spec(),
+                &window,
+                Terms {
+                    interval: WINDOW,
+                    reward: &RewardConfig::default(),
+                },
+            ),
             window,
             now: Duration::ZERO,
             rng: Rng::seed_from_u64(seed),

@@ -15,7 +15,7 @@ use super::{Generator, Scenario, ScenarioErrors};
 use crate::decision::JointAction;
 use crate::environment::{EnvError, ResetOptions, Rewards};
 use crate::observation::Observation;
-use crate::reward::RewardConfig;
+use crate::reward::Weighting;
 use crate::spec::{Autoreset, EnvSpec, Level};
 
 /// Why a batch was not stepped; none of its hosts was.
@@ -140,8 +140,7 @@ impl BatchHost {
             self.simulation.rewards.clear();
             return self.reset(rules);
         }
-        self.simulation
-            .step(rules, &self.action, &mut self.executed);
+        self.simulation.step(&self.action, &mut self.executed);
         let is_over = self.simulation.is_over();
         self.has_final_observation = false;
         if is_over && mode == Autoreset::SameStep {
@@ -186,7 +185,7 @@ impl SimBatch {
         Ok(Self {
             rules: Rules {
                 spec: source.spec(),
-                reward: RewardConfig::default(),
+                reward: Weighting::default(),
             },
             threads: NonZeroUsize::MIN,
             hosts: (0..hosts).map(|_| BatchHost::new(source.clone())).collect(),
@@ -194,10 +193,10 @@ impl SimBatch {
         })
     }
 
-    /// With other reward weights.
+    /// With other reward weights, or with others in each episode.
     #[must_use]
-    pub fn with_reward(mut self, reward: RewardConfig) -> Self {
-        self.rules.reward = reward;
+    pub fn with_reward(mut self, reward: impl Into<Weighting>) -> Self {
+        self.rules.reward = reward.into();
         self
     }
 

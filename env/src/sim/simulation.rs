@@ -6,9 +6,9 @@ use super::scenario::{Scenario, ScenarioErrors};
 use super::{Generator, presets};
 use crate::decision::{JointAction, check_action_of_groups, group_leaders};
 use crate::environment::{EnvError, ResetOptions, Rewards};
-use crate::features::{SCHEDULERS, kvm_host_spec, observe_into, refresh};
+use crate::features::{SCHEDULERS, Terms, kvm_host_spec, observe_into, refresh};
 use crate::observation::Observation;
-use crate::reward::{RewardConfig, score_into};
+use crate::reward::{RewardConfig, Weighting, score_into};
 use crate::spec::EnvSpec;
 
 /// Where the scenario of an episode comes from.
@@ -57,7 +57,7 @@ enum Start {
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub(super) spec: EnvSpec,
-    pub(super) reward: RewardConfig,
+    pub(super) reward: Weighting,
 }
 
 /// A host under way.
@@ -66,6 +66,10 @@ pub(super) struct Simulation {
     source: Source,
     rng: crate::Rng,
     episode: Option<Episode>,
+    /// What is paid for, and shown to be.
+    reward: RewardConfig,
+    /// What is to be from the next observation on.
+    next_reward: Option<RewardConfig>,
     /// First disk of each disk's IOThread.
     leaders: Vec<usize>,
     /// What the last interval showed.
@@ -80,6 +84,8 @@ impl Simulation {
             source,
             rng,
             episode: None,
+            reward: RewardConfig::default(),
+            next_reward: None,
             leaders: vec![],
             observation: Observation::default(),
             rewards: Rewards::default(),
@@ -92,6 +98,16 @@ impl Simulation {
 
     pub(super) fn rng(&self) -> &crate::Rng {
         &self.rng
+    }
+
+    /// Other weights from the next observation on: what was decided under those that were shown is paid by them.
+    pub(super) fn set_reward(&mut self, reward: RewardConfig) {
+        self.next_reward = Some(reward);
+    }
+
+    /// What the last observation shows.
+    pub(super) fn reward(&self) -> &RewardConfig {
+        &self.reward
     }
 
     /// `None` before the first reset.
@@ -115,12 +131,13 @@ impl Simulation {
         }
         episode.run_interval(&mut self.rng);
         episode.run_interval(&mut self.rng);
-        observe_into(
-            &rules.spec,
-            &episode.window,
-            episode.interval(),
-            &mut self.observation,
-        );
+        self.reward = rules.reward.draw(&mut self.rng);
+        self.next_reward = None;
+        let terms = Terms {
+            interval: episode.interval(),
+            reward: &self.reward,
+        };
+        observe_into(&rules.spec, &episode.window, terms, &mut self.observation);
         self.leaders = group_leaders(&self.observation.disk_group);
         self.episode = Some(episode);
         Ok(())
@@ -181,14 +198,19 @@ impl Simulation {
 
     /// Takes an action that [`Simulation::check`] has passed, lets an interval go by, and brings the
     /// observation and the rewards up to date. Writes the levels that took effect into `executed`.
-    pub(super) fn step(&mut self, rules: &Rules, action: &JointAction, executed: &mut JointAction) {
+    pub(super) fn step(&mut self, action: &JointAction, executed: &mut JointAction) {
         let episode = self.episode.as_mut().expect("check has seen an episode");
         episode.apply(action);
         executed.copy_from(action);
         episode.write_executed(executed);
         episode.run_interval(&mut self.rng);
         episode.step += 1;
-        refresh(&episode.window, episode.interval(), &mut self.observation);
-        score_into(&episode.window, &rules.reward, &mut self.rewards);
+        score_into(&episode.window, &self.reward, &mut self.rewards);
+        self.reward = self.next_reward.take().unwrap_or(self.reward);
+        let terms = Terms {
+            interval: episode.interval(),
+            reward: &self.reward,
+        };
+        refresh(&episode.window, terms, &mut self.observation);
     }
 }

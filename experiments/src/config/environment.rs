@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use blkpilot_env::reward::RewardConfig;
+use blkpilot_env::reward::{RewardConfig, WeightRanges};
 use blkpilot_env::sim::presets;
 use blkpilot_env::sim::{Generator, Scenario, ScenarioErrors};
 use blkpilot_models::scenario_file;
@@ -20,8 +20,10 @@ pub enum EnvironmentConfig {
     SimHost {
         /// Where its scenarios come from.
         source: HostSource,
-        /// Weights of the reward.
+        /// Weights of the reward that policies are compared under, and trained under unless there are ranges.
         reward: RewardConfig,
+        /// What the weights of each training episode are drawn from.
+        ranges: Option<WeightRanges>,
     },
 }
 
@@ -41,6 +43,7 @@ struct RawEnvironment {
     scenario: Option<String>,
     generator: Option<Table>,
     reward: Option<Table>,
+    reward_ranges: Option<Table>,
 }
 
 pub(super) fn environment(
@@ -56,6 +59,7 @@ pub(super) fn environment(
                 ("scenario", raw.scenario.is_some()),
                 ("generator", raw.generator.is_some()),
                 ("reward", raw.reward.is_some()),
+                ("reward_ranges", raw.reward_ranges.is_some()),
             ];
             for (key, _) in of_hosts.iter().filter(|(_, is_given)| *is_given) {
                 let path = format!("environment.{key}");
@@ -80,6 +84,13 @@ fn sim_host(raw: RawEnvironment, base: &Path, check: &mut Check) -> Option<Envir
     for (key, problem) in reward.problems() {
         check.problem(format!("environment.reward.{key}"), problem);
     }
+    let ranges = raw.reward_ranges.map(|table| {
+        let ranges: WeightRanges = check.read("environment.reward_ranges", table);
+        for (key, problem) in ranges.problems() {
+            check.problem(format!("environment.reward_ranges.{key}"), problem);
+        }
+        ranges
+    });
     let source = match (raw.scenario, raw.generator) {
         (Some(name), None) => fixed(&name, base, check),
         (None, Some(table)) => Some(HostSource::Generated(generator(table, check))),
@@ -102,6 +113,7 @@ fn sim_host(raw: RawEnvironment, base: &Path, check: &mut Check) -> Option<Envir
     Some(EnvironmentConfig::SimHost {
         source: source?,
         reward,
+        ranges,
     })
 }
 

@@ -38,7 +38,9 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(config.architecture, Architecture::default());
     assert_eq!(config.training.checkpoint_every, 100);
     assert_eq!(config.evaluation.first_seed, 0);
-    let LearnerConfig::Ppo(ppo) = &config.training.learner;
+    let LearnerConfig::Ppo(ppo) = &config.training.learner else {
+        panic!("it is what is trained unless another is named");
+    };
     assert_eq!(ppo.clip, Schedule::Constant(0.2));
     let EnvironmentConfig::SimHost {
         source: HostSource::Generated(generator),

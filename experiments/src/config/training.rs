@@ -1,5 +1,6 @@
 //! How to learn: `[training]`. The key `algorithm` says by which learner; each has keys of its own.
 
+mod offline;
 mod ppo;
 
 use blkpilot_learn::{PpoConfig, Schedule};
@@ -8,16 +9,17 @@ use toml::{Table, Value};
 
 use super::check::{Check, Section};
 
+pub use offline::OfflineTraining;
 pub use ppo::MOST_ROLLOUT_STEPS;
 
 /// How to learn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
-    /// Host-steps to play, over all environments.
+    /// Host-steps to play, over all environments; of a learner from a log, which plays none, gradient steps.
     pub env_steps: u64,
     /// Environments played together.
     pub envs: usize,
-    /// Host-steps between two checkpoints.
+    /// Steps of the same kind between two checkpoints.
     pub checkpoint_every: u64,
     /// The learner.
     pub learner: LearnerConfig,
@@ -28,17 +30,20 @@ pub struct Training {
 pub enum LearnerConfig {
     /// Proximal policy optimisation.
     Ppo(PpoConfig),
+    /// One of those that learn from a log.
+    Offline(OfflineTraining),
 }
 
 impl LearnerConfig {
     /// Names of the learners, as `training.algorithm` has them.
-    pub const NAMES: [&str; 1] = ["ppo"];
+    pub const NAMES: [&str; 4] = ["ppo", "bc", "cql", "iql"];
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Ppo(_) => "ppo",
+            Self::Offline(training) => training.offline.algorithm.name(),
         }
     }
 }
@@ -47,6 +52,9 @@ pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
     match table.get("algorithm") {
         None => ppo::training(table, check),
         Some(Value::String(name)) if name == "ppo" => ppo::training(table, check),
+        Some(Value::String(name)) if matches!(name.as_str(), "bc" | "cql" | "iql") => {
+            offline::training(&name.clone(), table, check)
+        }
         Some(other) => {
             let known = LearnerConfig::NAMES.join(", ");
             check.problem(

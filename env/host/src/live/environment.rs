@@ -28,7 +28,7 @@ impl Environment for LiveHost {
         self.wait_interval();
         let sample = self.sample()?;
         let window = HostWindow::between(&before, &sample);
-        let observation = observe(&self.spec, &window, self.config.interval);
+        let observation = self.seen(&window);
         self.episode = Some(Episode {
             step: 0,
             sample,
@@ -76,7 +76,7 @@ impl LiveHost {
         let sample = self.sample()?;
         let window = HostWindow::between(&episode.sample, &sample);
         let step = Step {
-            observation: observe(&self.spec, &window, self.config.interval),
+            observation: self.seen(&window),
             rewards: score(&window, &self.config.reward),
             executed: execution.executed,
             terminated: false,
