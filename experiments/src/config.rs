@@ -21,7 +21,7 @@ use check::Check;
 pub use data::Data;
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
-pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
+pub use training::{LearnerConfig, MOST_REMEMBERED, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
 
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;

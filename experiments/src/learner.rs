@@ -1,5 +1,6 @@
 //! Learners as a run sees them: what goes on by updates, says what each came to, and can be saved and gone on with.
 
+mod dqn;
 mod offline;
 mod ppo;
 
@@ -43,6 +44,8 @@ pub(crate) trait Learner {
 pub(crate) struct LearnerState {
     /// Where its environments stand; `None` if it plays none.
     pub(crate) collector: Option<CollectorState>,
+    /// What it remembers; `None` if it remembers nothing, or needs it no more.
+    pub(crate) memory: Option<Vec<u8>>,
 }
 
 /// What one update came to.
@@ -58,28 +61,28 @@ pub(crate) struct Update {
 
 /// A learner at the beginning of a run; everything random follows from `seed`.
 pub(crate) fn begin(config: &Config, seed: u64) -> Result<Box<dyn Learner>, LabError> {
-    match &config.training.learner {
-        LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::begin(config, ppo, seed)?)),
-        LearnerConfig::Offline(offline) => Ok(Box::new(offline::OfflineRun::begin(
-            config, *offline, seed,
-        )?)),
-    }
+    Ok(match &config.training.learner {
+        LearnerConfig::Ppo(ppo) => Box::new(ppo::PpoRun::begin(config, ppo, seed)?),
+        LearnerConfig::Dqn(dqn) => Box::new(dqn::DqnRun::begin(config, dqn, seed)?),
+        LearnerConfig::Offline(offline) => {
+            Box::new(offline::OfflineRun::begin(config, *offline, seed)?)
+        }
+    })
 }
 
-/// The learner of a run that goes on. The error, if there is one, is to be told with the run's directory.
+/// The learner of a run that goes on.
 pub(crate) fn resume(
     config: &Config,
     checkpoint: &Checkpoint,
     state: LearnerState,
 ) -> Result<Box<dyn Learner>, LabError> {
-    match &config.training.learner {
-        LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::resume(
-            config, ppo, checkpoint, state,
-        )?)),
-        LearnerConfig::Offline(offline) => Ok(Box::new(offline::OfflineRun::resume(
-            config, *offline, checkpoint,
-        )?)),
-    }
+    Ok(match &config.training.learner {
+        LearnerConfig::Ppo(ppo) => Box::new(ppo::PpoRun::resume(config, ppo, checkpoint, state)?),
+        LearnerConfig::Dqn(dqn) => Box::new(dqn::DqnRun::resume(config, dqn, checkpoint, state)?),
+        LearnerConfig::Offline(offline) => {
+            Box::new(offline::OfflineRun::resume(config, *offline, checkpoint)?)
+        }
+    })
 }
 
 /// Environments of a run, under way.

@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) policy_sha256: String,
     /// Where its environments stand, if the learner plays any.
     pub(crate) collector: Option<CollectorState>,
+    /// Number of the file of what the learner remembers, if there is one.
+    pub(crate) memory: Option<u64>,
     /// Recent episodes, and the points of the curve.
     pub(crate) recent: Vec<EpisodeEnd>,
     pub(crate) points: Vec<Point>,
@@ -99,6 +101,21 @@ impl State {
             }
         }
         Err(unusable("the policy of its state is missing".to_owned()))
+    }
+
+    /// What the learner remembered.
+    ///
+    /// # Errors
+    /// `NotResumable` if its file cannot be read.
+    pub(crate) fn memory(&self, dir: &Path) -> Result<Option<Vec<u8>>, LabError> {
+        let read = |number: u64| {
+            let path = dir.join(memory_file(number));
+            fs::read(&path).map_err(|error| LabError::NotResumable {
+                dir: dir.to_owned(),
+                problem: format!("{}: {error}", path.display()),
+            })
+        };
+        self.memory.map(read).transpose()
     }
 
     /// The config of the run, from its own directory.
@@ -228,6 +245,35 @@ fn scenario_differences(was: &Value, config: &Config) -> Vec<String> {
         differ("environment.scenario", was, &is, &mut differences);
     }
     differences
+}
+
+/// What the files begin with that hold what a learner remembers, within the directory of a run.
+pub(crate) const MEMORY_FILES: &str = "memory-";
+
+fn memory_file(number: u64) -> String {
+    format!("{MEMORY_FILES}{number}.safetensors")
+}
+
+/// Writes what a learner remembers, beside what was written before: the state that is on disk still names that.
+pub(crate) fn save_memory(dir: &Path, number: u64, memory: &[u8]) -> Result<(), LabError> {
+    let path = dir.join(memory_file(number));
+    durable::replace(&path, memory).map_err(|source| LabError::Write { path, source })
+}
+
+/// Removes what learners remembered before; `kept` is what the state names.
+pub(crate) fn remove_memories(dir: &Path, kept: Option<u64>) -> Result<(), LabError> {
+    let kept = kept.map(memory_file);
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(MEMORY_FILES) && Some(&name) != kept.as_ref() {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(|source| LabError::Write { path, source })?;
+        }
+    }
+    Ok(())
 }
 
 /// What the scenario of a config says, where there is one.

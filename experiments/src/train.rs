@@ -16,7 +16,8 @@ use crate::learner::{self, Learner, LearnerState};
 use crate::offline::{LearntFrom, evaluated};
 use crate::run_lock::{LOCK_FILE, RunLock};
 use crate::state::{
-    CONFIG_FILE, Changed, SCENARIO_FILE, STATE_FILE, State, scenario, write_config,
+    CONFIG_FILE, Changed, MEMORY_FILES, SCENARIO_FILE, STATE_FILE, State, remove_memories,
+    save_memory, scenario, write_config,
 };
 use crate::tensorboard::EventWriter;
 use crate::version::CODE;
@@ -250,6 +251,7 @@ impl<'a> Session<'a> {
         checkpoint: &Checkpoint,
     ) -> Result<Self, LabError> {
         let learner_state = LearnerState {
+            memory: state.memory(dir)?,
             collector: state.collector,
         };
         let mut code_versions = state.code_versions;
@@ -390,7 +392,11 @@ impl<'a> Session<'a> {
     fn save_all(&mut self) -> Result<Checkpoint, LabError> {
         let checkpoint = self.learner.checkpoint(self.config.document.clone())?;
         let checkpoint = self.files.save(checkpoint)?;
-        let LearnerState { collector } = self.learner.state();
+        let LearnerState { collector, memory } = self.learner.state();
+        let number = memory.as_ref().map(|_| self.learner.env_steps());
+        if let (Some(number), Some(memory)) = (number, memory) {
+            save_memory(&self.files.out, number, &memory)?;
+        }
         let state = State {
             format: State::FORMAT,
             config: self.config.name.clone(),
@@ -400,6 +406,7 @@ impl<'a> Session<'a> {
             seed: self.seed,
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
             collector,
+            memory: number,
             recent: self.record.recent.clone(),
             points: self.record.points.clone(),
             wall_s: self.wall_s(),
@@ -407,6 +414,7 @@ impl<'a> Session<'a> {
             code_versions: self.code_versions.clone(),
         };
         state.save(&self.files.out)?;
+        remove_memories(&self.files.out, number)?;
         Ok(checkpoint)
     }
 }
@@ -604,6 +612,7 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
             }
             POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
+            _ if name.starts_with(MEMORY_FILES) => fs::remove_file(&path),
             _ => Ok(()),
         };
         removed.map_err(|source| LabError::Write { path, source })?;

@@ -181,8 +181,8 @@ fn a_run_is_not_overwritten_unless_asked_and_then_only_what_runs_write() {
 #[test]
 fn sanity_overwrites_no_seed_unless_asked_and_looks_before_it_trains() {
     let dir = tempfile::tempdir().unwrap();
-    let second = dir.path().join("seed-2");
-    std::fs::create_dir(&second).unwrap();
+    let second = dir.path().join("dqn/seed-2");
+    std::fs::create_dir_all(&second).unwrap();
     std::fs::write(second.join("summary.json"), "earlier").unwrap();
     let refused = lab(&[
         "sanity",
@@ -197,14 +197,22 @@ fn sanity_overwrites_no_seed_unless_asked_and_looks_before_it_trains() {
         text.contains("seed-2") && text.contains("--overwrite"),
         "{text}"
     );
-    assert!(!dir.path().join("seed-1").exists());
+    assert!(!dir.path().join("ppo").exists());
 
-    let mut config = sanity::config().unwrap();
-    config.training.env_steps = 512;
-    config.evaluation.episodes = 2;
+    let mut checks = sanity::checks().unwrap();
+    for check in &mut checks {
+        check.config.training.env_steps = 512;
+        check.config.evaluation.episodes = 2;
+        check.threshold = 0.0;
+    }
     let (stop, mut watch) = (AtomicBool::new(false), |_: u64, _: Event<'_>| ());
     let out = dir.path();
-    sanity::sanity(&config, 2, out, Existing::Overwrite, &stop, &mut watch).unwrap();
+    let result = sanity::sanity(&checks, 2, out, Existing::Overwrite, &stop, &mut watch).unwrap();
+    let names: Vec<&str> = result.learners.iter().map(|own| own.algorithm).collect();
+    assert_eq!(names, ["ppo", "dqn"]);
+    let needed: Vec<usize> = result.learners.iter().map(|own| own.needed).collect();
+    assert_eq!(needed, [2, 2]);
+    assert!(result.passed && result.learners.iter().all(|own| own.runs.len() == 2));
     assert_ne!(
         std::fs::read_to_string(second.join("summary.json")).unwrap(),
         "earlier"

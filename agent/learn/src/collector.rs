@@ -98,14 +98,14 @@ impl<E: Repeatable> Collector<Resumable<E>> {
 /// Environments under way.
 #[derive(Debug)]
 pub struct Collector<E> {
-    spec: EnvSpec,
-    envs: Vec<E>,
-    observations: Vec<Observation>,
-    running: Vec<EpisodeEnd>,
-    rng: Rng,
+    pub(crate) spec: EnvSpec,
+    pub(crate) envs: Vec<E>,
+    pub(crate) observations: Vec<Observation>,
+    pub(crate) running: Vec<EpisodeEnd>,
+    pub(crate) rng: Rng,
 }
 
-const NOT_STARTED: EpisodeEnd = EpisodeEnd {
+pub(crate) const NOT_STARTED: EpisodeEnd = EpisodeEnd {
     episodic_return: 0.0,
     steps: 0,
 };
@@ -279,7 +279,10 @@ impl<E: Environment> Collector<E> {
 
 /// What the step shows of the episode that it belongs to; `None` after termination, where nothing
 /// follows.
-fn last_of_episode(step: &Step, index: usize) -> Result<Option<&Observation>, LearnError> {
+pub(crate) fn last_of_episode(
+    step: &Step,
+    index: usize,
+) -> Result<Option<&Observation>, LearnError> {
     match (&step.final_observation, step.terminated, step.truncated) {
         (_, true, _) => Ok(None),
         (_, false, false) => Ok(Some(&step.observation)),
@@ -291,7 +294,7 @@ fn last_of_episode(step: &Step, index: usize) -> Result<Option<&Observation>, Le
     }
 }
 
-fn unfit(index: usize, problem: impl Into<String>) -> LearnError {
+pub(crate) fn unfit(index: usize, problem: impl Into<String>) -> LearnError {
     LearnError::Unfit {
         index,
         problem: problem.into(),
@@ -383,13 +386,25 @@ impl Player {
     }
 }
 
-/// The view each disk would have if it were the first to decide; returns the row of disk 0.
+/// Adds the view each disk would have if it were the first to decide; returns the row of disk 0.
 pub(crate) fn push_first_turns(
     spec: &EnvSpec,
     obs: &Observation,
     turns: &mut Turns,
 ) -> Result<usize, LearnError> {
     let start = turns.len();
+    for_each_first_turn(spec, obs, |view| {
+        turns.push(view);
+    })?;
+    Ok(start)
+}
+
+/// Shows the view each disk would have if it were the first to decide, in the order of the disks.
+pub(crate) fn for_each_first_turn(
+    spec: &EnvSpec,
+    obs: &Observation,
+    mut look: impl FnMut(&TurnView<'_>),
+) -> Result<(), LearnError> {
     let devices = if spec.device_heads.is_empty() {
         0
     } else {
@@ -402,7 +417,7 @@ pub(crate) fn push_first_turns(
             .chain(others)
             .chain((0..devices).map(Turn::Device));
         let joint = JointDecision::new(spec, obs, order.collect())?;
-        turns.push(&joint.view().expect("the order names at least disk `first`"));
+        look(&joint.view().expect("the order names at least disk `first`"));
     }
-    Ok(start)
+    Ok(())
 }

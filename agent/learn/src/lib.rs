@@ -14,6 +14,7 @@
 pub mod adam;
 pub mod categorical;
 pub mod collector;
+pub mod dqn;
 pub mod fqe;
 pub mod gae;
 mod initial;
@@ -24,6 +25,7 @@ pub mod ppo;
 pub mod q;
 mod reward_scale;
 pub mod rollout;
+mod stored;
 pub mod turns;
 
 use std::sync::Once;
@@ -32,6 +34,7 @@ use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
 pub use collector::{Collector, CollectorState, Resumable};
+pub use dqn::{Dqn, DqnConfig};
 pub use gae::Discount;
 pub use network::Network;
 pub use offline::{Offline, OfflineConfig, OfflineReport};

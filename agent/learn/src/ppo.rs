@@ -9,7 +9,7 @@ use blkpilot_env::decision::shuffle;
 use blkpilot_env::{EnvSpec, Environment, Rng};
 use blkpilot_models::checkpoint::OPTIMISER;
 use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
-use blkpilot_models::{Architecture, Checkpoint, Manifest, Tensor as Plain};
+use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -21,6 +21,7 @@ use crate::loss::{Figures, Lessons, LossWeights, Minibatch, loss};
 use crate::network::{ALL, Network};
 use crate::reward_scale::RewardScale;
 use crate::rollout::{Estimates, Rewards, Rollout};
+use crate::stored::Stored;
 use crate::{LearnError, use_one_thread};
 
 /// How a quantity follows the progress of training.
@@ -189,7 +190,7 @@ impl Ppo {
         }
         let spec = &manifest.spec;
         let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
-        let moments = moments(&network, tensors)?;
+        let moments = moments(&network, Stored { manifest, tensors })?;
         Ok(Self {
             adam: Adam::resume(AdamConfig::default(), state.adam_steps, moments),
             normalisers: manifest.normalisers.clone(),
@@ -389,28 +390,14 @@ impl Ppo {
     }
 }
 
-/// Adam's moments of all parameters, from the tensors of a checkpoint.
-fn moments(
-    network: &Network,
-    tensors: &BTreeMap<String, Plain>,
-) -> Result<BTreeMap<String, Moments>, LearnError> {
-    let of = |moment: &str| -> Result<Tensor, LearnError> {
-        let mut all = Vec::new();
-        for (name, parameter) in network.parameters() {
-            let name = format!("{OPTIMISER}{moment}.{name}");
-            let no_state = |problem| LearnError::NoState { problem };
-            let missing = || no_state(format!("it has no tensor {name}"));
-            let Plain { shape, data } = tensors.get(&name).ok_or_else(missing)?;
-            let (shape, wanted) = (shape.iter().map(|n| *n as i64), parameter.size());
-            let shape: Vec<i64> = shape.collect();
-            if shape != wanted {
-                return Err(no_state(format!("{name} is {shape:?}, and not {wanted:?}")));
-            }
-            all.extend_from_slice(data);
-        }
-        Ok(Tensor::f_from_slice(&all)?)
+/// Adam's moments of all parameters as one vector each, from the tensors of a checkpoint.
+fn moments(network: &Network, stored: Stored<'_>) -> Result<BTreeMap<String, Moments>, LearnError> {
+    let by_name = stored.moments("", network)?;
+    let all = |of: fn(&Moments) -> &Tensor| -> Result<Tensor, LearnError> {
+        let flat = by_name.values().map(|m| of(m).f_flatten(0, -1));
+        Ok(Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?)
     };
-    let (first, second) = (of("first")?, of("second")?);
+    let (first, second) = (all(|m| &m.first)?, all(|m| &m.second)?);
     Ok(BTreeMap::from([(
         ALL.to_owned(),
         Moments { first, second },

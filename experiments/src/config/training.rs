@@ -1,14 +1,16 @@
 //! How to learn: `[training]`. The key `algorithm` says by which learner; each has keys of its own.
 
+mod dqn;
 mod offline;
 mod ppo;
 
-use blkpilot_learn::{PpoConfig, Schedule};
+use blkpilot_learn::{DqnConfig, PpoConfig, Schedule};
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::check::{Check, Section};
 
+pub use dqn::MOST_REMEMBERED;
 pub use offline::OfflineTraining;
 pub use ppo::MOST_ROLLOUT_STEPS;
 
@@ -30,37 +32,38 @@ pub struct Training {
 pub enum LearnerConfig {
     /// Proximal policy optimisation.
     Ppo(PpoConfig),
+    /// Deep Q-learning.
+    Dqn(DqnConfig),
     /// One of those that learn from a log.
     Offline(OfflineTraining),
 }
 
 impl LearnerConfig {
     /// Names of the learners, as `training.algorithm` has them.
-    pub const NAMES: [&str; 4] = ["ppo", "bc", "cql", "iql"];
+    pub const NAMES: [&str; 5] = ["ppo", "dqn", "bc", "cql", "iql"];
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Ppo(_) => "ppo",
+            Self::Dqn(_) => "dqn",
             Self::Offline(training) => training.offline.algorithm.name(),
         }
     }
 }
 
 pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
-    match table.get("algorithm") {
-        None => ppo::training(table, check),
-        Some(Value::String(name)) if name == "ppo" => ppo::training(table, check),
-        Some(Value::String(name)) if matches!(name.as_str(), "bc" | "cql" | "iql") => {
-            offline::training(&name.clone(), table, check)
-        }
-        Some(other) => {
+    let name = table.get("algorithm").cloned();
+    let name = name.unwrap_or_else(|| Value::String("ppo".to_owned()));
+    match name.as_str() {
+        Some("ppo") => ppo::training(table, check),
+        Some("dqn") => dqn::training(table, check),
+        Some(offline @ ("bc" | "cql" | "iql")) => offline::training(offline, table, check),
+        _ => {
             let known = LearnerConfig::NAMES.join(", ");
-            check.problem(
-                "training.algorithm",
-                format!("= {other} must be one of {known}"),
-            );
+            let text = format!("= {name} must be one of {known}");
+            check.problem("training.algorithm", text);
             None
         }
     }

@@ -95,6 +95,7 @@ impl Learner for PpoRun {
     fn state(&self) -> LearnerState {
         LearnerState {
             collector: Some(self.collector.state()),
+            memory: None,
         }
     }
 }
