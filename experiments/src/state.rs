@@ -148,6 +148,7 @@ impl State {
         }
         let mut document = self.document.clone();
         document["environment"]["scenario"] = own_scenario();
+        place_log(&mut document, &self.base);
         let config = Config::from_document(&dir.join(name), &document)?;
         self.refuse_other(dir, scenario_differences(scenario, &config))?;
         Ok(Config {
@@ -230,7 +231,17 @@ pub(crate) fn write_config_as(dir: &Path, name: &str, config: &Config) -> Result
         write_file(&dir.join(SCENARIO_FILE), toml::to_string(scenario)?)?;
         document["environment"]["scenario"] = own_scenario();
     }
+    place_log(&mut document, &config.base);
     write_file(&dir.join(name), toml::to_string(&document)?)
+}
+
+/// Names the log that is learnt from, if there is one, as it is found from anywhere: it is not copied.
+fn place_log(document: &mut Value, base: &Path) {
+    let log = document.get_mut("data").and_then(|data| data.get_mut("log"));
+    if let Some(log) = log {
+        let path = log.as_str().map(|path| base.join(path));
+        *log = path.map_or(Value::Null, |path| path.to_string_lossy().into());
+    }
 }
 
 /// How the config in the directory of a run names the scenario beside it.

@@ -162,7 +162,9 @@ fn a_reward_that_is_missing_or_weighted_in_two_ways_and_too_many_rows_are_refuse
         "{error}"
     );
     let error = refused(
-        |rows| drop(rows[10].0.reward_weights.insert("beta".to_owned(), 0.5)),
+        |rows| {
+            rows[10].0.reward_weights.insert("beta".to_owned(), 0.5);
+        },
         &spec(),
     );
     assert!(
