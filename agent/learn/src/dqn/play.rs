@@ -16,6 +16,9 @@ use crate::LearnError;
 use crate::collector::{Collector, NOT_STARTED, for_each_first_turn, last_of_episode, unfit};
 use crate::rollout::EpisodeEnd;
 
+/// A turn, and the levels that were taken in it.
+type Taken = (Arc<SeenTurn>, Arc<[Level]>);
+
 /// What plays: the network as it is served, which for one turn at a time is many times faster than libtorch.
 pub(super) struct Player {
     network: ActorCritic,
@@ -94,7 +97,7 @@ impl<E: Environment> Collector<E> {
     ) -> Result<(HostStep, Then), LearnError> {
         let obs = &self.observations[index];
         let mut joint = JointDecision::in_random_order(&self.spec, obs, &mut self.rng);
-        let mut decided: Vec<Option<(Arc<SeenTurn>, Arc<[Level]>)>> = vec![None; obs.disk_count()];
+        let mut decided: Vec<Option<Taken>> = vec![None; obs.disk_count()];
         while let Some(view) = joint.view() {
             seen.observe(&view);
             let levels = player.choose(&view, &mut self.rng)?;
