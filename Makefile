@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build deb test demo bench bench-peers verify lint fmt clean
+.PHONY: help setup build deb test demo bench bench-peers verify results lint fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -31,6 +31,9 @@ bench-peers: ## Measure offline evaluation and training beside obp, SCOPE-RL, SB
 
 verify: setup ## Run the long proofs and write docs/verification
 	@scripts/verify.sh
+
+results: setup ## Train what experiments/results shows and write it anew
+	@scripts/results.sh
 
 lint: setup ## Check formatting and lints
 	@scripts/lint.sh

@@ -47,7 +47,7 @@ pub fn make(
                 HostSource::Generated(generator) => SimHost::generated(generator.clone())?,
             };
             let weighting = match (purpose, ranges) {
-                (Purpose::Training, Some(ranges)) => Weighting::Drawn(*ranges),
+                (Purpose::Training, Some(ranges)) => Weighting::Drawn(**ranges),
                 _ => Weighting::Fixed(*reward),
             };
             AnyEnvironment::SimHost(Box::new(host.with_reward(weighting)))

@@ -23,6 +23,8 @@ pub const CONFIG_FILE: &str = "config.toml";
 /// Scenario of a run within its directory, where it is trained on one.
 pub const SCENARIO_FILE: &str = "scenario.toml";
 const FORMAT: u32 = 2;
+/// Keys of configs that name directories.
+const LARGE: [(&str, &str); 2] = [("data", "log"), ("training", "start_from")];
 
 /// What of a run stands in no other file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,9 +148,8 @@ impl State {
             self.refuse_other(dir, scenario_differences(scenario, &config))?;
             return Ok(config);
         }
-        let mut document = self.document.clone();
+        let mut document = anchored(&self.document, &self.base);
         document["environment"]["scenario"] = own_scenario();
-        place_log(&mut document, &self.base);
         let config = Config::from_document(&dir.join(name), &document)?;
         self.refuse_other(dir, scenario_differences(scenario, &config))?;
         Ok(Config {
@@ -165,7 +166,8 @@ impl State {
         if let Ok(text) = fs::read_to_string(&file) {
             match text.parse::<toml::Table>() {
                 Ok(table) => {
-                    let now = serde_json::to_value(table).unwrap_or_default();
+                    let mut now = serde_json::to_value(table).unwrap_or_default();
+                    self.keep_large(&mut now);
                     differ("", &self.document, &now, &mut differences);
                 }
                 Err(error) => differences.push(format!("it is no TOML now ({})", error.message())),
@@ -179,6 +181,20 @@ impl State {
             }
         }
         self.refuse_other(dir, differences)
+    }
+
+    /// A log may have been named on the command line; whether it is the same still, the learner knows.
+    fn keep_large(&self, now: &mut Value) {
+        for (section, key) in LARGE {
+            let was = self.document.get(section).and_then(|own| own.get(key));
+            if let (Some(was), Some(now)) = (was, now.as_object_mut()) {
+                let nothing = || Value::Object(serde_json::Map::new());
+                let own = now.entry(section).or_insert_with(nothing);
+                if let Some(own) = own.as_object_mut() {
+                    own.insert(key.to_owned(), was.clone());
+                }
+            }
+        }
     }
 
     fn has_scenario_file(&self) -> bool {
@@ -226,24 +242,26 @@ pub(crate) fn write_config(dir: &Path, config: &Config) -> Result<(), LabError> 
 
 /// As [`write_config`], to a file of another name.
 pub(crate) fn write_config_as(dir: &Path, name: &str, config: &Config) -> Result<(), LabError> {
-    let mut document = config.document.clone();
+    let mut document = anchored(&config.document, &config.base);
     if let Some(scenario) = scenario_of(config) {
         write_file(&dir.join(SCENARIO_FILE), toml::to_string(scenario)?)?;
         document["environment"]["scenario"] = own_scenario();
     }
-    place_log(&mut document, &config.base);
     write_file(&dir.join(name), toml::to_string(&document)?)
 }
 
-/// Names the log that is learnt from, if there is one, as it is found from anywhere: it is not copied.
-fn place_log(document: &mut Value, base: &Path) {
-    let log = document
-        .get_mut("data")
-        .and_then(|data| data.get_mut("log"));
-    if let Some(log) = log {
-        let path = log.as_str().map(|path| base.join(path));
-        *log = path.map_or(Value::Null, |path| path.to_string_lossy().into());
+/// A config that may stand anywhere: what it names by a relative path, and is too large to be copied, by its absolute
+/// one. `base`: where the relative ones start.
+fn anchored(document: &Value, base: &Path) -> Value {
+    let mut document = document.clone();
+    for (section, key) in LARGE {
+        let named = document.get_mut(section).and_then(|own| own.get_mut(key));
+        if let Some(path) = named {
+            let absolute = path.as_str().map(|name| base.join(name));
+            *path = absolute.map_or(Value::Null, |own| own.to_string_lossy().into());
+        }
     }
+    document
 }
 
 /// How the config in the directory of a run names the scenario beside it.
@@ -338,6 +356,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_config_that_moves_takes_its_paths_along() {
+        let document =
+            json!({"data": {"log": "../log"}, "training": {"start_from": "/p", "clip": 1}});
+        let anchored = anchored(&document, Path::new("/a/b"));
+        let wanted =
+            json!({"data": {"log": "/a/b/../log"}, "training": {"start_from": "/p", "clip": 1}});
+        assert_eq!(anchored, wanted);
+    }
 
     #[test]
     fn each_key_that_differs_is_named_with_both_values() {

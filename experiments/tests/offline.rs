@@ -190,6 +190,10 @@ fn a_run_whose_log_has_changed_is_not_gone_on_with() {
 fn lab(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
         .args(args)
+        .env(
+            "BLKPILOT_RUNS",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/offline.db"),
+        )
         .output()
         .unwrap()
 }

@@ -113,7 +113,9 @@ fn the_page_of_a_sweep_has_the_figures_of_its_summaries() {
     let sweep = place.lab(&["sweep", "clips.toml", "--json"]);
     assert!(sweep.status.success(), "{sweep:?}");
     let ranking: Value = serde_json::from_slice(&sweep.stdout).unwrap();
-    let page = place.page(&["out/clips"]);
+    let page = place.page(&["clips.toml"]);
+    let of_directory = place.page(&["out/clips"]);
+    assert_eq!(page, of_directory, "the file of a sweep stands for it");
     assert!(
         !page.contains("class=\"warning\""),
         "it plays the episodes as they were"

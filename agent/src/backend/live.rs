@@ -38,10 +38,10 @@ use disks::GuardFile;
 pub struct LibvirtHost {
     host: LiveHost,
     interval: Duration,
-    /// Weights that the next observation shows.
+    /// Weights that the last observation showed.
     reward: RewardConfig,
-    /// Weights that the last one showed.
-    shown: RewardConfig,
+    /// Those that the next one shows.
+    next_reward: RewardConfig,
     before: HostSample,
     daemons_told: daemons::Told,
     guard: GuardFile,
@@ -80,7 +80,7 @@ impl LibvirtHost {
             host,
             interval: config.interval,
             reward,
-            shown: reward,
+            next_reward: reward,
             before,
             daemons_told: daemons::Told::default(),
             guard: GuardFile::open(data_dir),
@@ -308,11 +308,11 @@ impl HostBackend for LibvirtHost {
         let window = HostWindow::between(&self.before, &after);
         let terms = Terms {
             interval: self.interval,
-            reward: &self.reward,
+            reward: &self.next_reward,
         };
         let observation = observe(self.host.spec(), &window, terms);
-        let rewards = score(&window, &self.shown);
-        self.shown = self.reward;
+        let rewards = score(&window, &self.reward);
+        self.reward = self.next_reward;
         self.before = after;
         Ok(Window {
             observation,
@@ -325,11 +325,11 @@ impl HostBackend for LibvirtHost {
     }
 
     fn set_reward(&mut self, reward: RewardConfig) {
-        self.reward = reward;
+        self.next_reward = reward;
     }
 
     fn reward(&self) -> RewardConfig {
-        self.shown
+        self.reward
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

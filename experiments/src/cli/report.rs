@@ -9,6 +9,7 @@ use clap::Args;
 use super::{print, stop_flag};
 use crate::progress::ReportProgress;
 use crate::report::{Options, report};
+use crate::sweep::Plan;
 use crate::{LabError, write_file};
 
 pub(super) const HELP: &str = "\
@@ -23,9 +24,9 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
-    /// Directories of runs or sweeps, or directories above them
-    #[arg(required = true, value_name = "DIR")]
-    dirs: Vec<PathBuf>,
+    /// Directories of runs or sweeps, or above them; or a sweep's file
+    #[arg(required = true, value_name = "DIR|SWEEP")]
+    of: Vec<PathBuf>,
     /// File to write
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
@@ -40,7 +41,8 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode, LabError> {
     };
     let stop = stop_flag();
     let progress = ReportProgress::new();
-    let page = report(&args.dirs, &options, &mut |event| {
+    let dirs: Vec<PathBuf> = args.of.iter().map(|of| dir(of)).collect::<Result<_, _>>()?;
+    let page = report(&dirs, &options, &mut |event| {
         progress.show(event);
         !stop.load(Ordering::Relaxed)
     })?;
@@ -54,4 +56,13 @@ pub(super) fn run(args: &ReportArgs) -> Result<ExitCode, LabError> {
     write_file(&args.out, page)?;
     print(&format!("written to {}\n", args.out.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The file of a sweep stands for the directory that it is written to unless another is given.
+fn dir(of: &Path) -> Result<PathBuf, LabError> {
+    if of.is_file() {
+        Ok(Plan::of(of, None)?.out)
+    } else {
+        Ok(of.to_owned())
+    }
 }

@@ -69,7 +69,7 @@ pub(super) fn run(args: &SweepArgs) -> Result<ExitCode, LabError> {
     };
     let mut progress = SweepProgress::new();
     let report = sweep(&plan, &options, &stop_flag(), &mut |event| {
-        progress.show(event)
+        progress.show(event);
     })?;
     progress.end();
     print(&if args.json {

@@ -23,7 +23,7 @@ pub enum EnvironmentConfig {
         /// Weights of the reward that policies are compared under, and trained under unless there are ranges.
         reward: RewardConfig,
         /// What the weights of each training episode are drawn from.
-        ranges: Option<WeightRanges>,
+        ranges: Option<Box<WeightRanges>>,
     },
 }
 
@@ -89,7 +89,7 @@ fn sim_host(raw: RawEnvironment, base: &Path, check: &mut Check) -> Option<Envir
         for (key, problem) in ranges.problems() {
             check.problem(format!("environment.reward_ranges.{key}"), problem);
         }
-        ranges
+        Box::new(ranges)
     });
     let source = match (raw.scenario, raw.generator) {
         (Some(name), None) => fixed(&name, base, check),

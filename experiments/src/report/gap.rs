@@ -1,9 +1,9 @@
 //! What the trained policies lose against an oracle, where a configuration plays on one scenario.
 
 use blkpilot_env::reward::RewardConfig;
+use blkpilot_models::NetworkPolicy;
 use blkpilot_models::bootstrap::{ci95_of, mean};
 use blkpilot_models::oracle::{Limits, Planner, Sight, StudyError, StudyOptions, study};
-use blkpilot_models::{NetworkPolicy, Selection};
 
 use super::collect::Group;
 use super::figures::Figure;
@@ -66,7 +66,7 @@ pub fn gap(
         all.push(Box::new(NetworkPolicy::new(
             name,
             &run.checkpoint,
-            Selection::Greedy,
+            group.config.evaluation.selection,
         )?));
     }
     let seed = |i: u64| {

@@ -194,7 +194,7 @@ fn configuration(page: &mut String, section: &Section, is_named: bool) -> fmt::R
         for head in behaviour {
             head_shares(page, head)?;
         }
-        page.push_str("<p class=\"note\">Greedy choices of the trained policies of all runs on the evaluation episodes, where there \
+        page.push_str("<p class=\"note\">Choices of the trained policies of all runs, as they are compared, on the evaluation episodes, where there \
 was a choice. Thirds are of what the feature was at these choices.</p>\n");
     }
     writeln!(page, "<{level}>What is lost against an oracle</{level}>")?;

@@ -4,9 +4,9 @@
 //! environment are those of the comparison, so the means are those of the summary, and the page says where they are not.
 
 use blkpilot_env::Environment as _;
+use blkpilot_models::NetworkPolicy;
 use blkpilot_models::episode::{Episode, Measure, play};
 use blkpilot_models::policy::Policy;
-use blkpilot_models::{NetworkPolicy, Selection};
 
 use super::behaviour::Recorded;
 use super::collect::Group;
@@ -68,7 +68,7 @@ pub fn replay(
     let mut trained = vec![];
     for run in group.done() {
         run.checkpoint.check_fits(&spec)?;
-        let mut policy = NetworkPolicy::new(TRAINED, &run.checkpoint, Selection::Greedy)?;
+        let mut policy = NetworkPolicy::new(TRAINED, &run.checkpoint, config.evaluation.selection)?;
         trained.push(episodes(&mut policy, Some(&mut recorded))?);
     }
     let mut baselines = vec![];

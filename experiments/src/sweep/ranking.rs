@@ -1,6 +1,6 @@
 //! What the configurations of a sweep came to, best first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,8 @@ pub struct SweepReport {
     pub name: String,
     /// Name of the config that all runs start from.
     pub config: String,
+    /// Versions of the code that trained its runs: one, unless it was gone on with after a change.
+    pub code_versions: Vec<String>,
     /// Whether it was ended before its time.
     pub interrupted: bool,
     /// Runs that failed, or that another process has.
@@ -115,6 +117,8 @@ impl SweepReport {
                 }),
             }
         }
+        let versions = figures.iter().flat_map(|own| own.code_versions.clone());
+        let code_versions: BTreeSet<String> = versions.collect();
         failed.sort_by(|a, b| (&a.label, a.seed).cmp(&(&b.label, b.seed)));
         let ranked = plan.configurations.iter().zip(figures).map(|(own, runs)| {
             let rewards: Vec<f64> = runs.rewards.values().copied().collect();
@@ -141,6 +145,7 @@ impl SweepReport {
                 .configurations
                 .first()
                 .map_or_else(String::new, |own| own.config.name.clone()),
+            code_versions: code_versions.into_iter().collect(),
             interrupted,
             failed,
             configurations,
@@ -188,6 +193,10 @@ impl SweepReport {
             "{table}\nreward of the trained policy, by the median over seeds; ahead of baselines: mean difference to the \
              best policy that is not trained\n"
         );
+        if self.code_versions.len() > 1 {
+            let versions = self.code_versions.join(", ");
+            text += &format!("note: the runs were trained by different code: {versions}\n");
+        }
         for failure in &self.failed {
             let error = failure.error.replace('\n', "\n    ");
             text += &format!("{}: {error}\n", failure.dir.display());
@@ -201,6 +210,7 @@ impl SweepReport {
 struct Runs {
     rewards: BTreeMap<u64, f64>,
     differences: BTreeMap<String, Vec<f64>>,
+    code_versions: BTreeSet<String>,
 }
 
 impl Runs {
@@ -209,6 +219,9 @@ impl Runs {
         let summary: Value = serde_json::from_slice(&text).unwrap_or_default();
         let reward = summary["policies"][TRAINED]["reward_mean"].as_f64();
         self.rewards.extend(reward.map(|reward| (seed, reward)));
+        let versions = summary["code_versions"].as_array().into_iter().flatten();
+        self.code_versions
+            .extend(versions.filter_map(|own| Some(own.as_str()?.to_owned())));
         let differences = summary["differences"].as_object().into_iter().flatten();
         for (name, difference) in differences {
             let own = self.differences.entry(name.clone()).or_default();

@@ -16,6 +16,9 @@ use crate::LearnError;
 use crate::collector::{Collector, NOT_STARTED, for_each_first_turn, last_of_episode, unfit};
 use crate::rollout::EpisodeEnd;
 
+/// A turn, and the levels that were taken in it.
+type Taken = (Arc<SeenTurn>, Arc<[Level]>);
+
 /// What plays: the network as it is served, which for one turn at a time is many times faster than libtorch.
 pub(super) struct Player {
     network: ActorCritic,
@@ -58,9 +61,6 @@ fn any(view: &TurnView<'_>, head: usize, rng: &mut Rng) -> Level {
     allowed[rng.random_range(0..allowed.len())] as Level
 }
 
-/// A turn and the levels that were chosen in it.
-type Chosen = (Arc<SeenTurn>, Arc<[Level]>);
-
 /// What one host-step in each environment came to.
 #[derive(Debug, Default)]
 pub(super) struct Played {
@@ -97,7 +97,7 @@ impl<E: Environment> Collector<E> {
     ) -> Result<(HostStep, Then), LearnError> {
         let obs = &self.observations[index];
         let mut joint = JointDecision::in_random_order(&self.spec, obs, &mut self.rng);
-        let mut decided: Vec<Option<Chosen>> = vec![None; obs.disk_count()];
+        let mut decided: Vec<Option<Taken>> = vec![None; obs.disk_count()];
         while let Some(view) = joint.view() {
             seen.observe(&view);
             let levels = player.choose(&view, &mut self.rng)?;

@@ -175,6 +175,11 @@ fn single() -> PpoConfig {
 
 #[test]
 fn what_is_annealed_ends_at_nothing() {
+    let annealed = Schedule::LinearToZero(2.0);
+    assert_eq!(
+        [-1.0, 0.0, 0.75, 1.0, 1.5].map(|at| annealed.at(at)),
+        [2.0, 2.0, 0.5, 0.0, 0.0]
+    );
     let rate = PpoConfig {
         learning_rate: Schedule::LinearToZero(1e-3),
         ..single()
