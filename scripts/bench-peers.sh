@@ -12,7 +12,7 @@ readonly -a NEEDS=(numpy==2.4.6 scipy==1.17.1 pandas==3.1.1 scikit-learn==1.9.1)
 readonly peers=$PWD/.deps/ope-peers
 readonly -a LEARNERS=(stable-baselines3==2.9.2 gymnasium==1.4.0 d3rlpy==2.8.1)
 readonly -a LEARNERS_NEED=(
-    numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 joblib==1.6.0 narwhals==2.29.0 h5py==3.16.0 gym==0.26.2
+    numpy==2.4.6 scipy==1.17.1 scikit-learn==1.9.1 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0 h5py==3.16.0 gym==0.26.2
     cloudpickle==3.1.3 Farama-Notifications==0.0.6 structlog==26.1.0 tqdm==4.70.1 dataclasses-json==0.6.7
     marshmallow==4.4.0 typing-inspect==0.9.0 mypy_extensions==1.2.0 typing_extensions==4.16.0 sympy==1.14.0
     mpmath==1.4.1 networkx==3.6.1 Jinja2==3.1.6 MarkupSafe==3.0.4 filelock==4.3.1 fsspec==2026.9.0
