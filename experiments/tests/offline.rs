@@ -5,17 +5,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use blkpilot_lab::compare::TRAINED;
 use blkpilot_lab::log::{LogRun, log};
-use blkpilot_lab::train::{Event, Existing, Run, Summary, resume, train};
+use blkpilot_lab::train::{Existing, Run, resume, train};
 use blkpilot_lab::{Config, LabError};
-use blkpilot_models::{Checkpoint, Selection};
+use blkpilot_models::Selection;
 use tempfile::TempDir;
+
+use common::{assert_same, config, trained};
 
 /// Four equal disks on four equal channels: what is learnt is not to share one.
 const SCENARIO: &str = "identical_disks";
@@ -69,30 +73,6 @@ fn text(algorithm: &str, steps: u64, selection: &str) -> String {
     )
 }
 
-fn config(dir: &Path, text: &str) -> Config {
-    let file = dir.join("own.toml");
-    fs::write(&file, text).unwrap();
-    Config::load(&file).unwrap()
-}
-
-/// Trains into `out`; `watch` is told the number of each report, and ends the run by giving true.
-fn trained(config: &Config, out: &Path, mut watch: impl FnMut(u64) -> bool) -> Summary {
-    let run = Run {
-        config,
-        seed: 3,
-        out,
-        existing: Existing::Refuse,
-    };
-    let (stop, mut reports) = (AtomicBool::new(false), 0);
-    train(&run, &stop, &mut |event| {
-        if let Event::Update { .. } = event {
-            reports += 1;
-            stop.fetch_or(watch(reports), Ordering::Relaxed);
-        }
-    })
-    .unwrap()
-}
-
 /// Seed 3; 40 episodes of `least_loaded` with ε = 0.6 as the log; 24 evaluation episodes on other seeds.
 #[test]
 fn from_the_log_of_a_mediocre_policy_cql_and_iql_learn_a_better_one_and_cloning_one_like_it() {
@@ -126,22 +106,6 @@ fn from_the_log_of_a_mediocre_policy_cql_and_iql_learn_a_better_one_and_cloning_
         assert_eq!(evaluation.estimates.len(), 3, "{evaluation:?}");
         assert!(evaluation.behaviour.is_some(), "{evaluation:?}");
     }
-}
-
-/// All that a run came to but for the time it took.
-fn assert_same(a: (&Summary, &Path), b: (&Summary, &Path)) {
-    let policy = |out: &Path| Checkpoint::load(&out.join("policy")).unwrap();
-    let (first, second) = (policy(a.1), policy(b.1));
-    assert_eq!(first.tensors, second.tensors);
-    assert_eq!(first.manifest, second.manifest);
-    let figures = |summary: &Summary| {
-        let mut summary = serde_json::to_value(summary).unwrap();
-        for time in ["wall_s", "steps_per_s", "comparison_s"] {
-            summary[time].take();
-        }
-        summary
-    };
-    assert_eq!(figures(a.0), figures(b.0));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
@@ -9,11 +11,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blkpilot_lab::Config;
 use blkpilot_lab::state::STATE_FILE;
-use blkpilot_lab::train::{Event, Existing, Run, SUMMARY_FILE, Summary, resume, train};
-use blkpilot_models::Checkpoint;
+use blkpilot_lab::train::{Event, SUMMARY_FILE, Summary, resume};
 use tempfile::TempDir;
+
+use common::{assert_same, config, trained};
 
 /// Hosts of several sizes with devices that decide; episodes end within rollouts.
 const HOSTS: &str = r#"
@@ -128,48 +130,8 @@ const DQN_CARTPOLE: &str = r#"
 
 const SCENARIO: &str = include_str!("../../env/scenarios/capped_device.toml");
 
-fn config(dir: &Path, text: &str) -> Config {
-    let file = dir.join("own.toml");
-    fs::write(&file, text).unwrap();
-    Config::load(&file).unwrap()
-}
-
-/// Trains into `out`; `watch` is told the number of each update, and ends the run by giving true.
-fn trained(config: &Config, out: &Path, mut watch: impl FnMut(u64) -> bool) -> Summary {
-    let run = Run {
-        config,
-        seed: 3,
-        out,
-        existing: Existing::Refuse,
-    };
-    let (stop, mut updates) = (AtomicBool::new(false), 0);
-    train(&run, &stop, &mut |event| {
-        if let Event::Update { .. } = event {
-            updates += 1;
-            stop.fetch_or(watch(updates), Ordering::Relaxed);
-        }
-    })
-    .unwrap()
-}
-
 fn resumed(out: &Path) -> Summary {
     resume(out, &AtomicBool::new(false), &mut |_| ()).unwrap()
-}
-
-/// All that a run came to but for the time it took.
-fn assert_same(a: (&Summary, &Path), b: (&Summary, &Path)) {
-    let policy = |out: &Path| Checkpoint::load(&out.join("policy")).unwrap();
-    let (first, second) = (policy(a.1), policy(b.1));
-    assert_eq!(first.tensors, second.tensors);
-    assert_eq!(first.manifest, second.manifest);
-    let figures = |summary: &Summary| {
-        let mut summary = serde_json::to_value(summary).unwrap();
-        for time in ["wall_s", "steps_per_s", "comparison_s"] {
-            summary[time].take();
-        }
-        summary
-    };
-    assert_eq!(figures(a.0), figures(b.0));
 }
 
 #[test]
