@@ -29,7 +29,7 @@ use std::sync::Once;
 use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
-pub use collector::{Collector, CollectorState, Resumable};
+pub use collector::{Collector, CollectorState, Continued, Resumable};
 pub use gae::Discount;
 pub use network::Network;
 pub use ppo::{Ppo, PpoConfig, Schedule, UpdateReport};
