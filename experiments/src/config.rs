@@ -5,6 +5,7 @@ mod check;
 mod environment;
 mod evaluation;
 mod network;
+mod remote;
 mod training;
 
 use std::fmt;
@@ -13,12 +14,13 @@ use std::path::{Path, PathBuf};
 use blkpilot_models::Architecture;
 use serde::Deserialize;
 use thiserror::Error;
-use toml::Table;
+use toml::{Table, Value};
 
 use check::Check;
 
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
+pub use remote::{RemoteConfig, RemoteKind};
 pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, Training};
 
 /// Version of the format that this build reads.
@@ -98,17 +100,56 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
+/// What the command line says in place of a config.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Of `environment.address`.
+    pub address: Option<String>,
+    /// Of `training.start_from`.
+    pub start_from: Option<PathBuf>,
+}
+
+impl Overrides {
+    /// Writes them into a document, as if they had stood there.
+    fn write(&self, table: &mut Table) {
+        let start_from = self.start_from.as_deref().map(|dir| {
+            let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+            dir.to_string_lossy().into_owned()
+        });
+        for (section, key, value) in [
+            ("environment", "address", self.address.clone()),
+            ("training", "start_from", start_from),
+        ] {
+            let Some(value) = value else { continue };
+            let section = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                section.insert(key.to_owned(), Value::String(value));
+            }
+        }
+    }
+}
+
 impl Config {
     /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors
     /// `Read`, `Syntax`, or `Invalid` with everything that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Self::load_with(file, &Overrides::default())
+    }
+
+    /// As [`Config::load`], with what the command line says in its place.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_with(file: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
             file: file.to_owned(),
             source,
         })?;
-        Self::parse(file, &text)
+        Self::parse_with(file, &text, overrides)
     }
 
     /// As [`Config::load`], of what [`Config::document`] says of the file.
@@ -128,12 +169,17 @@ impl Config {
     /// # Errors
     /// `Syntax`, `Invalid`.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let table: Table = text
-            .parse()
-            .map_err(|error: toml::de::Error| ConfigError::Syntax {
-                file: file.to_owned(),
-                message: error.to_string().trim_end().to_owned(),
-            })?;
+        Self::parse_with(file, text, &Overrides::default())
+    }
+
+    fn parse_with(file: &Path, text: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut table: Table =
+            text.parse()
+                .map_err(|error: toml::de::Error| ConfigError::Syntax {
+                    file: file.to_owned(),
+                    message: error.to_string().trim_end().to_owned(),
+                })?;
+        overrides.write(&mut table);
         let document = serde_json::to_value(&table).unwrap_or_default();
         let name = file
             .file_stem()
@@ -177,10 +223,12 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
     );
     let environment = check.need("environment", raw.environment, "add [environment]");
     let environment = environment.and_then(|table| environment::environment(table, base, check));
+    let has_network = raw.network.is_some();
     let network = raw.network.unwrap_or_default();
     let architecture = network::architecture(network, check);
     let training = check.need("training", raw.training, "add [training]");
-    let training = training.and_then(|table| training::training(table, check));
+    let training = training.and_then(|table| training::training(table, base, check));
+    check_together(environment.as_ref(), training.as_ref(), has_network, check);
     let evaluation = evaluation::evaluation(raw.evaluation.unwrap_or_default(), check);
     let seed = raw.seed.unwrap_or(1);
     Some(Config {
@@ -193,6 +241,26 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
         document: serde_json::Value::Null,
         base: PathBuf::new(),
     })
+}
+
+/// What sections say of each other.
+fn check_together(
+    environment: Option<&EnvironmentConfig>,
+    training: Option<&Training>,
+    has_network: bool,
+    check: &mut Check,
+) {
+    let Some(training) = training else { return };
+    let envs = training.envs;
+    if envs > 1 && environment.is_some_and(EnvironmentConfig::is_live) {
+        let text = format!("= {envs} must be 1: a live host can be one environment at a time");
+        check.problem("training.envs", text);
+    }
+    if has_network && training.start_from.is_some() {
+        let text =
+            "stands beside training.start_from, whose policy has its own: remove one of them";
+        check.problem("network", text);
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
-//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], `learner` (PPO, or another, as a run
-//! sees it), [`train`], [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] and
-//! [`evaluate`] stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of
-//! decision logs.
+//! Reading order: [`config`] (what an experiment is), [`environments`], [`remote`] (one at a service), [`seeds`],
+//! `playing` (what a run plays on), `learner` (PPO, or another, as a run sees it), [`start`] (fine-tuning), [`train`],
+//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] and [`evaluate`] stand apart:
+//! the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
 
 pub mod calibrate;
 pub mod cli;
@@ -15,15 +15,19 @@ pub mod evaluate;
 mod learner;
 pub mod log;
 pub mod oracle;
+mod playing;
 mod progress;
+pub mod remote;
 pub mod sanity;
 pub mod seeds;
+pub mod start;
 pub mod state;
 pub mod tensorboard;
 pub mod train;
 
 use std::path::{Path, PathBuf};
 
+use blkpilot_agent::remote::RemoteError;
 use blkpilot_env::sim::ScenarioErrors;
 use blkpilot_learn::LearnError;
 use blkpilot_models::episode::PlayError;
@@ -67,6 +71,35 @@ pub enum LabError {
         dir: PathBuf,
         /// Each key with both values.
         differences: Vec<String>,
+    },
+    /// An environment that cannot be created at a service.
+    #[error("no environment at the service")]
+    Remote(#[from] RemoteError),
+    /// An environment at a service, where one of our own is wanted.
+    #[error(
+        "{address}: what is at a service can be trained on and compared, and nothing else: choose a scenario"
+    )]
+    NotHere {
+        /// The service.
+        address: String,
+    },
+    /// Settings of a live host that may still be in force.
+    #[error(
+        "{host}: not everything was found put back: `blkpilot journal` says what is changed, `blkpilot rollback --all` \
+         puts it back"
+    )]
+    NotPutBack {
+        /// The host.
+        host: String,
+    },
+    /// A policy that training cannot begin from.
+    #[error("{}: training cannot begin from this policy", dir.display())]
+    Start {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: CheckpointError,
     },
     /// A policy that cannot be loaded or does not fit.
     #[error(transparent)]
@@ -168,6 +201,8 @@ impl LabError {
             | Self::Changed { .. }
             | Self::NotAHost { .. }
             | Self::NoPolicy { .. }
+            | Self::NotHere { .. }
+            | Self::Start { .. }
             | Self::Policy(_) => 2,
             Self::Log(blkpilot_log::play::PlayError::Exists { .. }) => 2,
             Self::Calibrate(error) if error.is_about_the_recording() => 2,

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::config::{Config, EnvironmentConfig, HostSource};
 use crate::curve::Point;
+use crate::start::Start;
 use crate::train::POLICY_DIR;
 use crate::{LabError, json_text};
 
@@ -33,6 +34,9 @@ pub(crate) struct State {
     pub(crate) seed: u64,
     /// The policy that was saved with it.
     pub(crate) policy_sha256: String,
+    /// The policy that it began from, if it began from one.
+    #[serde(default)]
+    pub(crate) start: Option<Start>,
     /// Where its environments stand, if the learner plays any.
     pub(crate) collector: Option<CollectorState>,
     /// Recent episodes, and the points of the curve.

@@ -10,9 +10,11 @@ use blkpilot_models::Checkpoint;
 use serde::Serialize;
 
 use crate::compare::{Comparison, compare, episode_count};
-use crate::config::Config;
+use crate::config::{Config, EnvironmentConfig};
 use crate::curve::{self, Point};
 use crate::learner::{self, Learner, LearnerState};
+use crate::remote::RemoteFigures;
+use crate::start::{START_DIR, Start};
 use crate::state::{STATE_FILE, State, scenario};
 use crate::tensorboard::EventWriter;
 use crate::{LabError, json_text, write_file};
@@ -67,6 +69,8 @@ pub enum Event<'a> {
         /// What the update came to, in a few words.
         note: &'a str,
     },
+    /// Something that whoever watches should know.
+    Note(String),
     /// The comparison plays this many episodes.
     Comparing {
         /// Episodes of all policies together.
@@ -105,6 +109,11 @@ pub struct Summary {
     pub spec_hash: String,
     /// SHA-256 of the policy's tensors.
     pub policy_sha256: String,
+    /// The policy that it began from; `None` if from nothing.
+    pub start: Option<Start>,
+    /// What was done at a service since the run was begun or gone on with, without the comparison; `None` if nothing
+    /// was.
+    pub remote: Option<RemoteFigures>,
     /// The trained policy beside those that are not.
     #[serde(flatten)]
     pub comparison: Comparison,
@@ -125,7 +134,8 @@ pub fn train(
 }
 
 /// Goes on with the run in `dir`, from the last time its policy was saved: what comes of it is what would have come
-/// of it without an interruption, bit for bit, on one machine. One that has ended is only compared again.
+/// of it without an interruption, bit for bit, on one machine; but at a service, where a new episode begins. One that
+/// has ended is only compared again.
 ///
 /// # Errors
 /// `NotResumable`, `Changed`, or as [`train`].
@@ -136,6 +146,13 @@ pub fn resume(
 ) -> Result<Summary, LabError> {
     let (state, checkpoint) = State::load(dir)?;
     let config = state.config(dir)?;
+    if let EnvironmentConfig::Remote(remote) = &config.environment {
+        watch(Event::Note(format!(
+            "what is at {} has gone on meanwhile: a new episode begins, and the run will not be, bit for bit, the one \
+             that was not interrupted; policy, optimiser, statistics and random numbers are those that were saved",
+            remote.address
+        )));
+    }
     let session = Session::resume(dir, &config, state, &checkpoint)?;
     session.finish(stop, watch)
 }
@@ -145,6 +162,7 @@ struct Session<'a> {
     config: &'a Config,
     seed: u64,
     learner: Box<dyn Learner>,
+    start: Option<Start>,
     files: Files,
     record: Record,
     started: Instant,
@@ -155,12 +173,20 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn begin(run: &Run<'a>) -> Result<Self, LabError> {
         let config = run.config;
-        let learner = learner::begin(config, run.seed)?;
+        if run.existing == Existing::Refuse {
+            // Before a host is touched.
+            refuse_used(run.out)?;
+        }
+        let (learner, origin) = learner::begin(config, run.seed)?;
         let files = Files::create(run)?;
+        if let Some((_, policy)) = &origin {
+            Start::keep(policy, run.out)?;
+        }
         Ok(Self {
             config,
             seed: run.seed,
             learner,
+            start: origin.map(|(start, _)| start),
             files,
             record: Record::default(),
             started: Instant::now(),
@@ -176,11 +202,13 @@ impl<'a> Session<'a> {
     ) -> Result<Self, LabError> {
         let learner_state = LearnerState {
             collector: state.collector,
+            seed: state.seed,
         };
         Ok(Self {
             config,
             seed: state.seed,
             learner: learner::resume(config, checkpoint, learner_state)?,
+            start: state.start,
             files: Files::reopen(dir, state.next_checkpoint)?,
             record: Record {
                 recent: state.recent,
@@ -203,11 +231,19 @@ impl<'a> Session<'a> {
         let planned = self.config.training.env_steps;
         let mut is_stopped = stop.load(Ordering::Relaxed);
         while self.learner.env_steps() < planned && !is_stopped {
-            self.update(watch)?;
+            if let Err(error) = self.update(stop, watch) {
+                if matches!(self.config.environment, EnvironmentConfig::Remote(_)) {
+                    // What was learnt before is as good as ever, and the service may be back later.
+                    self.save()?;
+                }
+                return Err(error);
+            }
             is_stopped = stop.load(Ordering::Relaxed);
         }
         let wall_s = self.wall_s();
         let checkpoint = self.save()?;
+        let (env_steps, updates) = (self.learner.env_steps(), self.learner.updates());
+        let remote = self.learner.close();
         let title = format!(
             "{}, seed {}: return while learning",
             self.config.name, self.seed
@@ -216,6 +252,8 @@ impl<'a> Session<'a> {
         let comparing = Instant::now();
         let comparison = if is_stopped {
             None
+        } else if self.config.evaluation.episodes == 0 {
+            Some(Comparison::none(self.config))
         } else {
             compare_unless_stopped(self.config, &checkpoint, stop, watch)?
         };
@@ -224,29 +262,38 @@ impl<'a> Session<'a> {
             algorithm: self.config.training.learner.name(),
             seed: self.seed,
             interrupted: comparison.is_none(),
-            env_steps: self.learner.env_steps(),
+            env_steps,
             env_steps_planned: planned,
-            updates: self.learner.updates(),
+            updates,
             wall_s,
-            steps_per_s: self.learner.env_steps() as f64 / wall_s,
+            steps_per_s: env_steps as f64 / wall_s,
             comparison_s: comparing.elapsed().as_secs_f64(),
             episodic_return: self.record.episodic_return(),
             spec_hash: checkpoint.manifest.spec_hash.clone(),
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            start: self.start,
+            remote,
             comparison: comparison.unwrap_or_else(|| Comparison::none(self.config)),
         };
         write_file(&self.files.out.join(SUMMARY_FILE), json_text(&summary))?;
         Ok(summary)
     }
 
-    /// One update of the learner, and what is written of it.
-    fn update(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), LabError> {
+    /// One update of the learner, and what is written of it; nothing, if it was stopped on the way.
+    fn update(
+        &mut self,
+        stop: &AtomicBool,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), LabError> {
         let training = &self.config.training;
+        let Some(update) = self.learner.update(stop)? else {
+            return Ok(());
+        };
         let learner::Update {
             episodes,
             mut scalars,
             note,
-        } = self.learner.update()?;
+        } = update;
         let env_steps = self.learner.env_steps();
         let steps_per_s = env_steps as f64 / self.wall_s();
         self.record.add(env_steps, &episodes);
@@ -271,9 +318,14 @@ impl<'a> Session<'a> {
 
     /// Saves the policy and where the run stands.
     fn save(&mut self) -> Result<Checkpoint, LabError> {
-        let checkpoint = self.learner.checkpoint(self.config.document.clone())?;
+        let mut checkpoint = self.learner.checkpoint(self.config.document.clone())?;
+        if let Some(start) = &self.start {
+            let start = serde_json::to_value(start).expect("text and numbers");
+            let extra = &mut checkpoint.manifest.extra;
+            extra.insert(START_DIR.to_owned(), start);
+        }
         let checkpoint = self.files.save(checkpoint)?;
-        let LearnerState { collector } = self.learner.state();
+        let LearnerState { collector, .. } = self.learner.state();
         let state = State {
             format: State::FORMAT,
             config: self.config.name.clone(),
@@ -282,6 +334,7 @@ impl<'a> Session<'a> {
             scenario: scenario(self.config),
             seed: self.seed,
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            start: self.start.clone(),
             collector,
             recent: self.record.recent.clone(),
             points: self.record.points.clone(),
@@ -464,7 +517,7 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
         );
         let removed = match name.as_str() {
             SUMMARY_FILE | CURVE_FILE | STATE_FILE => fs::remove_file(&path),
-            POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
+            POLICY_DIR | "policy.previous" | START_DIR => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
             _ => Ok(()),
         };

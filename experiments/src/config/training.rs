@@ -2,6 +2,8 @@
 
 mod ppo;
 
+use std::path::{Path, PathBuf};
+
 use blkpilot_learn::{PpoConfig, Schedule};
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -19,6 +21,8 @@ pub struct Training {
     pub envs: usize,
     /// Host-steps between two checkpoints.
     pub checkpoint_every: u64,
+    /// Directory of the policy to begin from; `None` begins from nothing.
+    pub start_from: Option<PathBuf>,
     /// The learner.
     pub learner: LearnerConfig,
 }
@@ -43,10 +47,11 @@ impl LearnerConfig {
     }
 }
 
-pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
+/// `base`: the directory at which relative paths start.
+pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<Training> {
     match table.get("algorithm") {
-        None => ppo::training(table, check),
-        Some(Value::String(name)) if name == "ppo" => ppo::training(table, check),
+        None => ppo::training(table, base, check),
+        Some(Value::String(name)) if name == "ppo" => ppo::training(table, base, check),
         Some(other) => {
             let known = LearnerConfig::NAMES.join(", ");
             check.problem(
@@ -95,6 +100,7 @@ impl Play {
             env_steps: self.env_steps,
             envs: self.envs,
             checkpoint_every: self.checkpoint_every,
+            start_from: None,
             learner,
         }
     }
