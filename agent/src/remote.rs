@@ -1,6 +1,5 @@
 //! An environment held by a server, as an [`Environment`].
 
-use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -211,26 +210,24 @@ impl Silence {
 }
 
 /// Renews a lease until the environment has gone, or its client is silent for too long.
-fn renew(
+async fn renew(
     mut client: EnvironmentServiceClient<Channel>,
     name: String,
     every: Duration,
     silence: Arc<Silence>,
-) -> impl Future<Output = ()> {
-    async move {
-        loop {
-            tokio::time::sleep(every).await;
-            if silence.is_too_long(Instant::now()) {
-                tracing::warn!(name, "silent for too long: its lease is let run out");
-                return;
-            }
-            let request = v1::GetEnvironmentRequest { name: name.clone() };
-            // Whatever else fails may be better the next time; the client's own calls say what it was.
-            if let Err(status) = client.get_environment(request).await
-                && status.code() == Code::NotFound
-            {
-                return;
-            }
+) {
+    loop {
+        tokio::time::sleep(every).await;
+        if silence.is_too_long(Instant::now()) {
+            tracing::warn!(name, "silent for too long: its lease is let run out");
+            return;
+        }
+        let request = v1::GetEnvironmentRequest { name: name.clone() };
+        // Whatever else fails may be better the next time; the client's own calls say what it was.
+        if let Err(status) = client.get_environment(request).await
+            && status.code() == Code::NotFound
+        {
+            return;
         }
     }
 }

@@ -52,10 +52,10 @@ The directory then holds
 Ctrl-C ends the training early; policy/ and summary.json are written all the same, and
 `blkpilot-lab resume` goes on from there.
 
-A config with environment.kind = \"remote\" trains at a running service, on a live host too, whose guests are put
-back at each episode's end and when it ends: docs/operations.md, Training on a live host.
+A config with environment.kind = \"remote\" trains at a running service, on a live host too. Guests
+are put back at each episode's end and at the run's: docs/operations.md, Training on a live host.
 
---start-from fine-tunes a policy that was trained before, in simulation too. start/ then holds a copy of it.
+--start-from fine-tunes a policy that was trained before, in simulation too. start/ holds a copy.
 
 A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
 preset, or a TOML file, whose path starts at the config's directory.

@@ -103,7 +103,7 @@ pub fn compare(
         let mut env = environments::make(&config.environment, Purpose::Evaluation)?;
         return compare_in(&mut env, config, checkpoint, each_episode);
     };
-    let mut env = Remote::create(remote)?;
+    let mut env = Remote::create(remote, Purpose::Evaluation)?;
     let comparison = compare_in(&mut env, config, checkpoint, each_episode);
     let figures = env.close();
     match comparison {

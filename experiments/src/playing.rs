@@ -64,9 +64,10 @@ impl Ready {
 fn played(config: &EnvironmentConfig) -> Result<Played, LabError> {
     let mode = Autoreset::SameStep;
     Ok(match config {
-        EnvironmentConfig::Remote(remote) => {
-            Played::Remote(Box::new(AutoresetEnv::new(Remote::create(remote)?, mode)))
-        }
+        EnvironmentConfig::Remote(remote) => Played::Remote(Box::new(AutoresetEnv::new(
+            Remote::create(remote, Purpose::Training)?,
+            mode,
+        ))),
         config => {
             let env = Recorded::new(environments::make(config, Purpose::Training)?);
             Played::Local(Box::new(AutoresetEnv::new(env, mode)))
@@ -104,7 +105,7 @@ pub(crate) fn close(playing: Playing) -> Option<RemoteFigures> {
         Played::Local(_) => None,
         Played::Remote(env) => Some(env.into_inner().close()),
     });
-    figures.reduce(RemoteFigures::plus)
+    figures.reduce(|all, one| all.plus(&one))
 }
 
 impl Environment for Played {

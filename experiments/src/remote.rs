@@ -19,6 +19,7 @@ use ndarray::{Array1, Array2};
 use serde::Serialize;
 
 use crate::config::{RemoteConfig, RemoteKind};
+use crate::environments::Purpose;
 
 /// How long a host that the service cannot reach is waited for, and between two tries.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -32,6 +33,7 @@ const MOST_RESETS: u32 = 10;
 pub struct Remote {
     env: TimeLimit<RemoteEnvironment>,
     is_host: bool,
+    purpose: Purpose,
     /// What was seen last; `None` before the first reset.
     seen: Option<Observation>,
     figures: RemoteFigures,
@@ -65,7 +67,7 @@ pub struct RemoteFigures {
 impl RemoteFigures {
     /// With what was done in another environment of the same run.
     #[must_use]
-    pub fn plus(self, other: Self) -> Self {
+    pub fn plus(self, other: &Self) -> Self {
         Self {
             steps: self.steps + other.steps,
             episodes: self.episodes + other.episodes,
@@ -81,11 +83,12 @@ impl RemoteFigures {
 
 impl Remote {
     /// Creates it at the service. A host is taken over: until this is dropped the service decides nothing by
-    /// itself, and refuses changes but a rollback.
+    /// itself, and refuses changes but a rollback. Where nothing may be changed, there is nothing to learn: its first
+    /// reset is refused then, unless the purpose is another.
     ///
     /// # Errors
     /// As [`RemoteEnvironment::create`].
-    pub fn create(config: &RemoteConfig) -> Result<Self, RemoteError> {
+    pub fn create(config: &RemoteConfig, purpose: Purpose) -> Result<Self, RemoteError> {
         let (kind, played) = match &config.kind {
             RemoteKind::Host { name, force_reason } => {
                 let host = v1::ManagedHost {
@@ -110,6 +113,7 @@ impl Remote {
         Ok(Self {
             env: TimeLimit::new(env, config.episode_steps.unwrap_or(NonZeroU32::MAX)),
             is_host,
+            purpose,
             seen: None,
             figures: RemoteFigures {
                 address: config.address.clone(),
@@ -214,7 +218,8 @@ impl Environment for Remote {
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
         let seen = self.reset_patiently(seed, options)?;
-        if self.is_host && self.figures.episodes == 0 {
+        let is_to_learn = self.is_host && self.purpose == Purpose::Training;
+        if is_to_learn && self.figures.episodes == 0 {
             check_choice(&self.figures.played, self.env.spec(), &seen)?;
         }
         self.figures.episodes += 1;

@@ -33,10 +33,10 @@ dwell = \"250ms\"
 changes_per_minute = 600
 trial_windows = 1
 doubt_windows = 1
-tolerated_ratio = 1.5
+tolerated_ratio = 3
 retry_undone = \"8s\"
 longest_retry = \"30s\"
-breaker_failures = 20";
+breaker_failures = 1000";
 const PATIENCE: Duration = Duration::from_secs(180);
 /// What a lab that is told to end may take: a step, two windows, an update and some writing.
 const SOON: Duration = Duration::from_secs(90);
