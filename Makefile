@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build deb test demo bench bench-peers verify lint fmt clean
+.PHONY: help setup build deb test demo bench bench-peers verify results lint fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -26,11 +26,14 @@ demo: setup ## Set up, train, compare, and retune a running guest
 bench: setup ## Run the benchmarks; writes target/bench.json
 	@scripts/bench.sh
 
-bench-peers: ## Measure offline evaluation beside obp and SCOPE-RL; no libtorch needed
+bench-peers: ## Measure offline evaluation and training beside obp, SCOPE-RL, SB3 and d3rlpy
 	@scripts/bench-peers.sh
 
 verify: setup ## Run the long proofs and write docs/verification
 	@scripts/verify.sh
+
+results: setup ## Train what experiments/results shows and write it anew
+	@scripts/results.sh
 
 lint: setup ## Check formatting and lints
 	@scripts/lint.sh

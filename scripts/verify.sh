@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift live-training log-power log-kills log-readers coverage exposure ranking large-log sampling cache bench
+    shift live-training log-power log-kills log-readers coverage exposure ranking large-log sampling cache
+    learning-memory bench
 )
 usage() {
     cat <<TEXT
@@ -38,6 +39,8 @@ readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 readonly log_kills=${BLKPILOT_VERIFY_LOG_KILLS:-1000}
 # Rows of the large decision log.
 readonly log_rows=${BLKPILOT_VERIFY_LOG_ROWS:-50000000}
+# Updates over which learning must not take more memory.
+readonly updates=${BLKPILOT_VERIFY_UPDATES:-2000}
 # Windows for which a policy always chooses the worst, and neighbours that make a change look bad.
 readonly harm_windows=${BLKPILOT_VERIFY_HARM_WINDOWS:-1200} neighbours=${BLKPILOT_VERIFY_NEIGHBOURS:-20}
 # Faults of each kind, and jobs of each kind on each guest.
@@ -79,11 +82,12 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | live-training | log-power | log-kills | coverage | exposure | ranking | large-log | sampling) ;;
+            | live-training | log-power | log-kills | coverage | exposure | ranking | large-log | sampling \
+            | learning-memory) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
-record cartpole "CartPole-v1 by the same PPO, five seeds" \
+record cartpole "CartPole-v1 by PPO and DQN, five seeds each" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
 record quickstart "The quickstart policy against the baselines on unseen hosts" \
     "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"
@@ -145,4 +149,6 @@ record sampling "What a sample of twenty guests costs, beside virsh domstats" \
     cargo test --quiet --release --workspace --test live_sampling -- --nocapture
 record cache "The cache strategy where it is dangerous: misses, and the stall of a disk that goes direct" \
     env BLKPILOT_CACHE_FULL=1 "${live_test[@]}" --test live_cache -- --nocapture --test-threads=1
+record learning-memory "Memory of PPO over many updates" \
+    env BLKPILOT_UPDATES="$updates" "${live_test[@]}" --test memory -- --nocapture
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh

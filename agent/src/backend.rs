@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards};
 use blkpilot_host::device::DeviceState;
@@ -61,6 +62,12 @@ pub trait HostBackend: Send {
     fn refresh(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// Weights of the reward from the next observation on, which shows them. Nothing is changed on the host.
+    fn set_reward(&mut self, reward: RewardConfig);
+
+    /// The weights that the last observation shows, by which what is decided on it is paid.
+    fn reward(&self) -> RewardConfig;
 
     /// Other daemons that tune this host, as last looked for.
     fn tuning_daemons(&self) -> Vec<DaemonStatus> {

@@ -25,6 +25,7 @@ mod tables;
 mod topology;
 mod trial;
 mod unfreeze;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -107,6 +108,9 @@ enum Command {
     ///
     /// The value in force stays, and is what a later rollback goes back to.
     Unfreeze(unfreeze::UnfreezeArgs),
+    /// Show or set the weights of the reward: the dial between latency and what it costs
+    #[command(after_help = weights::HELP)]
+    Weights(weights::WeightsArgs),
     /// Settings of the host's block devices: list, set, put back, unfreeze
     ///
     /// Only what a `[[host.device]]` of the service's configuration names can be changed. The scheduler
@@ -457,6 +461,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Rollback(args) => rollback::run(&args).await,
         Command::Journal(args) => journal::run(&args),
         Command::Unfreeze(args) => unfreeze::run(&args).await,
+        Command::Weights(args) => weights::run(&args).await,
         Command::Device(command) => device::run(&command).await,
         Command::Disk(command) => disk::run(&command).await,
         Command::Trial(args) => trial::run(args).await,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_env::guard::neighbour::NeighbourConfig;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_host::channel::ChannelConfig;
 use blkpilot_host::qcow2_cache::Qcow2CacheBounds;
@@ -71,6 +72,8 @@ pub struct Config {
     pub neighbours: Option<NeighbourConfig>,
     /// How the decision log is kept.
     pub log: LogConfig,
+    /// What decisions are paid for, until a call sets it otherwise.
+    pub reward: RewardConfig,
 }
 
 /// The host to look after.
@@ -276,6 +279,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let mut guard = root.section("guard");
     let neighbours = guard.as_mut().and_then(|guard| guard.section("neighbour"));
     let log = root.section("log");
+    let reward = root.section("reward");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
@@ -286,6 +290,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let guard = guard.map_or_else(GuardConfig::default, self::guard);
     let neighbours = neighbours.map(|section| self::neighbours(section, host.as_ref()));
     let log = log.map_or_else(LogConfig::default, self::log);
+    let reward = reward.map_or_else(RewardConfig::default, self::reward);
     Some(Config {
         neighbours,
         host: host?,
@@ -295,6 +300,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
         service: service?,
         guard,
         log,
+        reward,
     })
 }
 
@@ -421,6 +427,35 @@ fn guard(mut section: Section) -> GuardConfig {
         .filter(|us| !(*us > 0.0 && us.is_finite()))
     {
         section.problem("p99_objective_us", format!("= {us} must be > 0"));
+    }
+    section.finish();
+    config
+}
+
+/// What is wrong is noted; what stands in its place does not matter then. `beta` is how a learner gives credit, and
+/// nothing that a service is asked for.
+fn reward(mut section: Section) -> RewardConfig {
+    let RewardConfig {
+        beta,
+        cpu,
+        page_cache,
+        writeback,
+        change,
+        slo,
+        slo_p99_us: _,
+    } = RewardConfig::default();
+    let mut number = |key, default| section.number(key).unwrap_or(default);
+    let config = RewardConfig {
+        beta,
+        cpu: number("cpu", cpu),
+        page_cache: number("page_cache", page_cache),
+        writeback: number("writeback", writeback),
+        change: number("change", change),
+        slo: number("slo", slo),
+        slo_p99_us: section.number("slo_p99_us"),
+    };
+    for (key, problem) in config.problems() {
+        section.problem(&key, problem);
     }
     section.finish();
     config

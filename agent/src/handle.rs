@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvError, EnvSpec, JointAction, Observation, Step};
 use tokio::sync::{broadcast, oneshot, watch};
 use tonic::Code;
@@ -41,6 +42,8 @@ pub struct HostView {
     pub candidate_fallbacks: Counts,
     /// Other daemons that tune the host.
     pub tuning_daemons: Vec<DaemonStatus>,
+    /// What is paid for.
+    pub reward: RewardConfig,
 }
 
 /// Whether a host can be reached.
@@ -126,6 +129,50 @@ pub struct UnfreezeCall {
     pub validate_only: bool,
 }
 
+/// Which weights of the reward shall be others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RewardCall {
+    /// Those that are given.
+    pub change: RewardChange,
+    /// Check everything, change nothing.
+    pub validate_only: bool,
+}
+
+/// Weights as `RewardConfig` has them; what is `None` stays.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RewardChange {
+    /// Of CPU per request.
+    pub cpu: Option<f64>,
+    /// Of page cache.
+    pub page_cache: Option<f64>,
+    /// Of write-back that is owed.
+    pub writeback: Option<f64>,
+    /// Of a changed setting.
+    pub change: Option<f64>,
+    /// Of a missed objective.
+    pub slo: Option<f64>,
+    /// The objective for the p99, microseconds; 0 for none.
+    pub slo_p99_us: Option<f64>,
+}
+
+impl RewardChange {
+    pub(crate) fn apply(&self, to: RewardConfig) -> RewardConfig {
+        RewardConfig {
+            beta: to.beta,
+            cpu: self.cpu.unwrap_or(to.cpu),
+            page_cache: self.page_cache.unwrap_or(to.page_cache),
+            writeback: self.writeback.unwrap_or(to.writeback),
+            change: self.change.unwrap_or(to.change),
+            slo: self.slo.unwrap_or(to.slo),
+            slo_p99_us: match self.slo_p99_us {
+                None => to.slo_p99_us,
+                Some(0.0) => None,
+                objective => objective,
+            },
+        }
+    }
+}
+
 /// Settings of a block device that shall be changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceCall {
@@ -199,6 +246,7 @@ pub(crate) enum Command {
         UnfreezeCall,
         oneshot::Sender<Result<Vec<FrozenKnob>, Failure>>,
     ),
+    SetReward(RewardCall, oneshot::Sender<Result<RewardConfig, Failure>>),
     Devices(oneshot::Sender<Result<Vec<DeviceState>, Failure>>),
     ChangeDevice(DeviceCall, oneshot::Sender<Result<DeviceState, Failure>>),
     Disks(oneshot::Sender<Result<Vec<ShownDisk>, Failure>>),
@@ -283,6 +331,14 @@ impl HostHandle {
     /// As `TunerService.Unfreeze`.
     pub async fn unfreeze(&self, call: UnfreezeCall) -> Result<Vec<FrozenKnob>, Failure> {
         self.ask(|reply| Command::Unfreeze(call, reply)).await?
+    }
+
+    /// Sets weights of the reward from the next observation on, and returns all that hold then.
+    ///
+    /// # Errors
+    /// As `TunerService.SetRewardWeights`.
+    pub async fn set_reward(&self, call: RewardCall) -> Result<RewardConfig, Failure> {
+        self.ask(|reply| Command::SetReward(call, reply)).await?
     }
 
     /// The block devices on which something may be changed, or is.

@@ -15,6 +15,7 @@ mod guarding;
 mod held;
 mod neighbours;
 mod refresh;
+mod reward;
 mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -92,6 +93,8 @@ pub struct OwnerConfig {
     pub guard: GuardConfig,
     /// When it limits heavy neighbours; `None` for never.
     pub neighbours: Option<NeighbourConfig>,
+    /// What is paid for, until somebody sets it otherwise.
+    pub reward: RewardConfig,
 }
 
 /// Starts the owner of a host on a thread of its own.
@@ -111,6 +114,7 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         candidate_error: None,
         candidate_fallbacks: Counts::default(),
         tuning_daemons: vec![],
+        reward: config.reward,
     });
     let info = Arc::new(HostInfo {
         name: config.name.clone(),
@@ -200,7 +204,7 @@ impl Owner {
             host: config.name.clone(),
             episode: Uuid::new_v4(),
             spec_hash: config.spec.hash(),
-            reward_weights: reward_weights(&RewardConfig::default()),
+            reward_weights: config.reward.numbers(),
         };
         Self {
             context,
@@ -269,6 +273,7 @@ impl Owner {
             Command::Change(call, reply) => drop(reply.send(self.change(&call))),
             Command::Find(id, reply) => drop(reply.send(self.find(id))),
             Command::Unfreeze(call, reply) => drop(reply.send(self.unfreeze(&call))),
+            Command::SetReward(call, reply) => drop(reply.send(self.set_reward(&call))),
             Command::Devices(reply) => drop(reply.send(self.devices())),
             Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
             Command::Disks(reply) => drop(reply.send(self.disks())),
@@ -297,6 +302,7 @@ impl Owner {
             Some(backend) => backend,
             None => {
                 let backend = self.backend.insert((self.config.connect)()?);
+                backend.set_reward(self.config.reward);
                 let bell = Arc::clone(&self.bell);
                 backend.watch_guests(Arc::new(move || bell.ring()));
                 self.was_reached = true;
@@ -309,6 +315,7 @@ impl Owner {
             }
         };
         let window = backend.observe()?;
+        self.context.reward_weights = backend.reward().numbers();
         let guests = backend.guests();
         // Counted from when the last look was due, so that a slow one does not shift all others.
         self.next_look = (self.next_look + interval).max(Instant::now());
@@ -391,6 +398,7 @@ impl Owner {
             view.window = window;
             view.policy_error = self.policy_error.clone();
             view.tuning_daemons = daemons;
+            view.reward = self.config.reward;
             view.fallbacks = self.config.production.counts();
             view.candidate_error = self.candidate_error.clone();
             view.candidate_fallbacks = self
@@ -510,13 +518,4 @@ fn policy_failed(policy: &PolicyRef, error: &str) -> Failure {
 
 fn unknown_decision(id: Uuid) -> Failure {
     Failure::not_found(&decision_name(id), "it has expired, or was never made")
-}
-
-fn reward_weights(config: &RewardConfig) -> BTreeMap<String, f64> {
-    let fields = serde_json::to_value(config).ok();
-    let fields = fields.as_ref().and_then(serde_json::Value::as_object);
-    let numbers = fields.into_iter().flatten();
-    numbers
-        .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
-        .collect()
 }

@@ -337,6 +337,7 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         recorder,
         guard: config.guard,
         neighbours: config.neighbours,
+        reward: config.reward,
     })
 }
 

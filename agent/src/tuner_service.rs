@@ -23,7 +23,7 @@ use crate::environment_service::parse_request_id;
 use crate::gate::LoopbackChanges;
 use crate::handle::{
     self, ChangeCall, DeviceCall, DeviceRequest, DiskCall, DiskRequest, HostHandle, HostState,
-    ShownWindow, UnfreezeCall, unavailable,
+    RewardCall, ShownWindow, UnfreezeCall, unavailable,
 };
 use crate::mode::Knob;
 use crate::names::{self, Row, decode, guest_name, host_name};
@@ -31,7 +31,7 @@ use crate::paging;
 use crate::status::Failure;
 use crate::tuner_wire::{
     decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
-    host_to_wire,
+    host_to_wire, reward_change_from_wire, reward_to_wire,
 };
 use crate::wire;
 
@@ -161,6 +161,21 @@ impl Service {
         let to_wire = |knob| frozen_to_wire(&host.info.name, &guest, knob);
         Ok(v1::UnfreezeResponse {
             knobs: knobs.iter().map(to_wire).collect(),
+        })
+    }
+
+    async fn set_reward_weights(
+        &self,
+        request: v1::SetRewardWeightsRequest,
+    ) -> Result<v1::SetRewardWeightsResponse, Failure> {
+        let host = self.host("name", &request.name)?;
+        let call = RewardCall {
+            change: reward_change_from_wire(&request.weights.unwrap_or_default()),
+            validate_only: request.validate_only,
+        };
+        let reward = host.set_reward(call).await?;
+        Ok(v1::SetRewardWeightsResponse {
+            weights: Some(reward_to_wire(&reward)),
         })
     }
 
@@ -453,6 +468,18 @@ impl TunerService for Service {
         }
         Ok(Response::new(
             Self::unfreeze(self, request.into_inner()).await?,
+        ))
+    }
+
+    async fn set_reward_weights(
+        &self,
+        request: Request<v1::SetRewardWeightsRequest>,
+    ) -> Result<Response<v1::SetRewardWeightsResponse>, Status> {
+        if !request.get_ref().validate_only {
+            self.changes.admit(request.extensions())?;
+        }
+        Ok(Response::new(
+            Self::set_reward_weights(self, request.into_inner()).await?,
         ))
     }
 

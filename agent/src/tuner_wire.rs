@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blkpilot_env::observation::head_slice;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
 use blkpilot_host::device::{DeviceState, SettingState};
 use blkpilot_host::disk_setting::{DiskSetting, DiskSettingState};
@@ -14,7 +15,8 @@ use crate::backend::{BackendKind, DaemonStatus, FrozenKnob};
 use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
 use crate::handle::{
-    HostHandle, HostInfo, HostState, ShownDisk, ShownExploration, ShownGuest, ShownWindow,
+    HostHandle, HostInfo, HostState, RewardChange, ShownDisk, ShownExploration, ShownGuest,
+    ShownWindow,
 };
 use crate::mode::Mode;
 use crate::names::{Row, decision_name, guest_name, host_name};
@@ -44,6 +46,29 @@ pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
         candidate_error: view.candidate_error.unwrap_or_default(),
         candidate_fallbacks: Some(counts_to_wire(view.candidate_fallbacks)),
         tuning_daemons: view.tuning_daemons.iter().map(daemon_to_wire).collect(),
+        reward_weights: Some(reward_to_wire(&view.reward)),
+    }
+}
+
+pub(crate) fn reward_to_wire(reward: &RewardConfig) -> v1::RewardWeights {
+    v1::RewardWeights {
+        cpu: Some(reward.cpu),
+        page_cache: Some(reward.page_cache),
+        writeback: Some(reward.writeback),
+        change: Some(reward.change),
+        slo: Some(reward.slo),
+        slo_p99_us: reward.slo_p99_us,
+    }
+}
+
+pub(crate) fn reward_change_from_wire(weights: &v1::RewardWeights) -> RewardChange {
+    RewardChange {
+        cpu: weights.cpu,
+        page_cache: weights.page_cache,
+        writeback: weights.writeback,
+        change: weights.change,
+        slo: weights.slo,
+        slo_p99_us: weights.slo_p99_us,
     }
 }
 

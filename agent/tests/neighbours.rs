@@ -22,6 +22,7 @@ use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::neighbour::NeighbourConfig;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Observation};
@@ -70,6 +71,14 @@ impl HostBackend for Limited {
 
     fn sample(&self) -> &HostSample {
         self.host.sample()
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.host.set_reward(reward);
+    }
+
+    fn reward(&self) -> RewardConfig {
+        self.host.reward()
     }
 
     fn guests(&self) -> Vec<GuestStatus> {
@@ -199,6 +208,7 @@ impl Case {
                 longest: Duration::from_secs(1 << 30),
                 ..NeighbourConfig::default()
             }),
+            reward: RewardConfig::default(),
         };
         let (host, _) = start(config).unwrap();
         Self {

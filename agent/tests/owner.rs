@@ -15,7 +15,9 @@ use blkpilot_agent::backend::{
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
-use blkpilot_agent::handle::{ChangeCall, HostHandle, HostState, Request, UnfreezeCall};
+use blkpilot_agent::handle::{
+    ChangeCall, HostHandle, HostState, Request, RewardCall, RewardChange, UnfreezeCall,
+};
 use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::{Knob, Mode};
@@ -23,6 +25,7 @@ use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{
@@ -110,6 +113,14 @@ impl HostBackend for Fragile {
 
     fn sample(&self) -> &HostSample {
         self.host.sample()
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.host.set_reward(reward);
+    }
+
+    fn reward(&self) -> RewardConfig {
+        self.host.reward()
     }
 
     fn guests(&self) -> Vec<GuestStatus> {
@@ -251,6 +262,7 @@ impl Case {
             recorder: Recorder::open(dir.path(), &LogConfig::default()).unwrap(),
             guard: GuardConfig::default(),
             neighbours: None,
+            reward: RewardConfig::default(),
         };
         let (host, _) = start(config).unwrap();
         Self {
@@ -309,6 +321,60 @@ async fn a_host_that_comes_back_is_worked_with_again() {
     case.wait_for(|state| *state == HostState::Ready).await;
     assert!(case.fate.connections.load(Ordering::SeqCst) >= 2);
     case.host.change(set(&["backup"])).await.unwrap();
+}
+
+/// The weight of page cache that the last observation shows.
+fn shown_weight(case: &Case) -> f32 {
+    let spec = &case.host.info.spec;
+    let column = spec
+        .host_features
+        .iter()
+        .position(|f| f.name == "weight_page_cache");
+    let view = case.host.view.borrow();
+    let window = view.window.as_ref();
+    window.map_or(f32::NAN, |w| {
+        w.observation.host.values[[0, column.unwrap()]]
+    })
+}
+
+#[tokio::test]
+async fn weights_that_are_set_are_shown_to_the_policy_and_outlast_a_lost_host() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let call = |page_cache, slo, validate_only| RewardCall {
+        change: RewardChange {
+            page_cache: Some(page_cache),
+            slo: Some(slo),
+            ..RewardChange::default()
+        },
+        validate_only,
+    };
+    let default = RewardConfig::default();
+    let planned = case.host.set_reward(call(0.75, 1.0, true)).await.unwrap();
+    assert_eq!((planned.page_cache, planned.cpu), (0.75, default.cpu));
+    assert_eq!(case.host.view.borrow().reward, default, "only checked");
+    let refused = case
+        .host
+        .set_reward(call(2.0, -1.0, false))
+        .await
+        .unwrap_err();
+    let text = format!("{refused:?}");
+    assert!(
+        text.contains("weights.page_cache") && text.contains("weights.slo"),
+        "{text}"
+    );
+
+    let set = case.host.set_reward(call(0.75, 1.0, false)).await.unwrap();
+    assert_eq!(set, planned);
+    assert_eq!(case.host.view.borrow().reward, set);
+    eventually(|| shown_weight(&case) == 0.75).await;
+
+    case.fate.is_away.store(true, Ordering::SeqCst);
+    case.wait_for(|state| matches!(state, HostState::Unavailable(_)))
+        .await;
+    case.fate.is_away.store(false, Ordering::SeqCst);
+    case.wait_for(|state| *state == HostState::Ready).await;
+    eventually(|| shown_weight(&case) == 0.75).await;
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use blkpilot_agent::last_good;
 use blkpilot_agent::server::ServeError;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_env::{EnvSpec, Rng};
 use blkpilot_host::{BufferedLimits, DeviceKnob, DeviceRules, DiskBounds};
@@ -60,6 +61,10 @@ baseline = 7
 [service]
 listen = \"0.0.0.0:7077\"
 max_environments = 0
+[reward]
+cpu = 1.5
+slo_p99_us = 0
+beta = 0.1
 ";
     assert_eq!(
         problems(text),
@@ -77,9 +82,30 @@ max_environments = 0
             "service.listen",
             "service.data_dir",
             "service.max_environments",
+            "reward.cpu",
+            "reward.slo_p99_us",
+            "reward.beta",
         ]
     );
     assert_eq!(problems(""), ["version", "host", "policy", "service"]);
+}
+
+#[test]
+fn weights_of_the_reward_that_are_not_given_are_the_default_ones() {
+    let reward = |tables: &str| {
+        let text = Settings::default().toml(Path::new("/d")) + tables;
+        Config::parse(Path::new("/d/x.toml"), &text).unwrap().reward
+    };
+    assert_eq!(reward(""), RewardConfig::default());
+    let given = RewardConfig {
+        page_cache: 0.75,
+        slo_p99_us: Some(900.0),
+        ..RewardConfig::default()
+    };
+    assert_eq!(
+        reward("[reward]\npage_cache = 0.75\nslo_p99_us = 900\n"),
+        given
+    );
 }
 
 #[test]

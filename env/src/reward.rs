@@ -124,6 +124,24 @@ impl Default for RewardConfig {
 }
 
 impl RewardConfig {
+    /// All numbers by name, as the decision log keeps them; an objective that is not set has none.
+    #[must_use]
+    pub fn numbers(&self) -> std::collections::BTreeMap<String, f64> {
+        let named = [
+            ("beta", Some(self.beta)),
+            ("cpu", Some(self.cpu)),
+            ("page_cache", Some(self.page_cache)),
+            ("writeback", Some(self.writeback)),
+            ("change", Some(self.change)),
+            ("slo", Some(self.slo)),
+            ("slo_p99_us", self.slo_p99_us),
+        ];
+        let given = named
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        given.collect()
+    }
+
     /// What is wrong with the weights: key and problem.
     #[must_use]
     pub fn problems(&self) -> Vec<(String, String)> {
@@ -302,6 +320,15 @@ mod tests {
     use crate::sim::scenario::{DeviceModel, Phase, Scenario};
     use crate::sim::{SimHost, presets};
     use crate::window::DiskWindow;
+
+    #[test]
+    fn numbers_are_named_and_an_objective_that_is_not_set_is_left_out() {
+        let mut config = RewardConfig::default();
+        assert_eq!(config.numbers()["beta"], config.beta);
+        assert!(!config.numbers().contains_key("slo_p99_us"));
+        config.slo_p99_us = Some(900.0);
+        assert_eq!(config.numbers()["slo_p99_us"], 900.0);
+    }
 
     /// Mean own reward per step of one fixed action over an episode.
     fn mean_reward(scenario: Scenario, act: impl Fn(&mut JointAction)) -> f32 {

@@ -1,5 +1,10 @@
 //! What `blkpilot-lab` can be told to do.
 
+mod report;
+mod reproduce;
+mod runs;
+mod sweep;
+
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,9 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_agent::cli::{CliError, EvaluateLogArgs, evaluate_log};
-use blkpilot_env::sim::Scenario;
 use blkpilot_models::oracle::Limits;
-use blkpilot_models::scenario_file::{self, ScenarioFileError};
+use blkpilot_models::scenario_file::ScenarioFileError;
 use blkpilot_models::{Checkpoint, Selection};
 use clap::{Args, Parser, Subcommand};
 
@@ -18,12 +22,18 @@ use crate::compare::compare;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::evaluate::NeuralFqe;
 use crate::log::{LogRun, log};
-use crate::oracle::{OracleOptions, oracle};
+use crate::offline::LearntFrom;
+use crate::oracle::{Cases, OracleOptions, oracle};
 use crate::progress::{self, Progress};
 use crate::remote::RemoteFigures;
 use crate::sanity::{self, Sanity};
-use crate::train::{Existing, Run, Summary, resume, train};
+use crate::state::Changed;
+use crate::train::{Existing, Run, Summary, resume_where, train};
 use crate::{LabError, json_text, write_file};
+use report::ReportArgs;
+use reproduce::ReproduceArgs;
+use runs::{DatabaseArgs, RunsArgs, Watch};
+use sweep::SweepArgs;
 
 /// Trains policies for KVM hosts in simulation, and compares them.
 #[derive(Debug, Parser)]
@@ -47,6 +57,7 @@ The directory then holds
   summary.json            steps, seconds, and the comparison with policies that are not trained
   curve.svg               return while learning
   state.json              where it stands, for `blkpilot-lab resume`
+  config.toml             the config, with its scenario beside it in scenario.toml
   events.out.tfevents.*   the same and the losses, for TensorBoard
 
 Ctrl-C ends the training early; policy/ and summary.json are written all the same, and
@@ -57,6 +68,11 @@ are put back at each episode's end and at the run's: docs/operations.md, Trainin
 
 --start-from fine-tunes a policy that was trained before, in simulation too. start/ holds a copy.
 
+With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision log
+that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also has what the
+log's policy earned, what the learner expects of its own, and what `blkpilot evaluate` says of it. Steps are
+gradient steps.
+
 A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
 preset, or a TOML file, whose path starts at the config's directory.
 
@@ -65,11 +81,13 @@ seeds have it set, and evaluation seed i is the same in every run. A config play
 evaluation.first_seed on; choose settings on other seeds than those that you report.";
 
 const RESUME_HELP: &str = "\
-Goes on from the last time the policy was saved: at each checkpoint_every of the config, and at Ctrl-C. On one
-machine the policy is then, bit for bit, that of a run without an interruption. The config is the one of the
-run: one whose scenario file says something else now is refused with the difference. What is at a service cannot
-be gone on with exactly: a new episode begins there, with the policy, optimiser, statistics and random numbers that
-were saved. A run that has ended is only compared again.";
+Goes on from the last time the policy was saved: at each checkpoint_every of the config, and at
+Ctrl-C. On one machine the policy is then, bit for bit, that of a run without an interruption. That
+needs the same config and the same code, so a config, scenario file or build that is another one now
+is refused with the difference. --force goes on all the same, with the config and scenario in the
+run's directory; summary.json names all versions of the code. What is at a service cannot be gone on
+with exactly: a new episode begins there, with the policy, optimiser, statistics and random numbers
+that were saved. A run that has ended is only compared again.";
 
 const COMPARE_HELP: &str = "\
 Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals
@@ -90,7 +108,8 @@ defined in docs/oracle.md.
 Examples:
   blkpilot-lab oracle env/scenarios/mixed_bursts.toml
   blkpilot-lab oracle env/scenarios/mixed_*.toml --episodes 32
-  blkpilot-lab oracle poor_binding --policy out/quickstart/seed-1/policy --json";
+  blkpilot-lab oracle poor_binding --policy out/quickstart/seed-1/policy --json
+  blkpilot-lab oracle experiments/configs/default.toml --hosts 40 --episodes 4 --first-seed 10000";
 
 const CALIBRATE_HELP: &str = "\
 What can be read off the recording is: channels, devices, disks, read share, request size, queue depth
@@ -133,6 +152,18 @@ enum Command {
     /// Go on with a training run that was interrupted, as if it had not been
     #[command(after_help = RESUME_HELP)]
     Resume(ResumeArgs),
+    /// Train a config over seeds and parameters, several runs at a time, and rank what comes of it
+    #[command(after_help = sweep::HELP)]
+    Sweep(SweepArgs),
+    /// Make one page of runs and sweeps: curves, intervals, what the policies do where
+    #[command(after_help = report::HELP)]
+    Report(ReportArgs),
+    /// Train a run again from its own directory, and say whether the same comes of it
+    #[command(after_help = reproduce::HELP)]
+    Reproduce(ReproduceArgs),
+    /// List training runs: what was run, how it stands, what came of it
+    #[command(after_help = runs::HELP)]
+    Runs(RunsArgs),
     /// Compare a trained policy with keep_default, random, round_robin and least_loaded
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
@@ -151,7 +182,7 @@ enum Command {
     /// Fit a scenario to a recording of a host, and tell the error on settings held out
     #[command(after_help = CALIBRATE_HELP)]
     Calibrate(CalibrateArgs),
-    /// Check that the learner solves CartPole: 100,000 steps on each of five seeds
+    /// Check that PPO and DQN solve CartPole: 100,000 and 50,000 steps on each of five seeds
     Sanity(SanityArgs),
 }
 
@@ -159,6 +190,9 @@ enum Command {
 struct TrainArgs {
     /// The experiment, such as experiments/configs/quickstart.toml
     config: PathBuf,
+    /// Decision log to learn from, instead of the config's data.log; only for algorithms bc, cql and iql
+    #[arg(long, value_name = "DIR")]
+    log: Option<PathBuf>,
     /// Directory to write to [default: out/<config>/seed-<seed>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -174,6 +208,8 @@ struct TrainArgs {
     /// Replace the run that stands in the directory
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -183,6 +219,11 @@ struct TrainArgs {
 struct ResumeArgs {
     /// Directory of the run
     run: PathBuf,
+    /// Go on although the config or the code has changed
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -210,9 +251,12 @@ struct CompareArgs {
 
 #[derive(Debug, Args)]
 struct OracleArgs {
-    /// Presets, or TOML files of scenarios
+    /// Presets, TOML files of scenarios, or experiments' configs, with the reward weights of these
     #[arg(required = true, value_name = "SCENARIO")]
     scenarios: Vec<String>,
+    /// Hosts to draw from a config with a generator
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    hosts: u64,
     /// Also judge a trained policy: `policy` in the directory of a training run
     #[arg(long, value_name = "DIR")]
     policy: Option<PathBuf>,
@@ -329,6 +373,8 @@ struct SanityArgs {
     /// Replace the runs that stand in the directory
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -343,6 +389,10 @@ impl Cli {
         match self.command {
             Command::Train(args) => run_train(&args),
             Command::Resume(args) => run_resume(&args),
+            Command::Sweep(args) => sweep::run(&args),
+            Command::Report(args) => report::run(&args),
+            Command::Reproduce(args) => reproduce::run(&args),
+            Command::Runs(args) => runs::run(&args),
             Command::Compare(args) => run_compare(&args),
             Command::Oracle(args) => run_oracle(&args),
             Command::Log(args) => run_log(&args),
@@ -356,6 +406,7 @@ impl Cli {
 fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
     let overrides = Overrides {
         address: args.server.clone(),
+        log: args.log.clone(),
         start_from: args.start_from.clone(),
     };
     let config = Config::load_with(&args.config, &overrides)?;
@@ -366,22 +417,26 @@ fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
             .join(format!("seed-{seed}"))
     };
     let out = args.out.clone().unwrap_or_else(default_out);
-    let mut progress = Progress::over(config.training.env_steps);
     let run = Run {
         config: &config,
         seed,
         out: &out,
         existing: existing(args.overwrite),
     };
-    let summary = train(&run, &stop_flag(), &mut |event| progress.show(&event))?;
-    progress.end();
+    let summary = Watch::over_one(config.training.env_steps, &args.database, |watch| {
+        train(&run, &stop_flag(), watch)
+    })?;
     Ok(show_summary(&summary, &out, args.json))
 }
 
 fn run_resume(args: &ResumeArgs) -> Result<ExitCode, LabError> {
-    let mut progress = Progress::over(0);
-    let summary = resume(&args.run, &stop_flag(), &mut |event| progress.show(&event))?;
-    progress.end();
+    let changed = match args.force {
+        true => Changed::GoOn,
+        false => Changed::Refuse,
+    };
+    let summary = Watch::over_one(0, &args.database, |watch| {
+        resume_where(&args.run, changed, &stop_flag(), watch)
+    })?;
     Ok(show_summary(&summary, &args.run, args.json))
 }
 
@@ -419,6 +474,8 @@ fn train_text(summary: &Summary, out: &Path) -> String {
             "{done}interrupted after {figures}; the policy as it stood is in {out}/policy, and `blkpilot-lab resume {out}` goes on\n"
         );
     }
+    let from = summary.learnt_from.as_ref();
+    let from = from.map_or_else(String::new, LearntFrom::text);
     let comparison = if summary.comparison.policies.is_empty() {
         "not compared: evaluation.episodes is 0".to_owned()
     } else {
@@ -428,7 +485,7 @@ fn train_text(summary: &Summary, out: &Path) -> String {
         .remote
         .as_ref()
         .map_or_else(String::new, remote_text);
-    format!("{comparison}\n{done}{figures}; written to {out}\n")
+    format!("{comparison}\n{from}{done}{figures}; written to {out}\n")
 }
 
 /// What was done at a service, and what is in force there now.
@@ -487,10 +544,7 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
 }
 
 fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
-    let names = args.scenarios.iter();
-    let scenarios: Vec<Scenario> = names
-        .map(|name| scenario_file::load(name, Path::new("")))
-        .collect::<Result<_, _>>()?;
+    let cases = Cases::find(&args.scenarios, args.hosts, args.first_seed)?;
     let checkpoint = args.policy.as_deref().map(Checkpoint::load).transpose()?;
     let options = OracleOptions {
         episodes: args.episodes,
@@ -506,11 +560,11 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
     let stop = stop_flag();
     let mut progress = Progress::over(0);
     let report = oracle(
-        &scenarios,
+        &cases,
         checkpoint.as_ref(),
         &options,
         &mut |number, stage| {
-            progress.show_study(&scenarios[number].name, stage);
+            progress.show_study(&cases.cases[number].scenario.name, stage);
             !stop.load(Ordering::Relaxed)
         },
     )?;
@@ -597,19 +651,17 @@ fn run_calibrate(args: &CalibrateArgs) -> Result<ExitCode, LabError> {
 }
 
 fn run_sanity(args: &SanityArgs) -> Result<ExitCode, LabError> {
-    let config = sanity::config()?;
-    let mut progress = Progress::over(config.training.env_steps);
+    let checks = sanity::checks()?;
+    let mut watch = Watch::over(0, &args.database);
     let result = sanity::sanity(
-        &config,
+        &checks,
         args.seeds,
         &args.out,
         existing(args.overwrite),
         &stop_flag(),
-        &mut |_, event| {
-            progress.show(&event);
-        },
-    )?;
-    progress.end();
+        &mut |_, event| watch.see(&event),
+    );
+    let result = watch.end(result)?;
     print(&if args.json {
         json_text(&result)
     } else {
@@ -624,19 +676,20 @@ fn run_sanity(args: &SanityArgs) -> Result<ExitCode, LabError> {
 
 fn sanity_text(result: &Sanity) -> String {
     let mut text = String::new();
-    for run in &result.runs {
-        text += &format!(
-            "seed {}: return {:.1} (random {:.1}) after {} steps, {:.1} s\n",
-            run.seed, run.trained, run.random, run.env_steps, run.wall_s
-        );
+    for learner in &result.learners {
+        let name = learner.algorithm;
+        for run in &learner.runs {
+            text += &format!(
+                "{name}, seed {}: return {:.1} (random {:.1}) after {} steps, {:.1} s\n",
+                run.seed, run.trained, run.random, run.env_steps, run.wall_s
+            );
+        }
+        let verdict = if learner.passed { "passed" } else { "FAILED" };
+        let (needed, all) = (learner.needed, learner.runs.len());
+        let threshold = learner.threshold;
+        text += &format!("{name} {verdict}: {needed} of {all} seeds must reach {threshold}\n");
     }
-    let verdict = if result.passed { "passed" } else { "FAILED" };
-    text + &format!(
-        "{verdict}: {} of {} seeds must reach {}\n",
-        result.needed,
-        result.runs.len(),
-        result.threshold
-    )
+    text
 }
 
 fn existing(overwrite: bool) -> Existing {

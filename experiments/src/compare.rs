@@ -33,7 +33,7 @@ pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "leas
 const ON_LIVE_HOSTS: [&str; 2] = [TRAINED, "keep_default"];
 
 /// What stands for an episode of a config's environment.
-fn measure_of(config: &Config) -> Measure {
+pub(crate) fn measure_of(config: &Config) -> Measure {
     match config.environment {
         EnvironmentConfig::SimHost { .. } => Measure::RewardPerInterval,
         EnvironmentConfig::Remote(ref remote) if remote.kind != RemoteKind::CartPole => {
@@ -88,8 +88,8 @@ pub struct Difference {
     pub ci95: [f64; 2],
 }
 
-/// Plays the evaluation episodes of a config with a checkpoint's policy, greedy, and with each
-/// baseline. `each_episode` is called after every episode and says whether to go on.
+/// Plays the evaluation episodes of a config with a checkpoint's policy, which chooses as the config says, and
+/// with each baseline. `each_episode` is called after every episode and says whether to go on.
 ///
 /// # Errors
 /// `Interrupted` if not; `Policy` if the checkpoint does not fit the environment; `Decide` or
@@ -123,7 +123,8 @@ fn compare_in<E: Environment>(
     let spec = env.spec().clone();
     checkpoint.check_fits(&spec)?;
     let measure = measure_of(config);
-    let mut policies = policies(&spec, Some(checkpoint))?;
+    let trained = (checkpoint, config.evaluation.selection);
+    let mut policies = policies(&spec, Some(trained))?;
     let is_live = config.environment.is_live();
     policies.retain(|policy| !is_live || ON_LIVE_HOSTS.contains(&policy.name()));
     let mut played: BTreeMap<String, Vec<Episode>> = BTreeMap::new();
@@ -179,11 +180,11 @@ pub fn episode_count(config: &Config) -> usize {
 /// The policies that are not trained, and the trained one if there is a checkpoint.
 pub(crate) fn policies(
     spec: &EnvSpec,
-    checkpoint: Option<&Checkpoint>,
+    checkpoint: Option<(&Checkpoint, Selection)>,
 ) -> Result<Vec<Box<dyn Policy>>, LabError> {
     let mut policies: Vec<Box<dyn Policy>> = vec![Box::new(KeepDefault), Box::new(RandomPolicy)];
-    if let Some(checkpoint) = checkpoint {
-        let trained = NetworkPolicy::new(TRAINED, checkpoint, Selection::Greedy)?;
+    if let Some((checkpoint, selection)) = checkpoint {
+        let trained = NetworkPolicy::new(TRAINED, checkpoint, selection)?;
         policies.insert(0, Box::new(trained));
     }
     if spec.disk_heads.iter().any(|head| head.is_pointer()) {

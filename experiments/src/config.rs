@@ -2,6 +2,7 @@
 //! touched. Each section has a file of its own, and so has each learner's part of `[training]`.
 
 mod check;
+mod data;
 mod environment;
 mod evaluation;
 mod network;
@@ -18,10 +19,11 @@ use toml::{Table, Value};
 
 use check::Check;
 
+pub use data::Data;
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
 pub use remote::{RemoteConfig, RemoteKind};
-pub use training::{LearnerConfig, MOST_ROLLOUT_STEPS, Training};
+pub use training::{LearnerConfig, MOST_REMEMBERED, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
 
 /// Version of the format that this build reads.
 pub const VERSION: u32 = 1;
@@ -39,6 +41,8 @@ pub struct Config {
     pub architecture: Architecture,
     /// How to learn.
     pub training: Training,
+    /// What a learner from a log learns from.
+    pub data: Option<Data>,
     /// How to compare what was learnt.
     pub evaluation: Evaluation,
     /// The file as it was written, for the checkpoint's manifest.
@@ -105,21 +109,33 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
 pub struct Overrides {
     /// Of `environment.address`.
     pub address: Option<String>,
+    /// Of `data.log`; the path starts where the program was started, as does the next.
+    pub log: Option<PathBuf>,
     /// Of `training.start_from`.
     pub start_from: Option<PathBuf>,
 }
 
 impl Overrides {
+    /// Keys that may be given so, by section.
+    pub(crate) const KEYS: [(&str, &str); 3] = [
+        ("environment", "address"),
+        ("data", "log"),
+        ("training", "start_from"),
+    ];
+
     /// Writes them into a document, as if they had stood there.
     fn write(&self, table: &mut Table) {
-        let start_from = self.start_from.as_deref().map(|dir| {
+        let path = |dir: &Option<PathBuf>| {
+            let dir = dir.as_deref()?;
             let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-            dir.to_string_lossy().into_owned()
-        });
-        for (section, key, value) in [
-            ("environment", "address", self.address.clone()),
-            ("training", "start_from", start_from),
-        ] {
+            Some(dir.to_string_lossy().into_owned())
+        };
+        let given = [
+            self.address.clone(),
+            path(&self.log),
+            path(&self.start_from),
+        ];
+        for ((section, key), value) in Self::KEYS.into_iter().zip(given) {
             let Some(value) = value else { continue };
             let section = table
                 .entry(section)
@@ -132,6 +148,12 @@ impl Overrides {
 }
 
 impl Config {
+    /// Name of the learner.
+    #[must_use]
+    pub fn algorithm(&self) -> &'static str {
+        self.training.learner.name()
+    }
+
     /// Reads a config. Relative paths in it start at the file's directory.
     ///
     /// # Errors
@@ -209,6 +231,7 @@ struct RawConfig {
     environment: Option<Table>,
     network: Option<Table>,
     training: Option<Table>,
+    data: Option<Table>,
     evaluation: Option<Table>,
 }
 
@@ -228,6 +251,8 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
     let architecture = network::architecture(network, check);
     let training = check.need("training", raw.training, "add [training]");
     let training = training.and_then(|table| training::training(table, base, check));
+    let learner = training.as_ref().map(|training| &training.learner);
+    let data = data::data(raw.data, base, learner, check);
     check_together(environment.as_ref(), training.as_ref(), has_network, check);
     let evaluation = evaluation::evaluation(raw.evaluation.unwrap_or_default(), check);
     let seed = raw.seed.unwrap_or(1);
@@ -237,6 +262,7 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
         environment: environment?,
         architecture,
         training: training?,
+        data,
         evaluation,
         document: serde_json::Value::Null,
         base: PathBuf::new(),
@@ -255,6 +281,11 @@ fn check_together(
     if envs > 1 && environment.is_some_and(EnvironmentConfig::is_live) {
         let text = format!("= {envs} must be 1: a live host can be one environment at a time");
         check.problem("training.envs", text);
+    }
+    let is_remote = matches!(environment, Some(EnvironmentConfig::Remote(_)));
+    if is_remote && matches!(training.learner, LearnerConfig::Offline(_)) {
+        let text = "= \"remote\" is only for learners that play: name what the log was written on, as a simulated host";
+        check.problem("environment.kind", text);
     }
     if has_network && training.start_from.is_some() {
         let text =

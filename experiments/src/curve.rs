@@ -60,7 +60,7 @@ fn bounds(points: &[Point]) -> (f64, f64) {
 }
 
 /// Each point with the mean of the last [`WINDOW`] values, itself included.
-fn smooth(points: &[Point]) -> Vec<Point> {
+pub(crate) fn smooth(points: &[Point]) -> Vec<Point> {
     let average = |end: usize| {
         let window = &points[(end + 1).saturating_sub(WINDOW)..=end];
         window.iter().map(|(_, value)| value).sum::<f64>() / window.len() as f64

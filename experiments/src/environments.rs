@@ -45,7 +45,7 @@ pub fn make(config: &EnvironmentConfig, purpose: Purpose) -> Result<AnyEnvironme
                 HostSource::Generated(generator) => SimHost::generated(generator.clone())?,
             };
             let weighting = match (purpose, ranges) {
-                (Purpose::Training, Some(ranges)) => Weighting::Drawn(*ranges),
+                (Purpose::Training, Some(ranges)) => Weighting::Drawn(**ranges),
                 _ => Weighting::Fixed(*reward),
             };
             AnyEnvironment::SimHost(Box::new(host.with_reward(weighting)))
@@ -56,6 +56,14 @@ pub fn make(config: &EnvironmentConfig, purpose: Purpose) -> Result<AnyEnvironme
             });
         }
     })
+}
+
+/// What the environments of a config show and offer.
+///
+/// # Errors
+/// As [`make`].
+pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, LabError> {
+    Ok(make(config, Purpose::Training)?.spec().clone())
 }
 
 impl Environment for AnyEnvironment {

@@ -1,5 +1,7 @@
 //! Learners as a run sees them: what goes on by updates, says what each came to, and can be saved and gone on with.
 
+mod dqn;
+mod offline;
 mod ppo;
 
 use std::sync::atomic::AtomicBool;
@@ -9,13 +11,14 @@ use blkpilot_models::Checkpoint;
 
 use crate::LabError;
 use crate::config::{Config, LearnerConfig};
+use crate::offline::LearntFrom;
 use crate::playing::{self, Playing, Ready};
 use crate::remote::RemoteFigures;
 use crate::start::Start;
 
 /// A learner with all that it learns from.
 pub(crate) trait Learner {
-    /// Host-steps learnt from.
+    /// Host-steps learnt from; gradient steps of one that plays none.
     fn env_steps(&self) -> u64;
 
     /// Updates made.
@@ -31,6 +34,11 @@ pub(crate) trait Learner {
     /// Where it stands, but for what is in the checkpoint.
     fn state(&self) -> LearnerState;
 
+    /// The log that it learns from, and what it expects of its policy; `None` of one that plays.
+    fn learnt_from(&self) -> Result<Option<LearntFrom>, LabError> {
+        Ok(None)
+    }
+
     /// Leaves its environments, and puts a live host back. What was done at a service, if anything was.
     fn close(self: Box<Self>) -> Option<RemoteFigures>;
 }
@@ -42,6 +50,8 @@ pub(crate) struct LearnerState {
     pub(crate) collector: Option<CollectorState>,
     /// Seed of the run.
     pub(crate) seed: u64,
+    /// What it remembers; `None` if it remembers nothing, or needs it no more.
+    pub(crate) memory: Option<Vec<u8>>,
 }
 
 /// What one update came to.
@@ -58,15 +68,28 @@ pub(crate) struct Update {
 /// A learner at the beginning of a run, and the policy that it begins from, if it begins from one; everything random
 /// follows from `seed`.
 pub(crate) fn begin(config: &Config, seed: u64) -> Result<(Box<dyn Learner>, Origin), LabError> {
-    let ready = Ready::make(config)?;
-    // Before any of the environments is touched.
-    let dir = config.training.start_from.as_deref();
-    let origin = dir.map(|dir| Start::load(dir, ready.spec())).transpose()?;
-    let start = origin.as_ref().map(|(_, policy)| policy);
-    let learner = match &config.training.learner {
-        LearnerConfig::Ppo(ppo) => Box::new(ppo::PpoRun::begin(config, ppo, seed, ready, start)?),
-    };
-    Ok((learner, origin))
+    Ok(match &config.training.learner {
+        LearnerConfig::Ppo(ppo) => {
+            let ready = Ready::make(config)?;
+            // Before any of the environments is touched.
+            let dir = config.training.start_from.as_deref();
+            let origin = dir.map(|dir| Start::load(dir, ready.spec())).transpose()?;
+            let start = origin.as_ref().map(|(_, policy)| policy);
+            let run = ppo::PpoRun::begin(config, ppo, seed, ready, start)?;
+            (Box::new(run), origin)
+        }
+        LearnerConfig::Dqn(dqn) => {
+            let ready = Ready::make(config)?;
+            (
+                Box::new(dqn::DqnRun::begin(config, dqn, seed, ready)?),
+                None,
+            )
+        }
+        LearnerConfig::Offline(offline) => {
+            let run = offline::OfflineRun::begin(config, *offline, seed)?;
+            (Box::new(run), None)
+        }
+    })
 }
 
 /// The policy that a run begins from.
@@ -78,11 +101,13 @@ pub(crate) fn resume(
     checkpoint: &Checkpoint,
     state: LearnerState,
 ) -> Result<Box<dyn Learner>, LabError> {
-    match &config.training.learner {
-        LearnerConfig::Ppo(ppo) => Ok(Box::new(ppo::PpoRun::resume(
-            config, ppo, checkpoint, state,
-        )?)),
-    }
+    Ok(match &config.training.learner {
+        LearnerConfig::Ppo(ppo) => Box::new(ppo::PpoRun::resume(config, ppo, checkpoint, state)?),
+        LearnerConfig::Dqn(dqn) => Box::new(dqn::DqnRun::resume(config, dqn, checkpoint, state)?),
+        LearnerConfig::Offline(offline) => {
+            Box::new(offline::OfflineRun::resume(config, *offline, checkpoint)?)
+        }
+    })
 }
 
 /// Those of a run that goes on.

@@ -2,8 +2,8 @@
 //!
 //! Reading order: [`config`] (what an experiment is), [`environments`], [`remote`] (one at a service), [`seeds`],
 //! `playing` (what a run plays on), `learner` (PPO, or another, as a run sees it), [`start`] (fine-tuning), [`train`],
-//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`]. [`calibrate`] and [`evaluate`] stand apart:
-//! the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
+//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`], [`runs`]. [`calibrate`] and [`evaluate`]
+//! stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
 
 pub mod calibrate;
 pub mod cli;
@@ -14,16 +14,24 @@ pub mod environments;
 pub mod evaluate;
 mod learner;
 pub mod log;
+pub mod offline;
 pub mod oracle;
 mod playing;
 mod progress;
 pub mod remote;
+pub mod report;
+pub mod reproduce;
+pub mod run_lock;
+pub mod runs;
 pub mod sanity;
 pub mod seeds;
 pub mod start;
 pub mod state;
+pub mod statistics;
+pub mod sweep;
 pub mod tensorboard;
 pub mod train;
+pub mod version;
 
 use std::path::{Path, PathBuf};
 
@@ -62,7 +70,8 @@ pub enum LabError {
     },
     /// A run whose config is another one now.
     #[error(
-        "{}: its config has changed, and the run would not be the same: {}; put it back, or train anew with another --out",
+        "{}: its config has changed, and the run would not be the same: {}; put it back, go on with the config in the \
+         run's directory by --force, or train anew with another --out",
         dir.display(),
         differences.join("; ")
     )]
@@ -83,6 +92,15 @@ pub enum LabError {
         /// The service.
         address: String,
     },
+    /// A run on a live host, which is never twice the same.
+    #[error(
+        "{}: was trained on a live host, which is not the same twice: the run cannot be made again",
+        run.display()
+    )]
+    NotTwice {
+        /// Directory of the run.
+        run: PathBuf,
+    },
     /// Settings of a live host that may still be in force.
     #[error(
         "{host}: not everything was found put back: `blkpilot journal` says what is changed, `blkpilot rollback --all` \
@@ -101,6 +119,61 @@ pub enum LabError {
         #[source]
         source: CheckpointError,
     },
+    /// No runs.
+    #[error(
+        "{}: there is no run in or below: give directories that `blkpilot-lab train` or `sweep` has written",
+        dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    NothingToReport {
+        /// The directories.
+        dirs: Vec<PathBuf>,
+    },
+    /// A configuration of a sweep that is another one now.
+    #[error(
+        "{}: runs have begun there, and now the sweep would train them otherwise: {}; put it back, or give another --out",
+        dir.display(),
+        differences.join("; ")
+    )]
+    SweepChanged {
+        /// Directory of the configuration.
+        dir: PathBuf,
+        /// Each key with both values.
+        differences: Vec<String>,
+    },
+    /// A run of other code.
+    #[error(
+        "{}: was trained by {trained_by}, and this is {this}: what comes of it need not be what would have come of it; \
+         use the build that trained it, or give --force",
+        dir.display()
+    )]
+    OtherCode {
+        /// Its directory.
+        dir: PathBuf,
+        /// The versions that trained it.
+        trained_by: String,
+        /// The version of this build.
+        this: &'static str,
+    },
+    /// Another process trains there.
+    #[error("{}: another process is training there: wait for it, or choose another directory", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A run that could not be saved.
+    #[error("{}: the run cannot be saved; {}", dir.display(), what_stands(dir, *last))]
+    NotSaved {
+        /// Its directory.
+        dir: PathBuf,
+        /// Host-steps at the checkpoint that stands.
+        last: Option<u64>,
+        /// The cause.
+        #[source]
+        source: Box<LabError>,
+    },
+    /// The database of runs cannot be used.
+    #[error(transparent)]
+    Runs(#[from] runs::RunsError),
     /// A policy that cannot be loaded or does not fit.
     #[error(transparent)]
     Policy(#[from] CheckpointError),
@@ -179,6 +252,15 @@ pub enum LabError {
     /// Episodes that could not be logged.
     #[error(transparent)]
     Log(#[from] blkpilot_log::play::PlayError),
+    /// A decision log that cannot be learnt from.
+    #[error("{}: nothing can be learnt from this log: {source}", dir.display())]
+    Logged {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Box<blkpilot_evaluate::EvaluateError>,
+    },
     /// A decision log that cannot be evaluated.
     #[error(transparent)]
     Evaluate(#[from] blkpilot_agent::cli::CliError),
@@ -199,16 +281,36 @@ impl LabError {
             | Self::OutExists { .. }
             | Self::NotResumable { .. }
             | Self::Changed { .. }
+            | Self::NothingToReport { .. }
+            | Self::SweepChanged { .. }
+            | Self::OtherCode { .. }
+            | Self::InUse { .. }
+            | Self::Runs(runs::RunsError::Missing { .. } | runs::RunsError::NoRun { .. })
             | Self::NotAHost { .. }
             | Self::NoPolicy { .. }
             | Self::NotHere { .. }
+            | Self::NotTwice { .. }
             | Self::Start { .. }
+            | Self::Logged { .. }
             | Self::Policy(_) => 2,
             Self::Log(blkpilot_log::play::PlayError::Exists { .. }) => 2,
             Self::Calibrate(error) if error.is_about_the_recording() => 2,
             Self::Evaluate(error) => error.status(),
             Self::Interrupted => 130,
             _ => 1,
+        }
+    }
+}
+
+/// What is left of a run that could not be saved, and the way on.
+fn what_stands(dir: &Path, last: Option<u64>) -> String {
+    match last {
+        Some(steps) => format!(
+            "its checkpoint of {steps} steps stands: make room, and `blkpilot-lab resume {}` goes on from there",
+            dir.display()
+        ),
+        None => {
+            "it had no checkpoint yet: make room, and train it anew with --overwrite".to_owned()
         }
     }
 }

@@ -80,7 +80,7 @@ pub fn log(
         policy_version,
         interval_s,
         epsilon: run.epsilon,
-        reward_weights: weights(&reward),
+        reward_weights: reward.numbers(),
     };
     let mut player = Player::open(run.out, host, policy, setup, WriterConfig::default())?;
     for episode in 0..run.episodes {
@@ -118,18 +118,8 @@ fn host(source: HostSource) -> Result<(SimHost, f64), LabError> {
     })
 }
 
-/// The numbers of a reward's config by name; an objective that is not set has none.
-fn weights(reward: &RewardConfig) -> std::collections::BTreeMap<String, f64> {
-    let fields = serde_json::to_value(reward).ok();
-    let fields = fields.as_ref().and_then(serde_json::Value::as_object);
-    let numbers = fields.into_iter().flatten();
-    numbers
-        .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
-        .collect()
-}
-
 /// A preset, a scenario or a config, with the name that its host has in the log.
-fn environment(name: &str) -> Result<(String, EnvironmentConfig), LabError> {
+pub(crate) fn environment(name: &str) -> Result<(String, EnvironmentConfig), LabError> {
     match scenario_file::load(name, Path::new("")) {
         Ok(scenario) => Ok((
             scenario.name.clone(),
@@ -211,17 +201,5 @@ impl Logged {
             self.files,
             out.display()
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn weights_of_the_reward_are_named_and_an_objective_that_is_not_set_is_left_out() {
-        let weights = weights(&RewardConfig::default());
-        assert_eq!(weights["beta"], RewardConfig::default().beta);
-        assert!(!weights.contains_key("slo_p99_us"), "{weights:?}");
     }
 }

@@ -7,20 +7,86 @@ use std::collections::BTreeMap;
 
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::Scenario;
-use blkpilot_env::{EnvSpec, Observation};
-use blkpilot_models::Checkpoint;
+use blkpilot_env::{EnvSpec, Observation, Rng};
 use blkpilot_models::bootstrap::RESAMPLES;
 use blkpilot_models::oracle::study::{BEST_STATIC, PolicyFigures, Progress};
 use blkpilot_models::oracle::{
-    Accuracy, Estimate, Limits, OracleError, Planner, Sight, Study, StudyError, StudyOptions,
-    pooled, study,
+    Accuracy, Estimate, Limits, OracleError, Planner, PooledFigures, Resampled, Sight, Study,
+    StudyError, StudyOptions, pooled, study,
 };
+use blkpilot_models::{Checkpoint, Selection};
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
+use rand::SeedableRng as _;
 use serde::Serialize;
 
 use crate::compare::{BASELINES, TRAINED, policies};
+use crate::config::{EnvironmentConfig, HostSource};
+use crate::log::environment;
 use crate::{LabError, seeds};
+
+/// A scenario, and what is paid for on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// Weights of the reward.
+    pub reward: RewardConfig,
+}
+
+/// What policies are judged on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cases {
+    /// Each scenario.
+    pub cases: Vec<Case>,
+    /// Whether they are draws of many that could have been, or the ones that are asked about.
+    pub resampled: Resampled,
+}
+
+impl Cases {
+    /// The scenarios of these names: presets, files of scenarios, or experiments' configs, of which one with a
+    /// generator gives `hosts` hosts, drawn from the evaluation seeds from `first_seed` on. Weights of the reward are
+    /// the configs', and the default ones elsewhere.
+    ///
+    /// # Errors
+    /// `Config`, `ScenarioFile`; `NotAHost` for a config of another environment.
+    pub fn find(names: &[String], hosts: u64, first_seed: u64) -> Result<Self, LabError> {
+        let mut cases = Vec::new();
+        let mut are_drawn = true;
+        for name in names {
+            let (name, environment) = environment(name)?;
+            let EnvironmentConfig::SimHost { source, reward, .. } = environment else {
+                return Err(LabError::NotAHost { name });
+            };
+            match source {
+                HostSource::Scenario(scenario) => {
+                    are_drawn = false;
+                    cases.push(Case {
+                        scenario: *scenario,
+                        reward,
+                    });
+                }
+                HostSource::Generated(generator) => {
+                    cases.extend((0..hosts).map(|number| {
+                        let number = first_seed + number;
+                        let mut rng = Rng::seed_from_u64(seeds::evaluation(number));
+                        let mut scenario = generator.draw(&mut rng);
+                        scenario.name = format!("{name}, host {number}");
+                        Case { scenario, reward }
+                    }));
+                }
+            }
+        }
+        Ok(Self {
+            cases,
+            resampled: if are_drawn {
+                Resampled::Scenarios
+            } else {
+                Resampled::Episodes
+            },
+        })
+    }
+}
 
 /// How to judge.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +115,9 @@ impl Default for OracleOptions {
     }
 }
 
+/// Most scenarios that a report for people tells of one by one.
+const MOST_SHOWN: usize = 12;
+
 /// Figures over several scenarios.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OracleReport {
@@ -64,8 +133,8 @@ pub struct OracleReport {
     pub epsilon: f64,
     /// By scenario, in the order asked for.
     pub scenarios: Vec<ScenarioReport>,
-    /// Regret by policy over all scenarios: what is lost over the ranges, summed.
-    pub pooled_regret: BTreeMap<String, Estimate>,
+    /// By policy over all scenarios.
+    pub pooled: BTreeMap<String, PooledFigures>,
 }
 
 /// Figures of one scenario.
@@ -83,47 +152,59 @@ pub struct ScenarioReport {
 }
 
 /// Studies each scenario with the baselines and, if there is one, a trained policy, greedy. `watch` is
-/// told the scenario's number and how far it is, and says whether to go on.
+/// told the number of the scenario and how far it is, and says whether to go on.
 ///
 /// # Errors
 /// `Interrupted` if not; `Policy` if the checkpoint does not fit; `Study` if the oracle has no answer.
 pub fn oracle(
-    scenarios: &[Scenario],
+    cases: &Cases,
     checkpoint: Option<&Checkpoint>,
     options: &OracleOptions,
     watch: &mut dyn FnMut(usize, Progress) -> bool,
 ) -> Result<OracleReport, LabError> {
-    let mut reports = Vec::with_capacity(scenarios.len());
-    for (number, scenario) in scenarios.iter().enumerate() {
+    let mut reports = Vec::with_capacity(cases.cases.len());
+    for (number, case) in cases.cases.iter().enumerate() {
         let mut watch_one = |progress| watch(number, progress);
-        reports.push(one(scenario, checkpoint, options, &mut watch_one)?);
+        reports.push(one(case, checkpoint, options, &mut watch_one)?);
     }
     let studies: Vec<Study> = reports.iter().map(|report| report.study.clone()).collect();
     Ok(OracleReport {
-        resampled: "episodes: one per evaluation seed, the same seeds for all policies; pooled, \
-                    each scenario's for themselves",
+        resampled: match cases.resampled {
+            Resampled::Episodes => {
+                "episodes: one per evaluation seed, the same seeds for all policies; pooled, each scenario's for \
+                 themselves"
+            }
+            Resampled::Scenarios => {
+                "episodes: one per evaluation seed, the same seeds for all policies; pooled, hosts with all their \
+                 episodes"
+            }
+        },
         resamples: RESAMPLES,
         first_seed: options.first_seed,
         tolerance: options.tolerance,
         epsilon: options.epsilon,
-        pooled_regret: pooled(&studies),
+        pooled: pooled(
+            &studies,
+            cases.resampled,
+            checkpoint.is_some().then_some(TRAINED),
+        ),
         scenarios: reports,
     })
 }
 
 fn one(
-    scenario: &Scenario,
+    case: &Case,
     checkpoint: Option<&Checkpoint>,
     options: &OracleOptions,
     watch: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<ScenarioReport, LabError> {
-    let planner = Planner::new(scenario, RewardConfig::default(), options.limits);
+    let planner = Planner::new(&case.scenario, case.reward, options.limits);
     let mut planner = planner.map_err(StudyError::from)?;
     let spec = planner.values().spec().clone();
     if let Some(checkpoint) = checkpoint {
         checkpoint.check_fits(&spec)?;
     }
-    let mut policies = policies(&spec, checkpoint)?;
+    let mut policies = policies(&spec, checkpoint.map(|own| (own, Selection::Greedy)))?;
     let seed = |i: u64| {
         let seed = seeds::evaluation(options.first_seed + i);
         (seed, seeds::decisions(seed))
@@ -140,8 +221,8 @@ fn one(
         other => LabError::Study(other),
     })?;
     Ok(ScenarioReport {
-        disks: scenario.disks.len(),
-        channels: scenario.channels.len(),
+        disks: case.scenario.disks.len(),
+        channels: case.scenario.channels.len(),
         best_static: level_names(&spec, planner.values().first_observation(), &study),
         study,
     })
@@ -175,18 +256,16 @@ impl OracleReport {
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text: String = self.scenarios.iter().map(|s| s.text() + "\n").collect();
+        let mut text = String::new();
+        if self.scenarios.len() <= MOST_SHOWN {
+            text.extend(self.scenarios.iter().map(|s| s.text() + "\n"));
+        }
         if self.scenarios.len() > 1 {
-            let names = order().filter_map(|name| Some((name, self.pooled_regret.get(name)?)));
-            let mut table = table(&["policy", "pooled regret", "95 % interval"]);
-            for (name, regret) in names {
-                table.add_row([
-                    name.to_owned(),
-                    percent(regret.value),
-                    interval(regret.ci95),
-                ]);
-            }
-            text += &format!("All {} scenarios\n{table}\n\n", self.scenarios.len());
+            text += &format!(
+                "All {} scenarios\n{}\n\n",
+                self.scenarios.len(),
+                self.pooled_table()
+            );
         }
         let from = self.first_seed;
         text + &format!(
@@ -199,6 +278,59 @@ impl OracleReport {
             self.resamples,
             self.resampled
         )
+    }
+}
+
+impl OracleReport {
+    fn pooled_table(&self) -> Table {
+        let mut table = table(&[
+            "policy",
+            "reward",
+            "loss",
+            "regret",
+            "95 % interval",
+            "lagged regret",
+            "95 % interval",
+            "correct",
+            "95 % interval",
+            "trained − it",
+            "95 % interval",
+        ]);
+        let named = order().filter_map(|name| Some((name, self.pooled.get(name)?)));
+        for (name, own) in named {
+            let dash = || "–".to_owned();
+            let share = |of: Option<Estimate>| {
+                of.map_or_else(
+                    || [dash(), dash()],
+                    |e| [percent(e.value), interval(e.ci95)],
+                )
+            };
+            let lead = own.subject_minus_it.map_or_else(
+                || [dash(), dash()],
+                |lead| {
+                    let [low, high] = lead.ci95;
+                    [
+                        format!("{:+.4}", lead.value),
+                        format!("{low:+.4} to {high:+.4}"),
+                    ]
+                },
+            );
+            let mut row = vec![
+                name.to_owned(),
+                format!("{:.4}", own.reward.value),
+                own.loss.map_or_else(dash, |loss| format!("{loss:.4}")),
+            ];
+            for cells in [
+                share(own.regret),
+                share(own.lagged_regret),
+                share(own.correct),
+                lead,
+            ] {
+                row.extend(cells);
+            }
+            table.add_row(row);
+        }
+        table
     }
 }
 

@@ -80,6 +80,12 @@ pub(crate) fn is_remote(config: &Config) -> bool {
     matches!(config.environment, EnvironmentConfig::Remote(_))
 }
 
+/// Whether nobody waits for an update to be complete, since steps last as long as a service's intervals do. Of ours the
+/// next update is near, and only between two can a run be gone on with exactly.
+pub(crate) fn stops_midway(config: &Config) -> bool {
+    is_remote(config)
+}
+
 /// Goes on from where a run stood; at a service with a new episode.
 ///
 /// # Errors

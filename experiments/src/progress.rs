@@ -3,6 +3,8 @@
 use blkpilot_models::oracle::study::Progress as Stage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::report::Progress as ReportEvent;
+use crate::sweep::Progress as SweepEvent;
 use crate::train::Event;
 
 /// A bar that follows a run.
@@ -39,7 +41,7 @@ impl Progress {
                     .set_message(format!("return {value}  {note}  {steps_per_s:.0} steps/s"));
             }
             // Also where no bar is drawn.
-            Event::Note(note) => self.bar.suspend(|| eprintln!("{note}")),
+            Event::Note(note) => self.say(note),
             Event::Comparing { episodes } => {
                 self.bar.finish();
                 self.bar = ProgressBar::with_draw_target(
@@ -51,7 +53,13 @@ impl Progress {
                 ));
             }
             Event::Compared => self.bar.inc(1),
+            Event::Started { .. } | Event::Saved { .. } | Event::Ended { .. } => {}
         }
+    }
+
+    /// Says something without disturbing the bar.
+    pub(crate) fn say(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
     }
 
     /// Shows how far the study of a scenario is.
@@ -71,6 +79,77 @@ impl Progress {
             self.stage = stage;
         }
         self.bar.set_position(done as u64);
+    }
+
+    pub(crate) fn end(&self) {
+        self.bar.finish();
+    }
+}
+
+/// A bar over the host-steps of all runs of a sweep, with a line for each that has ended.
+pub(crate) struct SweepProgress {
+    bar: ProgressBar,
+    has_begun: bool,
+}
+
+impl SweepProgress {
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        bar.set_style(style(
+            "{bar:28} {human_pos}/{human_len} steps of all runs  {eta} left",
+        ));
+        Self {
+            bar,
+            has_begun: false,
+        }
+    }
+
+    pub(crate) fn show(&mut self, progress: SweepEvent<'_>) {
+        match progress {
+            SweepEvent::Steps { done, planned } => {
+                self.bar.set_length(planned);
+                self.bar.set_position(done);
+                if !self.has_begun {
+                    // What was done before says nothing of the time that is left.
+                    self.has_begun = true;
+                    self.bar.reset_eta();
+                }
+            }
+            SweepEvent::Ended { dir, text } => {
+                self.bar.suspend(|| eprintln!("{}: {text}", dir.display()));
+            }
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.bar.finish();
+    }
+}
+
+/// A bar over the episodes of a report.
+pub(crate) struct ReportProgress {
+    bar: ProgressBar,
+}
+
+impl ReportProgress {
+    pub(crate) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        bar.set_style(style(
+            "{bar:28} {human_pos}/{human_len} episodes played  {msg}",
+        ));
+        Self { bar }
+    }
+
+    pub(crate) fn show(&self, progress: ReportEvent) {
+        match progress {
+            ReportEvent::Episodes(count) => self.bar.set_length(count as u64),
+            ReportEvent::Played => self.bar.inc(1),
+            // Told of for each value that it computes.
+            ReportEvent::Oracle if self.bar.message().is_empty() => {
+                self.bar.set_message("asking the oracle");
+            }
+            ReportEvent::Oracle => {}
+        }
     }
 
     pub(crate) fn end(&self) {
@@ -109,6 +188,15 @@ mod tests {
         progress.show(&Event::Compared);
         progress.show_study("mixed", Stage::States(1, 2));
         progress.end();
+        let mut sweep = SweepProgress::new();
+        sweep.show(SweepEvent::Steps {
+            done: 1,
+            planned: 2,
+        });
+        sweep.end();
+        let report = ReportProgress::new();
+        report.show(ReportEvent::Played);
+        report.end();
         fits().inc(1);
         episodes(2).inc(1);
     }

@@ -1,6 +1,6 @@
-//! CartPole-v1: whether the learner learns what it is known to be able to.
+//! CartPole-v1: whether the learners learn what they are known to be able to.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
@@ -10,19 +10,79 @@ use crate::compare::TRAINED;
 use crate::config::Config;
 use crate::train::{Event, Existing, Run, refuse_used, train};
 
-/// Mean return, over the evaluation episodes of a run, that counts as solved.
-pub const THRESHOLD: f64 = 475.0;
+/// A learner, and what is asked of it.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// How it learns.
+    pub config: Config,
+    /// Mean return, over the evaluation episodes of a run, that counts as solved.
+    pub threshold: f64,
+    /// One seed in so many may miss it; `None` if none may.
+    pub one_in: Option<usize>,
+}
 
-/// The config it runs.
-const CARTPOLE: &str = include_str!("../configs/cartpole.toml");
-const CARTPOLE_FILE: &str = "experiments/configs/cartpole.toml";
+impl Check {
+    fn parse(
+        file: &str,
+        text: &str,
+        threshold: f64,
+        one_in: Option<usize>,
+    ) -> Result<Self, LabError> {
+        Ok(Self {
+            config: Config::parse(Path::new(file), text)?,
+            threshold,
+            one_in,
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        self.config.training.learner.name()
+    }
+
+    fn needed(&self, seeds: usize) -> usize {
+        seeds - self.one_in.map_or(0, |one_in| seeds / one_in)
+    }
+}
+
+/// What is asked of each learner: of PPO all that there is to earn on every seed, of DQN the threshold of CartPole-v1 on
+/// four in five.
+///
+/// # Errors
+/// Never, unless a config that comes with blkpilot is broken.
+pub fn checks() -> Result<[Check; 2], LabError> {
+    Ok([
+        Check::parse(
+            "experiments/configs/cartpole.toml",
+            include_str!("../configs/cartpole.toml"),
+            500.0,
+            None,
+        )?,
+        Check::parse(
+            "experiments/configs/cartpole_dqn.toml",
+            include_str!("../configs/cartpole_dqn.toml"),
+            475.0,
+            Some(5),
+        )?,
+    ])
+}
 
 /// What the runs came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sanity {
+    /// Whether each learner passed.
+    pub passed: bool,
+    /// The learners, in the order of their checks.
+    pub learners: Vec<Checked>,
+}
+
+/// What the runs of one learner came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Checked {
+    /// Name of the learner.
+    pub algorithm: &'static str,
     /// Whether enough seeds reached the threshold.
     pub passed: bool,
-    /// [`THRESHOLD`].
+    /// Mean return that counts as solved.
     pub threshold: f64,
     /// Seeds that must reach it.
     pub needed: usize,
@@ -45,60 +105,72 @@ pub struct SanityRun {
     pub wall_s: f64,
 }
 
-/// Its config.
-///
-/// # Errors
-/// Never, unless the config that comes with blkpilot is broken.
-pub fn config() -> Result<Config, LabError> {
-    Ok(Config::parse(Path::new(CARTPOLE_FILE), CARTPOLE)?)
-}
-
-/// Trains seeds 1 to `seeds`, each into a directory of its own under `out`; one seed in five may
-/// miss the threshold.
+/// Trains seeds 1 to `seeds` with each learner, each into a directory of its own under `out`.
 ///
 /// # Errors
 /// As [`train`], `OutExists` for any of the directories before the first seed is trained;
 /// `Interrupted`.
 pub fn sanity(
-    config: &Config,
+    checks: &[Check],
     seeds: u64,
     out: &Path,
     existing: Existing,
     stop: &AtomicBool,
     watch: &mut dyn FnMut(u64, Event<'_>),
 ) -> Result<Sanity, LabError> {
-    let dir = |seed: u64| out.join(format!("seed-{seed}"));
     if existing == Existing::Refuse {
-        (1..=seeds).try_for_each(|seed| refuse_used(&dir(seed)))?;
-    }
-    let mut runs = Vec::new();
-    for seed in 1..=seeds {
-        let out = dir(seed);
-        let run = Run {
-            config,
-            seed,
-            out: &out,
-            existing,
-        };
-        let summary = train(&run, stop, &mut |event| watch(seed, event))?;
-        if summary.interrupted {
-            return Err(LabError::Interrupted);
+        for check in checks {
+            (1..=seeds).try_for_each(|seed| refuse_used(&dir(out, check, seed)))?;
         }
-        let reward = |policy: &str| summary.comparison.policies[policy].reward_mean;
-        runs.push(SanityRun {
-            seed,
-            trained: reward(TRAINED),
-            random: reward("random"),
-            env_steps: summary.env_steps,
-            wall_s: summary.wall_s,
+    }
+    let mut learners = Vec::new();
+    for check in checks {
+        let mut runs = Vec::new();
+        for seed in 1..=seeds {
+            let out = dir(out, check, seed);
+            let run = Run {
+                config: &check.config,
+                seed,
+                out: &out,
+                existing,
+            };
+            runs.push(trained(&run, stop, &mut |event| watch(seed, event))?);
+        }
+        let needed = check.needed(runs.len());
+        let reached = runs.iter().filter(|run| run.trained >= check.threshold);
+        learners.push(Checked {
+            algorithm: check.name(),
+            passed: reached.count() >= needed,
+            threshold: check.threshold,
+            needed,
+            runs,
         });
     }
-    let needed = runs.len() - runs.len() / 5;
-    let reached = runs.iter().filter(|run| run.trained >= THRESHOLD).count();
     Ok(Sanity {
-        passed: reached >= needed,
-        threshold: THRESHOLD,
-        needed,
-        runs,
+        passed: learners.iter().all(|learner| learner.passed),
+        learners,
+    })
+}
+
+fn dir(out: &Path, check: &Check, seed: u64) -> PathBuf {
+    out.join(check.name()).join(format!("seed-{seed}"))
+}
+
+fn trained(
+    run: &Run<'_>,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<SanityRun, LabError> {
+    let summary = train(run, stop, watch)?;
+    if summary.interrupted {
+        return Err(LabError::Interrupted);
+    }
+    let reward = |policy: &str| summary.comparison.policies[policy].reward_mean;
+    Ok(SanityRun {
+        seed: run.seed,
+        trained: reward(TRAINED),
+        random: reward("random"),
+        env_steps: summary.env_steps,
+        wall_s: summary.wall_s,
     })
 }

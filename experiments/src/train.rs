@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use blkpilot_learn::EpisodeEnd;
+use blkpilot_learn::{EpisodeEnd, LearnError};
 use blkpilot_models::Checkpoint;
 use serde::Serialize;
 
@@ -13,10 +13,16 @@ use crate::compare::{Comparison, compare, episode_count};
 use crate::config::{Config, EnvironmentConfig};
 use crate::curve::{self, Point};
 use crate::learner::{self, Learner, LearnerState};
+use crate::offline::{LearntFrom, evaluated};
 use crate::remote::RemoteFigures;
+use crate::run_lock::{LOCK_FILE, RunLock};
 use crate::start::{START_DIR, Start};
-use crate::state::{STATE_FILE, State, scenario};
+use crate::state::{
+    CONFIG_FILE, Changed, MEMORY_FILES, SCENARIO_FILE, STATE_FILE, State, remove_memories,
+    save_memory, scenario, write_config,
+};
 use crate::tensorboard::EventWriter;
+use crate::version::CODE;
 use crate::{LabError, json_text, write_file};
 
 /// Directory of the policy within that of the run.
@@ -56,6 +62,31 @@ pub enum Existing {
 /// What is happening, for whoever watches.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// The run has its directory, and begins or goes on.
+    Started {
+        /// Its directory.
+        dir: &'a Path,
+        /// The experiment.
+        config: &'a Config,
+        /// Seed of the run.
+        seed: u64,
+        /// Host-steps played before.
+        env_steps: u64,
+        /// Whether it goes on.
+        goes_on: bool,
+    },
+    /// The policy was saved, with where the run stands.
+    Saved {
+        /// Host-steps played.
+        env_steps: u64,
+        /// Mean return of recent episodes; `None` before the first has ended.
+        episodic_return: Option<f64>,
+    },
+    /// The run has ended.
+    Ended {
+        /// What it came to.
+        summary: &'a Summary,
+    },
     /// An update was made.
     Update {
         /// Host-steps played.
@@ -89,11 +120,13 @@ pub struct Summary {
     pub algorithm: &'static str,
     /// Seed of the run.
     pub seed: u64,
+    /// Versions of the code that trained it, in their order; one, unless it was made to go on with another.
+    pub code_versions: Vec<String>,
     /// Whether it was ended before its time; it is not compared then.
     pub interrupted: bool,
-    /// Host-steps played.
+    /// Host-steps played; gradient steps of a learner from a log, which plays none.
     pub env_steps: u64,
-    /// Host-steps the config asks for.
+    /// Those that the config asks for.
     pub env_steps_planned: u64,
     /// Updates made.
     pub updates: u64,
@@ -114,6 +147,9 @@ pub struct Summary {
     /// What was done at a service since the run was begun or gone on with, without the comparison; `None` if nothing
     /// was.
     pub remote: Option<RemoteFigures>,
+    /// The log that it was learnt from, and what is expected of the policy; `None` of one that has played.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learnt_from: Option<LearntFrom>,
     /// The trained policy beside those that are not.
     #[serde(flatten)]
     pub comparison: Comparison,
@@ -130,7 +166,7 @@ pub fn train(
     stop: &AtomicBool,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, LabError> {
-    Session::begin(run)?.finish(stop, watch)
+    Session::begin(run, watch)?.finish(stop, watch)
 }
 
 /// Goes on with the run in `dir`, from the last time its policy was saved: what comes of it is what would have come
@@ -138,14 +174,33 @@ pub fn train(
 /// has ended is only compared again.
 ///
 /// # Errors
-/// `NotResumable`, `Changed`, or as [`train`].
+/// `NotResumable`, `Changed`, `OtherCode`, or as [`train`].
 pub fn resume(
     dir: &Path,
     stop: &AtomicBool,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Summary, LabError> {
+    resume_where(dir, Changed::Refuse, stop, watch)
+}
+
+/// As [`resume`], where `changed` may say that changed circumstances are no reason to refuse.
+///
+/// # Errors
+/// `NotResumable`, `Changed`, `OtherCode`, or as [`train`].
+pub fn resume_where(
+    dir: &Path,
+    changed: Changed,
+    stop: &AtomicBool,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Summary, LabError> {
+    // A directory that is not there is not made only to hold a lock.
+    let lock = match dir.is_dir() {
+        true => Some(RunLock::take(dir)?),
+        false => None,
+    };
     let (state, checkpoint) = State::load(dir)?;
-    let config = state.config(dir)?;
+    state.check_code(dir, changed)?;
+    let config = state.config(dir, changed)?;
     if let EnvironmentConfig::Remote(remote) = &config.environment {
         watch(Event::Note(format!(
             "what is at {} has gone on meanwhile: a new episode begins, and the run will not be, bit for bit, the one \
@@ -153,7 +208,14 @@ pub fn resume(
             remote.address
         )));
     }
-    let session = Session::resume(dir, &config, state, &checkpoint)?;
+    let session = Session::resume(dir, lock, &config, state, &checkpoint)?;
+    watch(Event::Started {
+        dir,
+        config: &config,
+        seed: session.seed,
+        env_steps: session.learner.env_steps(),
+        goes_on: true,
+    });
     session.finish(stop, watch)
 }
 
@@ -168,13 +230,17 @@ struct Session<'a> {
     started: Instant,
     /// Seconds of training before it was interrupted.
     before_s: f64,
+    /// Versions of the code that have trained it, this one last.
+    code_versions: Vec<String>,
+    /// Host-steps at its last checkpoint.
+    saved_at: Option<u64>,
 }
 
 impl<'a> Session<'a> {
-    fn begin(run: &Run<'a>) -> Result<Self, LabError> {
+    fn begin(run: &Run<'a>, watch: &mut dyn FnMut(Event<'_>)) -> Result<Self, LabError> {
         let config = run.config;
         if run.existing == Existing::Refuse {
-            // Before a host is touched.
+            // Before a host is touched; somebody may begin there meanwhile, so again once the lock is held.
             refuse_used(run.out)?;
         }
         let (learner, origin) = learner::begin(config, run.seed)?;
@@ -182,6 +248,13 @@ impl<'a> Session<'a> {
         if let Some((_, policy)) = &origin {
             Start::keep(policy, run.out)?;
         }
+        watch(Event::Started {
+            dir: run.out,
+            config,
+            seed: run.seed,
+            env_steps: 0,
+            goes_on: false,
+        });
         Ok(Self {
             config,
             seed: run.seed,
@@ -191,31 +264,43 @@ impl<'a> Session<'a> {
             record: Record::default(),
             started: Instant::now(),
             before_s: 0.0,
+            code_versions: vec![CODE.to_owned()],
+            saved_at: None,
         })
     }
 
     fn resume(
         dir: &Path,
+        lock: Option<RunLock>,
         config: &'a Config,
         state: State,
         checkpoint: &Checkpoint,
     ) -> Result<Self, LabError> {
         let learner_state = LearnerState {
+            memory: state.memory(dir)?,
             collector: state.collector,
             seed: state.seed,
         };
+        let mut code_versions = state.code_versions;
+        if code_versions.last().is_none_or(|version| version != CODE) {
+            code_versions.push(CODE.to_owned());
+        }
+        let learner = learner::resume(config, checkpoint, learner_state)
+            .map_err(|error| not_resumable(dir, error))?;
         Ok(Self {
             config,
             seed: state.seed,
-            learner: learner::resume(config, checkpoint, learner_state)?,
+            saved_at: Some(learner.env_steps()),
+            learner,
             start: state.start,
-            files: Files::reopen(dir, state.next_checkpoint)?,
+            files: Files::open(dir, lock, state.next_checkpoint)?,
             record: Record {
                 recent: state.recent,
                 points: state.points,
             },
             started: Instant::now(),
             before_s: state.wall_s,
+            code_versions,
         })
     }
 
@@ -234,15 +319,16 @@ impl<'a> Session<'a> {
             if let Err(error) = self.update(stop, watch) {
                 if matches!(self.config.environment, EnvironmentConfig::Remote(_)) {
                     // What was learnt before is as good as ever, and the service may be back later.
-                    self.save()?;
+                    self.save(watch)?;
                 }
                 return Err(error);
             }
             is_stopped = stop.load(Ordering::Relaxed);
         }
         let wall_s = self.wall_s();
-        let checkpoint = self.save()?;
+        let checkpoint = self.save(watch)?;
         let (env_steps, updates) = (self.learner.env_steps(), self.learner.updates());
+        let mut learnt_from = self.learner.learnt_from()?;
         let remote = self.learner.close();
         let title = format!(
             "{}, seed {}: return while learning",
@@ -257,10 +343,16 @@ impl<'a> Session<'a> {
         } else {
             compare_unless_stopped(self.config, &checkpoint, stop, watch)?
         };
+        // Of a run that has ended, what an evaluation on its log says stands beside.
+        if let (Some(from), true) = (&mut learnt_from, comparison.is_some()) {
+            let selection = self.config.evaluation.selection;
+            from.evaluation = Some(evaluated(&from.log, &checkpoint, selection, from.gamma)?);
+        }
         let summary = Summary {
             config: self.config.name.clone(),
-            algorithm: self.config.training.learner.name(),
+            algorithm: self.config.algorithm(),
             seed: self.seed,
+            code_versions: self.code_versions.clone(),
             interrupted: comparison.is_none(),
             env_steps,
             env_steps_planned: planned,
@@ -271,11 +363,13 @@ impl<'a> Session<'a> {
             episodic_return: self.record.episodic_return(),
             spec_hash: checkpoint.manifest.spec_hash.clone(),
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            learnt_from,
             start: self.start,
             remote,
             comparison: comparison.unwrap_or_else(|| Comparison::none(self.config)),
         };
         write_file(&self.files.out.join(SUMMARY_FILE), json_text(&summary))?;
+        watch(Event::Ended { summary: &summary });
         Ok(summary)
     }
 
@@ -311,13 +405,27 @@ impl<'a> Session<'a> {
         });
         if env_steps >= self.files.next_checkpoint {
             self.files.next_checkpoint = env_steps + training.checkpoint_every;
-            self.save()?;
+            self.save(watch)?;
         }
         Ok(())
     }
 
-    /// Saves the policy and where the run stands.
-    fn save(&mut self) -> Result<Checkpoint, LabError> {
+    /// Saves the policy and where the run stands. If that fails, what was saved before stands.
+    fn save(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<Checkpoint, LabError> {
+        let checkpoint = self.save_all().map_err(|source| LabError::NotSaved {
+            dir: self.files.out.clone(),
+            last: self.saved_at,
+            source: Box::new(source),
+        })?;
+        self.saved_at = Some(self.learner.env_steps());
+        watch(Event::Saved {
+            env_steps: self.learner.env_steps(),
+            episodic_return: self.record.episodic_return(),
+        });
+        Ok(checkpoint)
+    }
+
+    fn save_all(&mut self) -> Result<Checkpoint, LabError> {
         let mut checkpoint = self.learner.checkpoint(self.config.document.clone())?;
         if let Some(start) = &self.start {
             let start = serde_json::to_value(start).expect("text and numbers");
@@ -325,7 +433,13 @@ impl<'a> Session<'a> {
             extra.insert(START_DIR.to_owned(), start);
         }
         let checkpoint = self.files.save(checkpoint)?;
-        let LearnerState { collector, .. } = self.learner.state();
+        let LearnerState {
+            collector, memory, ..
+        } = self.learner.state();
+        let number = memory.as_ref().map(|_| self.learner.env_steps());
+        if let (Some(number), Some(memory)) = (number, memory) {
+            save_memory(&self.files.out, number, &memory)?;
+        }
         let state = State {
             format: State::FORMAT,
             config: self.config.name.clone(),
@@ -336,13 +450,27 @@ impl<'a> Session<'a> {
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
             start: self.start.clone(),
             collector,
+            memory: number,
             recent: self.record.recent.clone(),
             points: self.record.points.clone(),
             wall_s: self.wall_s(),
             next_checkpoint: self.files.next_checkpoint,
+            code_versions: self.code_versions.clone(),
         };
         state.save(&self.files.out)?;
+        remove_memories(&self.files.out, number)?;
         Ok(checkpoint)
+    }
+}
+
+/// What is missing for a run to go on is told with its directory.
+fn not_resumable(dir: &Path, error: LabError) -> LabError {
+    match error {
+        LabError::Learn(LearnError::NoState { problem }) => LabError::NotResumable {
+            dir: dir.to_owned(),
+            problem,
+        },
+        other => other,
     }
 }
 
@@ -418,6 +546,7 @@ fn mean(episodes: &[EpisodeEnd], of: impl Fn(&EpisodeEnd) -> f64) -> Option<f64>
 
 /// What a run writes.
 struct Files {
+    _lock: Option<RunLock>,
     out: PathBuf,
     events: EventWriter,
     flushed: Instant,
@@ -427,21 +556,23 @@ struct Files {
 impl Files {
     fn create(run: &Run<'_>) -> Result<Self, LabError> {
         let out = run.out;
+        let lock = RunLock::take(out)?;
         match run.existing {
             Existing::Refuse => refuse_used(out)?,
             Existing::Overwrite => remove_run(out)?,
         }
-        Self::reopen(out, run.config.training.checkpoint_every)
+        write_config(out, run.config)?;
+        Self::open(out, Some(lock), run.config.training.checkpoint_every)
     }
 
-    /// Those of a run that goes on; its events go to a file beside those before it.
-    fn reopen(out: &Path, next_checkpoint: u64) -> Result<Self, LabError> {
+    /// Those of a run that begins or goes on; its events go to a file beside those before it.
+    fn open(out: &Path, lock: Option<RunLock>, next_checkpoint: u64) -> Result<Self, LabError> {
         let failed = |source| LabError::Write {
             path: out.to_owned(),
             source,
         };
-        fs::create_dir_all(out).map_err(failed)?;
         Ok(Self {
+            _lock: lock,
             out: out.to_owned(),
             events: EventWriter::create(out).map_err(failed)?,
             flushed: Instant::now(),
@@ -494,8 +625,10 @@ impl Files {
 
 /// `OutExists` if there is something in the directory of a run.
 pub(crate) fn refuse_used(dir: &Path) -> Result<(), LabError> {
-    let is_used =
-        dir.is_file() || fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
+    // A lock alone is left by a process that ended before it wrote anything.
+    let is_content = |entry: &fs::DirEntry| entry.file_name() != LOCK_FILE;
+    let is_used = dir.is_file()
+        || fs::read_dir(dir).is_ok_and(|entries| entries.flatten().any(|e| is_content(&e)));
     if is_used {
         Err(LabError::OutExists {
             dir: dir.to_owned(),
@@ -516,9 +649,12 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
             entry.path(),
         );
         let removed = match name.as_str() {
-            SUMMARY_FILE | CURVE_FILE | STATE_FILE => fs::remove_file(&path),
+            SUMMARY_FILE | CURVE_FILE | STATE_FILE | CONFIG_FILE | SCENARIO_FILE => {
+                fs::remove_file(&path)
+            }
             POLICY_DIR | "policy.previous" | START_DIR => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
+            _ if name.starts_with(MEMORY_FILES) => fs::remove_file(&path),
             _ => Ok(()),
         };
         removed.map_err(|source| LabError::Write { path, source })?;

@@ -55,6 +55,10 @@ fn run(out: &Path, seed: u64) -> Summary {
 fn lab(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
         .args(args)
+        .env(
+            "BLKPILOT_RUNS",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/lab.db"),
+        )
         .output()
         .unwrap()
 }
@@ -136,10 +140,12 @@ fn an_interrupted_run_says_so_and_leaves_a_policy_that_can_be_used() {
     };
     let mut watch = |event: Event<'_>| {
         assert!(
-            matches!(event, Event::Update { .. }),
+            !matches!(event, Event::Comparing { .. } | Event::Compared),
             "an interrupted run is not compared"
         );
-        stop.store(true, Ordering::Relaxed);
+        if matches!(event, Event::Update { .. }) {
+            stop.store(true, Ordering::Relaxed);
+        }
     };
     let summary = train(&run, &stop, &mut watch).unwrap();
     assert!(summary.interrupted && summary.env_steps < summary.env_steps_planned);
@@ -175,8 +181,8 @@ fn a_run_is_not_overwritten_unless_asked_and_then_only_what_runs_write() {
 #[test]
 fn sanity_overwrites_no_seed_unless_asked_and_looks_before_it_trains() {
     let dir = tempfile::tempdir().unwrap();
-    let second = dir.path().join("seed-2");
-    std::fs::create_dir(&second).unwrap();
+    let second = dir.path().join("dqn/seed-2");
+    std::fs::create_dir_all(&second).unwrap();
     std::fs::write(second.join("summary.json"), "earlier").unwrap();
     let refused = lab(&[
         "sanity",
@@ -191,14 +197,22 @@ fn sanity_overwrites_no_seed_unless_asked_and_looks_before_it_trains() {
         text.contains("seed-2") && text.contains("--overwrite"),
         "{text}"
     );
-    assert!(!dir.path().join("seed-1").exists());
+    assert!(!dir.path().join("ppo").exists());
 
-    let mut config = sanity::config().unwrap();
-    config.training.env_steps = 512;
-    config.evaluation.episodes = 2;
+    let mut checks = sanity::checks().unwrap();
+    for check in &mut checks {
+        check.config.training.env_steps = 512;
+        check.config.evaluation.episodes = 2;
+        check.threshold = 0.0;
+    }
     let (stop, mut watch) = (AtomicBool::new(false), |_: u64, _: Event<'_>| ());
     let out = dir.path();
-    sanity::sanity(&config, 2, out, Existing::Overwrite, &stop, &mut watch).unwrap();
+    let result = sanity::sanity(&checks, 2, out, Existing::Overwrite, &stop, &mut watch).unwrap();
+    let names: Vec<&str> = result.learners.iter().map(|own| own.algorithm).collect();
+    assert_eq!(names, ["ppo", "dqn"]);
+    let needed: Vec<usize> = result.learners.iter().map(|own| own.needed).collect();
+    assert_eq!(needed, [2, 2]);
+    assert!(result.passed && result.learners.iter().all(|own| own.runs.len() == 2));
     assert_ne!(
         std::fs::read_to_string(second.join("summary.json")).unwrap(),
         "earlier"
@@ -345,7 +359,7 @@ fn the_oracle_judges_the_baselines_and_a_checkpoint() {
             figures["accuracy"]["correct"]["value"].is_f64(),
             "{name}: {figures}"
         );
-        assert!(json["pooled_regret"][name]["value"].is_f64(), "{name}");
+        assert!(json["pooled"][name]["regret"]["value"].is_f64(), "{name}");
     }
     assert_eq!(
         first["best_static"]["g/vda"]["channel"]
@@ -390,6 +404,11 @@ fn help_teaches() {
     insta::assert_snapshot!("help_train", help(&["train", "--help"]));
     insta::assert_snapshot!("help_compare", help(&["compare", "--help"]));
     insta::assert_snapshot!("help_oracle", help(&["oracle", "--help"]));
+    insta::assert_snapshot!("help_resume", help(&["resume", "--help"]));
+    insta::assert_snapshot!("help_sweep", help(&["sweep", "--help"]));
+    insta::assert_snapshot!("help_report", help(&["report", "--help"]));
+    insta::assert_snapshot!("help_reproduce", help(&["reproduce", "--help"]));
+    insta::assert_snapshot!("help_runs", help(&["runs", "--help"]));
     insta::assert_snapshot!("help_log", help(&["log", "--help"]));
 }
 
@@ -544,10 +563,16 @@ fn a_log_that_cannot_be_written_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn every_config_that_comes_with_blkpilot_is_valid() {
-    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
-    for entry in std::fs::read_dir(configs).unwrap() {
-        let file = entry.unwrap().path();
+fn every_config_and_sweep_that_comes_with_blkpilot_is_valid() {
+    let files = |name: &str| {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries.map(|entry| entry.unwrap().path())
+    };
+    for file in files("configs") {
         Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
+    }
+    for file in files("sweeps") {
+        blkpilot_lab::sweep::Plan::of(&file, None).unwrap_or_else(|error| panic!("{error}"));
     }
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -34,6 +36,7 @@ const HOSTS: &str = r#"
     minibatch = 16
     gamma = 0.8
     gae_lambda = 0.9
+    normalise_reward = true
     learning_rate = 1e-3
     learning_rate_schedule = "linear_to_zero"
     clip = 0.2
@@ -60,6 +63,65 @@ const CARTPOLE: &str = r#"
     learning_rate = 1e-3
     clip = 0.2
     checkpoint_every = 256
+    [evaluation]
+    episodes = 2
+"#;
+
+/// A replay that has gone round by its end, with priorities, over several steps, whose oldest host-steps wait for what
+/// follows when a policy is saved.
+const DQN: &str = r#"
+    version = 1
+    [environment]
+    kind = "sim_host"
+    [environment.generator]
+    disks = [1, 3]
+    channels = [1, 3]
+    steps = 7
+    [network]
+    hidden = 8
+    channel_hidden = 4
+    [training]
+    algorithm = "dqn"
+    env_steps = 1536
+    envs = 4
+    train_frequency = 64
+    gradient_steps = 3
+    learning_starts = 128
+    minibatch = 16
+    replay_capacity = 700
+    priority_alpha = 0.6
+    n_steps = 3
+    gamma = 0.8
+    target_update_interval = 200
+    exploration_fraction = 0.5
+    exploration_final = 0.1
+    learning_rate = 1e-3
+    learning_rate_schedule = "linear_to_zero"
+    checkpoint_every = 512
+    [evaluation]
+    episodes = 2
+"#;
+
+const DQN_CARTPOLE: &str = r#"
+    version = 1
+    [environment]
+    kind = "cartpole"
+    [network]
+    hidden = 8
+    [training]
+    algorithm = "dqn"
+    env_steps = 1100
+    envs = 1
+    train_frequency = 4
+    gradient_steps = 1
+    learning_starts = 100
+    minibatch = 16
+    replay_capacity = 5000
+    gamma = 0.99
+    tau = 0.01
+    exploration_fraction = 0.2
+    exploration_final = 0.04
+    learning_rate = 1e-3
     [evaluation]
     episodes = 2
 "#;
@@ -113,16 +175,25 @@ fn assert_same(a: (&Summary, &Path), b: (&Summary, &Path)) {
 #[test]
 fn a_run_that_is_interrupted_at_any_update_and_gone_on_with_is_the_same() {
     let dir = TempDir::new().unwrap();
-    for (name, text) in [("hosts", HOSTS), ("cartpole", CARTPOLE)] {
+    let all = [
+        ("hosts", HOSTS),
+        ("cartpole", CARTPOLE),
+        ("dqn", DQN),
+        ("dqn-cartpole", DQN_CARTPOLE),
+    ];
+    for (name, text) in all {
         let config = config(dir.path(), text);
         let whole = dir.path().join(format!("{name}-whole"));
-        let straight = trained(&config, &whole, |_| false);
-        let updates = straight.updates;
-        for at in [1, 2, updates / 2, updates - 1] {
+        let mut updates = 0;
+        let straight = trained(&config, &whole, |update| {
+            updates = update;
+            false
+        });
+        for at in BTreeSet::from([1, 2, updates / 2, updates - 1]) {
             let out = dir.path().join(format!("{name}-{at}"));
             let cut = trained(&config, &out, |update| update == at);
             assert!(cut.interrupted);
-            assert_eq!(cut.updates, at);
+            assert!(cut.env_steps < straight.env_steps && cut.updates < straight.updates);
             let summary = resumed(&out);
             assert_same((&straight, &whole), (&summary, &out));
         }
@@ -131,8 +202,14 @@ fn a_run_that_is_interrupted_at_any_update_and_gone_on_with_is_the_same() {
 
 #[test]
 fn a_run_may_be_interrupted_again_and_again() {
+    for text in [HOSTS, DQN] {
+        interrupt_again_and_again(text);
+    }
+}
+
+fn interrupt_again_and_again(text: &str) {
     let dir = TempDir::new().unwrap();
-    let config = config(dir.path(), HOSTS);
+    let config = config(dir.path(), text);
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
     let straight = trained(&config, &whole, |_| false);
     trained(&config, &out, |update| update == 2);
@@ -154,8 +231,26 @@ fn a_run_may_be_interrupted_again_and_again() {
 /// What a kill leaves is what stood there when the policy was last saved, between two renames at worst.
 #[test]
 fn a_run_that_is_killed_goes_on_from_its_last_checkpoint() {
+    for text in [HOSTS, DQN] {
+        kill(text);
+    }
+}
+
+/// The state of a run and what its learner remembers, which are there until the next state is.
+fn state_files(dir: &Path) -> Vec<(OsString, Vec<u8>)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let named = entries.filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        name == STATE_FILE || name.starts_with("memory-")
+    });
+    named
+        .map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap()))
+        .collect()
+}
+
+fn kill(text: &str) {
     let dir = TempDir::new().unwrap();
-    let config = config(dir.path(), HOSTS);
+    let config = config(dir.path(), text);
     let (whole, killed, torn) = (
         dir.path().join("whole"),
         dir.path().join("killed"),
@@ -165,17 +260,20 @@ fn a_run_that_is_killed_goes_on_from_its_last_checkpoint() {
         let copied = Command::new("cp").arg("-r").arg(&whole).arg(to).status();
         assert!(copied.unwrap().success());
     };
-    let mut state_before = None;
+    let mut before = vec![];
     let straight = trained(&config, &whole, |update| {
-        let state = fs::read(whole.join(STATE_FILE)).ok();
-        // It is told of before it is saved, so the last checkpoint is that of update 3, and the one before of 1.
+        // It is told of before it is saved, so the last checkpoint is that of an update before this one, and there is
+        // one before that.
         if update == 5 {
             copy(&killed);
             copy(&torn);
             // As if the state's own rename had not been reached.
-            fs::write(torn.join(STATE_FILE), state_before.take().unwrap()).unwrap();
-        } else if state_before.is_none() {
-            state_before = state;
+            assert_ne!(before, state_files(&whole));
+            for (name, bytes) in &before {
+                fs::write(torn.join(name), bytes).unwrap();
+            }
+        } else if before.is_empty() {
+            before = state_files(&whole);
         }
         false
     });
@@ -183,6 +281,32 @@ fn a_run_that_is_killed_goes_on_from_its_last_checkpoint() {
         assert!(!out.join(SUMMARY_FILE).exists());
         assert_same((&straight, &whole), (&resumed(out), out));
     }
+}
+
+#[test]
+fn what_a_learner_remembers_is_kept_while_it_is_needed_and_no_longer() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), DQN);
+    let out = dir.path().join("out");
+    let memories = || state_files(&out).len() - 1;
+    let mut seen = vec![];
+    trained(&config, &out, |update| {
+        if update > 2 {
+            seen.push(memories());
+        }
+        update == 5
+    });
+    assert_eq!((seen, memories()), (vec![1, 1, 1], 1));
+    let name = state_files(&out).into_iter().map(|(name, _)| name);
+    let name = name.into_iter().find(|name| name != STATE_FILE).unwrap();
+    let kept = fs::read(out.join(&name)).unwrap();
+    fs::remove_file(out.join(&name)).unwrap();
+    let refused = lab(&["resume", out.to_str().unwrap()]);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains(name.to_str().unwrap()), "{text}");
+    fs::write(out.join(&name), kept).unwrap();
+    resumed(&out);
+    assert_eq!(memories(), 0);
 }
 
 #[test]
@@ -217,6 +341,90 @@ fn a_run_whose_scenario_has_changed_is_refused_with_the_difference() {
     assert_eq!(summary["interrupted"], false);
 }
 
+/// Config and scenario were copied into the directory of the run: that is what --force goes on with, to the same end.
+#[test]
+fn a_run_whose_config_was_edited_is_refused_and_forced_it_goes_on_as_it_was() {
+    let dir = TempDir::new().unwrap();
+    let scenario = dir.path().join("mine.toml");
+    fs::write(&scenario, SCENARIO).unwrap();
+    let (before, after) = (
+        HOSTS.split("[environment.generator]").next(),
+        HOSTS.split("[network]").nth(1),
+    );
+    let text = format!(
+        "{}scenario = \"mine.toml\"\n[network]{}",
+        before.unwrap(),
+        after.unwrap()
+    );
+    let config = config(dir.path(), &text);
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    let straight = trained(&config, &whole, |_| false);
+    trained(&config, &out, |update| update == 2);
+    let refused = |wanted: &str| {
+        let refused = lab(&["resume", out.to_str().unwrap()]);
+        assert_eq!(refused.status.code(), Some(2));
+        let text = String::from_utf8(refused.stderr).unwrap();
+        assert!(text.contains(wanted) && text.contains("--force"), "{text}");
+    };
+    fs::write(
+        dir.path().join("own.toml"),
+        text.replace("clip = 0.2", "clip = 0.3"),
+    )
+    .unwrap();
+    refused("training.clip was 0.2 and is 0.3");
+    fs::write(dir.path().join("own.toml"), "this is no TOML").unwrap();
+    refused("it is no TOML now");
+    fs::remove_file(dir.path().join("own.toml")).unwrap();
+    fs::write(&scenario, "name = 3").unwrap();
+    refused("mine.toml");
+    // Its own copy must still be the one it was trained on.
+    let copy = out.join("scenario.toml");
+    let own = fs::read_to_string(&copy).unwrap();
+    fs::write(&copy, own.replace("memory_gib = 32.0", "memory_gib = 31.0")).unwrap();
+    let forced = lab(&["resume", out.to_str().unwrap(), "--force"]);
+    assert_eq!(forced.status.code(), Some(2), "{forced:?}");
+    fs::write(&copy, own).unwrap();
+    let forced = lab(&["resume", out.to_str().unwrap(), "--force"]);
+    assert!(forced.status.success(), "{forced:?}");
+    assert_same(
+        (&straight, &whole),
+        (&resumed_where_nothing_is_left(&out, &scenario), &out),
+    );
+}
+
+/// A file that is gone says nothing else than it said.
+fn resumed_where_nothing_is_left(out: &Path, scenario: &Path) -> Summary {
+    fs::remove_file(scenario).unwrap();
+    resumed(out)
+}
+
+#[test]
+fn a_run_of_other_code_is_refused_unless_forced_and_says_so_ever_after() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), HOSTS);
+    let out = dir.path().join("out");
+    let this = trained(&config, &out, |update| update == 2).code_versions;
+    assert_eq!(this.len(), 1);
+    let state = out.join(STATE_FILE);
+    let text = fs::read_to_string(&state).unwrap();
+    assert!(text.contains(&this[0]));
+    fs::write(&state, text.replace(&this[0], "0.0.1+feedbeef")).unwrap();
+    let refused = lab(&["resume", out.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        text.contains("0.0.1+feedbeef") && text.contains(&this[0]),
+        "{text}"
+    );
+    let forced = lab(&["resume", out.to_str().unwrap(), "--force", "--json"]);
+    assert!(forced.status.success(), "{forced:?}");
+    let summary: serde_json::Value = serde_json::from_slice(&forced.stdout).unwrap();
+    assert_eq!(
+        summary["code_versions"],
+        serde_json::json!(["0.0.1+feedbeef", this[0]])
+    );
+}
+
 #[test]
 fn what_cannot_be_gone_on_with_is_refused_with_the_reason() {
     let dir = TempDir::new().unwrap();
@@ -247,6 +455,10 @@ fn what_cannot_be_gone_on_with_is_refused_with_the_reason() {
 fn lab(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_blkpilot-lab"))
         .args(args)
+        .env(
+            "BLKPILOT_RUNS",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/resume.db"),
+        )
         .output()
         .unwrap()
 }

@@ -9,7 +9,7 @@ use blkpilot_env::{EnvSpec, Head, Scale, Turn, TurnView};
 use ndarray::ArrayView1;
 
 use crate::architecture::has_channels;
-use crate::checkpoint::{Checkpoint, CheckpointError, Tensor};
+use crate::checkpoint::{Checkpoint, CheckpointError, Manifest, Tensor};
 use crate::linear::{Linear, tanh_in_place};
 use crate::normaliser::{Normaliser, PerTable, TableName, normalise};
 use crate::policy::PolicyError;
@@ -62,10 +62,23 @@ impl ActorCritic {
     /// What [`Checkpoint::verify`] finds.
     pub fn new(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
         checkpoint.verify()?;
-        let spec = &checkpoint.manifest.spec;
-        let tensors = Tensors {
-            map: &checkpoint.tensors,
-        };
+        let Manifest {
+            spec, normalisers, ..
+        } = &checkpoint.manifest;
+        Ok(Self::unverified(spec, normalisers, &checkpoint.tensors))
+    }
+
+    /// As [`ActorCritic::new`], of parts that nobody else has made: those of a network that is being trained.
+    ///
+    /// # Panics
+    /// If a tensor of the architecture is missing.
+    #[must_use]
+    pub fn unverified(
+        spec: &EnvSpec,
+        normalisers: &PerTable<Normaliser>,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Self {
+        let tensors = Tensors { map: tensors };
         let device = (!spec.device_heads.is_empty()).then(|| DeviceSide {
             encoder: tensors.encoder("device"),
             heads: spec
@@ -74,8 +87,8 @@ impl ActorCritic {
                 .map(|h| tensors.linear(&format!("device.head.{}", h.name)))
                 .collect(),
         });
-        Ok(Self {
-            columns: Columns::new(checkpoint),
+        Self {
+            columns: Columns::new(spec, normalisers),
             actor: tensors.side("actor", spec),
             heads: spec
                 .disk_heads
@@ -86,7 +99,7 @@ impl ActorCritic {
             value: tensors.linear("critic.value"),
             device,
             spec: spec.clone(),
-        })
+        }
     }
 
     /// The spec that the network was made for.
@@ -389,7 +402,7 @@ impl Tensors<'_> {
     fn get(&self, name: &str, part: &str) -> &Tensor {
         self.map
             .get(&format!("{name}.{part}"))
-            .expect("verify found each tensor of the architecture")
+            .expect("each tensor of the architecture is there")
     }
 
     fn linear(&self, name: &str) -> Linear {
@@ -460,8 +473,7 @@ struct Columns {
 }
 
 impl Columns {
-    fn new(checkpoint: &Checkpoint) -> Self {
-        let (spec, normalisers) = (&checkpoint.manifest.spec, &checkpoint.manifest.normalisers);
+    fn new(spec: &EnvSpec, normalisers: &PerTable<Normaliser>) -> Self {
         let tables = PerTable::build(spec, |table, features| {
             let Normaliser { mean, std } = normalisers.get(table);
             let moments = mean.iter().zip(std);

@@ -28,6 +28,7 @@ pub mod knobs;
 pub mod phases;
 pub mod planner;
 pub mod policies;
+mod pooled;
 mod record;
 mod regret;
 pub mod search;
@@ -46,7 +47,8 @@ pub use best_static::BestStatic;
 pub use knobs::{Knob, Knobs, Setting};
 pub use planner::{Limits, Planner};
 pub use policies::{OraclePolicy, Sight, StaticPolicy};
-pub use regret::{Estimate, pooled};
+pub use pooled::{PooledFigures, Resampled, pooled};
+pub use regret::Estimate;
 pub use study::{Study, StudyError, StudyOptions, study};
 
 /// Why an oracle has no answer.

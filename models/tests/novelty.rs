@@ -33,7 +33,7 @@ fn play(
         let mut obs = host.reset(Some(seed), &ResetOptions::new()).unwrap();
         loop {
             let decided = decide_with(&mut RandomPolicy, &spec, &obs, &mut rng, |view, _| {
-                see(view)
+                see(view);
             })
             .unwrap();
             let step = host.step(&decided.action).unwrap();

@@ -15,7 +15,8 @@ use blkpilot_models::oracle::search::random_setting;
 use blkpilot_models::oracle::steady::{frozen, settle};
 use blkpilot_models::oracle::values::Values;
 use blkpilot_models::oracle::{
-    Limits, OracleError, Planner, Setting, Study, StudyError, StudyOptions, pooled, study,
+    Limits, OracleError, Planner, Resampled, Setting, Study, StudyError, StudyOptions, pooled,
+    study,
 };
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -317,22 +318,46 @@ fn a_study_follows_the_transitions_of_the_phases() {
 }
 
 #[test]
-fn a_pooled_regret_weighs_scenarios_by_their_range() {
+fn pooled_figures_weigh_scenarios_alike_and_their_regret_by_its_range() {
     let studies = [
         studied(&two_minded(), 4),
         studied(&presets::capped_device(), 4),
     ];
-    let pooled = pooled(&studies);
+    let pooled_by = |resampled| pooled(&studies, resampled, Some("least_loaded"));
+    let pooled = pooled_by(Resampled::Episodes);
     let lost = |study: &Study, policy: &str| {
         study.policies["oracle"].reward.value - study.policies[policy].reward.value
     };
     for policy in ["keep_default", "least_loaded", "best_static"] {
         let sum = |of: &str| studies.iter().map(|study| lost(study, of)).sum::<f64>();
         let wanted = sum(policy) / sum("random");
-        assert!((pooled[policy].value - wanted).abs() < 1e-9, "{policy}");
-        let [low, high] = pooled[policy].ci95;
+        let regret = pooled[policy].regret.unwrap();
+        assert!((regret.value - wanted).abs() < 1e-9, "{policy}");
+        let [low, high] = regret.ci95;
         assert!(low <= wanted && wanted <= high, "{policy}");
     }
+    let mean = |of: &dyn Fn(&Study) -> f64| studies.iter().map(of).sum::<f64>() / 2.0;
+    let reward = |name: &'static str| move |study: &Study| study.policies[name].reward.value;
+    let lead = mean(&reward("least_loaded")) - mean(&reward("random"));
+    let found = pooled["random"].subject_minus_it.unwrap();
+    assert!((found.value - lead).abs() < 1e-9, "{found:?}");
+    assert_eq!(pooled["least_loaded"].subject_minus_it, None);
+    let judged = |study: &Study| study.policies["keep_default"].accuracy;
+    let correct = studies
+        .iter()
+        .map(judged)
+        .map(|own| own.correct.unwrap().value * own.judged as f64);
+    let wanted =
+        correct.sum::<f64>() / studies.iter().map(|s| judged(s).judged as f64).sum::<f64>();
+    assert!((pooled["keep_default"].correct.unwrap().value - wanted).abs() < 1e-9);
+    // Two scenarios drawn again as wholes: a mean can be that of the worse, of both, or of the better.
+    let as_wholes = &pooled_by(Resampled::Scenarios)["keep_default"];
+    let each = studies.each_ref().map(reward("keep_default"));
+    assert_eq!(as_wholes.reward.value, pooled["keep_default"].reward.value);
+    let [low, high] = as_wholes.reward.ci95;
+    assert!(
+        (low - each[0].min(each[1])).abs() < 1e-9 && (high - each[0].max(each[1])).abs() < 1e-9
+    );
 }
 
 fn with_two_policies(

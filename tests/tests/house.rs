@@ -71,7 +71,10 @@ const HOMES: [(&str, &[&str]); 8] = [
     ("virt", &["blkpilot-host"]),
     ("virt-sys", &["blkpilot-host"]),
     ("procfs", &["blkpilot-host"]),
-    ("rusqlite", &["blkpilot-host", "blkpilot-agent"]),
+    (
+        "rusqlite",
+        &["blkpilot-host", "blkpilot-agent", "blkpilot-lab"],
+    ),
     (
         "tokio",
         &["blkpilot-agent", "blkpilot-lab", "blkpilot-tests"],

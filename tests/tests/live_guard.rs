@@ -12,8 +12,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use blkpilot_env::Environment as _;
-use blkpilot_env::features::{CHANNEL_HEAD, observe};
+use blkpilot_env::features::{CHANNEL_HEAD, Terms, observe};
 use blkpilot_env::guard::{Guard, GuardConfig};
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::spec::EnvSpec;
 use blkpilot_env::window::HostWindow;
 use blkpilot_host::{BootClock, Hypervisor, Libvirt, LiveHost, LiveHostConfig};
@@ -75,7 +76,11 @@ fn is_undone(spec: &EnvSpec, windows: &[HostWindow], disk: usize) -> bool {
     for window in &windows[..BEFORE] {
         guard.observe(window);
     }
-    let obs = observe(spec, &windows[BEFORE - 1], INTERVAL);
+    let terms = Terms {
+        interval: INTERVAL,
+        reward: &RewardConfig::default(),
+    };
+    let obs = observe(spec, &windows[BEFORE - 1], terms);
     let mut executed = obs.current.clone();
     executed.disks[[disk, CHANNEL_HEAD]] = 1 - executed.disks[[disk, CHANNEL_HEAD]].min(1);
     guard.changed(INTERVAL, &obs, &executed);

@@ -155,6 +155,7 @@ impl Service {
             recorder: Recorder::open(&dir.path().join("decisions"), &LogConfig::default()).unwrap(),
             guard,
             neighbours: None,
+            reward: blkpilot_env::reward::RewardConfig::default(),
         };
         let (host, _) = start(config).unwrap();
         Self {

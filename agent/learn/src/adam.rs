@@ -224,6 +224,26 @@ mod tests {
         assert!((second.double_value(&[0]) - 0.004).abs() < 1e-12);
     }
 
+    /// Norm 5, of two tensors together.
+    #[test]
+    fn gradients_longer_than_the_limit_are_brought_to_it_together() {
+        let gradients = || {
+            [
+                Tensor::from_slice(&[3.0_f64]),
+                Tensor::from_slice(&[4.0_f64]),
+            ]
+        };
+        let (long, short) = (gradients(), gradients());
+        assert!((clip_gradients(&long, 1.0).unwrap() - 5.0).abs() < 1e-12);
+        let [x, y] = long.map(|gradient| gradient.double_value(&[0]));
+        assert!((x - 0.6).abs() < 1e-6 && (y - 0.8).abs() < 1e-6, "{x} {y}");
+        clip_gradients(&short, 6.0).unwrap();
+        assert_eq!(
+            short.map(|gradient| gradient.double_value(&[0])),
+            [3.0, 4.0]
+        );
+    }
+
     #[test]
     fn a_parameter_without_a_gradient_stays() {
         let x = Tensor::from_slice(&[1.0_f64]).set_requires_grad(true);

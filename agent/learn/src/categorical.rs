@@ -25,23 +25,43 @@ pub struct Judgement {
 /// # Errors
 /// If libtorch fails.
 pub fn judge(scores: &[Tensor], batch: &Batch, taken: &Tensor) -> Result<Judgement, TchError> {
-    let (mut log_probs, mut entropies) = (Vec::new(), Vec::new());
-    for (head, (scores, allowed)) in scores.iter().zip(&batch.allowed).enumerate() {
-        let log_p = log_softmax(scores, allowed)?;
-        let own = taken.f_narrow(1, head as i64, 1)?;
-        log_probs.push(log_p.f_gather(1, &own, false)?);
-        let terms = log_p.f_exp()?.f_mul(&log_p)?;
-        entropies.push(
-            terms
-                .f_sum_dim_intlist([1_i64].as_slice(), true, None::<Kind>)?
-                .f_neg()?,
-        );
-    }
-    let log_prob = Tensor::f_cat(&log_probs, 1)?.f_mul(&batch.free)?;
+    let heads = log_softmaxes(scores, batch)?;
+    let entropies = heads.iter().map(|log_p| {
+        let terms = log_p.f_exp()?.f_mul(log_p)?;
+        let sum = terms.f_sum_dim_intlist([1_i64].as_slice(), true, None::<Kind>)?;
+        sum.f_neg()
+    });
+    let entropies = entropies.collect::<Result<Vec<_>, TchError>>()?;
     Ok(Judgement {
-        log_prob: log_prob.f_sum_dim_intlist([1_i64].as_slice(), false, None::<Kind>)?,
+        log_prob: of_taken(&heads, batch, taken)?,
         entropy: Tensor::f_cat(&entropies, 1)?.f_mul(&batch.free)?,
     })
+}
+
+/// The log-probability that [`judge`] gives, for whoever has no use for the entropies; `[S]`.
+///
+/// # Errors
+/// If libtorch fails.
+pub fn log_prob(scores: &[Tensor], batch: &Batch, taken: &Tensor) -> Result<Tensor, TchError> {
+    of_taken(&log_softmaxes(scores, batch)?, batch, taken)
+}
+
+fn log_softmaxes(scores: &[Tensor], batch: &Batch) -> Result<Vec<Tensor>, TchError> {
+    let heads = scores.iter().zip(&batch.allowed);
+    heads
+        .map(|(scores, allowed)| log_softmax(scores, allowed))
+        .collect()
+}
+
+/// Sum over the heads that had a choice.
+fn of_taken(heads: &[Tensor], batch: &Batch, taken: &Tensor) -> Result<Tensor, TchError> {
+    let own = heads.iter().enumerate().map(|(head, log_p)| {
+        let level = taken.f_narrow(1, head as i64, 1)?;
+        log_p.f_gather(1, &level, false)
+    });
+    let own = own.collect::<Result<Vec<_>, TchError>>()?;
+    let free = Tensor::f_cat(&own, 1)?.f_mul(&batch.free)?;
+    free.f_sum_dim_intlist([1_i64].as_slice(), false, None::<Kind>)
 }
 
 /// Log-probabilities under a mask: of `scores` and `allowed`, both `[S, levels]`.

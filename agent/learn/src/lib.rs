@@ -1,11 +1,11 @@
-//! Learners on libtorch: networks, PPO, and fitted Q evaluation with a network.
+//! Learners on libtorch: networks, PPO, learners from logs, and fitted Q evaluation with a network.
 //!
 //! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
 //! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
 //! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`collector`]
 //! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; [`q`], what a value
-//! learner reads from the same network; and [`fqe`], what a policy is worth from logged decisions of
-//! another.
+//! learner reads from the same network; [`offline`], learners from decision logs; and [`fqe`], what a
+//! policy is worth from logged decisions of another.
 //!
 //! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
 //!
@@ -14,14 +14,18 @@
 pub mod adam;
 pub mod categorical;
 pub mod collector;
+pub mod dqn;
 pub mod fqe;
 pub mod gae;
 mod initial;
 mod loss;
 pub mod network;
+pub mod offline;
 pub mod ppo;
 pub mod q;
+mod reward_scale;
 pub mod rollout;
+mod stored;
 pub mod turns;
 
 use std::sync::Once;
@@ -30,8 +34,10 @@ use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
 pub use collector::{Collector, CollectorState, Continued, Resumable};
+pub use dqn::{Dqn, DqnConfig};
 pub use gae::Discount;
 pub use network::Network;
+pub use offline::{Offline, OfflineConfig, OfflineReport};
 pub use ppo::{Ppo, PpoConfig, Schedule, UpdateReport};
 pub use rollout::{EpisodeEnd, Rollout};
 
@@ -73,6 +79,12 @@ pub enum LearnError {
         /// Its value.
         value: f64,
     },
+    /// A log that nothing can be learnt from.
+    #[error("nothing can be learnt from this log: {problem}")]
+    NoLessons {
+        /// What is missing, and the way out.
+        problem: String,
+    },
     /// Transitions that no early stop can be made of.
     #[error(
         "the network cannot be fitted: {groups} blocks with transitions are left to fit to, and at least 2 are needed, one of them for the early stop; log for longer, or shorten the blocks"
@@ -99,6 +111,9 @@ pub enum LearnError {
         /// What is missing or does not fit.
         problem: String,
     },
+    /// The policy cannot play what an environment shows.
+    #[error("the policy could not play")]
+    Policy(#[from] blkpilot_models::PolicyError),
     /// A checkpoint that does not fit.
     #[error(transparent)]
     Checkpoint(#[from] blkpilot_models::CheckpointError),

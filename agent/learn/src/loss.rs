@@ -1,87 +1,109 @@
 //! The loss of PPO: the clipped objectives of disks and devices, the value loss, the entropy bonus.
+//!
+//! All of it is a sum over turns of a few numbers each, so it is computed here, in f64, together with its gradient
+//! with respect to what the network said, which the network's backward pass takes on to the parameters. (Written as
+//! operations of libtorch, each of which costs microseconds however small it is, it took longer than the network.)
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::categorical::judge;
 use crate::network::Network;
 use crate::rollout::{Estimates, Samples};
-use crate::turns::Batch;
+use crate::turns::{Batch, Turns};
 
 /// What is to be learnt from some turns; S of them.
 #[derive(Debug)]
-pub(crate) struct Lessons {
-    pub(crate) len: usize,
+pub(crate) struct Lessons<'a> {
+    turns: &'a Turns,
     pub(crate) batch: Batch,
-    /// int64 `[S, heads]`.
-    pub(crate) levels: Tensor,
+    /// `[S, heads]`.
+    levels: &'a [i64],
+    /// Of these levels, under the policy that drew them; `[S]`.
+    pub(crate) log_probs: Vec<f32>,
     /// `[S]`.
-    pub(crate) log_probs: Tensor,
-    /// `[S]`.
-    pub(crate) advantages: Tensor,
-    /// 1 where the turn teaches the policy, else 0; `[S]`.
-    pub(crate) weights: Tensor,
-    /// Old value and return, of disks; `[S]`.
-    pub(crate) values: Option<(Tensor, Tensor)>,
+    advantages: &'a [f32],
+    /// Whether the turn teaches the policy; `[S]`.
+    teaches: &'a [bool],
+    /// What the critic said when the rollout was played; `[S]`, nothing of devices.
+    values: &'a [f32],
+    /// What it should have said; `[S]`, nothing of devices.
+    returns: &'a [f32],
 }
 
-impl Lessons {
-    pub(crate) fn of_disks(samples: &Samples, estimates: &Estimates) -> Result<Self, TchError> {
-        let values = (
-            Tensor::f_from_slice(&estimates.values)?,
-            Tensor::f_from_slice(&estimates.returns)?,
-        );
-        Self::new(
-            samples,
-            &estimates.disk_advantages,
-            &estimates.disk_weights,
-            Some(values),
-        )
+impl<'a> Lessons<'a> {
+    pub(crate) fn of_disks(samples: &'a Samples, from: &'a Estimates) -> Result<Self, TchError> {
+        Ok(Self {
+            values: &from.values,
+            returns: &from.returns,
+            ..Self::new(samples, &from.disk_advantages, &from.disk_weights)?
+        })
     }
 
-    pub(crate) fn of_devices(samples: &Samples, estimates: &Estimates) -> Result<Self, TchError> {
-        Self::new(
-            samples,
-            &estimates.device_advantages,
-            &estimates.device_weights,
-            None,
-        )
+    pub(crate) fn of_devices(samples: &'a Samples, from: &'a Estimates) -> Result<Self, TchError> {
+        Self::new(samples, &from.device_advantages, &from.device_weights)
     }
 
     fn new(
-        samples: &Samples,
-        advantages: &[f32],
-        weights: &[bool],
-        values: Option<(Tensor, Tensor)>,
+        samples: &'a Samples,
+        advantages: &'a [f32],
+        teaches: &'a [bool],
     ) -> Result<Self, TchError> {
-        let (rows, heads) = (samples.turns.len(), samples.turns.heads());
-        let weights: Vec<f32> = weights.iter().map(|w| f32::from(u8::from(*w))).collect();
         Ok(Self {
-            len: rows,
-            batch: samples.turns.batch(0..rows)?,
-            levels: Tensor::f_from_slice(&samples.levels)?.f_view([rows as i64, heads as i64])?,
-            log_probs: Tensor::f_from_slice(&samples.log_probs)?,
-            advantages: Tensor::f_from_slice(advantages)?,
-            weights: Tensor::f_from_slice(&weights)?,
-            values,
+            turns: &samples.turns,
+            batch: samples.turns.batch(0..samples.turns.len())?,
+            levels: &samples.levels,
+            log_probs: samples.log_probs.clone(),
+            advantages,
+            teaches,
+            values: &[],
+            returns: &[],
         })
     }
 
-    pub(crate) fn select(&self, rows: &[i64]) -> Result<Self, TchError> {
-        let index = Tensor::f_from_slice(rows)?;
-        let pick = |tensor: &Tensor| tensor.f_index_select(0, &index);
-        let values = match &self.values {
-            Some((old, returns)) => Some((pick(old)?, pick(returns)?)),
-            None => None,
-        };
-        Ok(Self {
-            len: rows.len(),
-            batch: self.batch.select(&index)?,
-            levels: pick(&self.levels)?,
-            log_probs: pick(&self.log_probs)?,
-            advantages: pick(&self.advantages)?,
-            weights: pick(&self.weights)?,
-            values,
+    pub(crate) fn len(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// The turns `rows`.
+    pub(crate) fn select(&self, rows: &[i64]) -> Result<Minibatch<'_>, TchError> {
+        Ok(Minibatch {
+            lessons: self,
+            batch: self.batch.select(&Tensor::f_from_slice(rows)?)?,
+            rows: rows.iter().map(|row| *row as usize).collect(),
         })
+    }
+}
+
+/// Some of the turns; M of them.
+#[derive(Debug)]
+pub(crate) struct Minibatch<'a> {
+    lessons: &'a Lessons<'a>,
+    pub(crate) batch: Batch,
+    rows: Vec<usize>,
+}
+
+impl Minibatch<'_> {
+    /// Number of turns that teach.
+    fn teaching(&self) -> usize {
+        let teaches = |row: &&usize| self.lessons.teaches[**row];
+        self.rows.iter().filter(teaches).count()
+    }
+
+    /// Advantages with mean 0 and deviation 1 over the turns that teach; as they are if fewer than two do.
+    fn normalised_advantages(&self) -> Vec<f64> {
+        let of = |row: &usize| f64::from(self.lessons.advantages[*row]);
+        let count = self.teaching() as f64;
+        if count < 2.0 {
+            return self.rows.iter().map(of).collect();
+        }
+        let teaching = || {
+            let rows = self.rows.iter();
+            rows.filter(|row| self.lessons.teaches[**row]).map(of)
+        };
+        let mean = teaching().sum::<f64>() / count;
+        let squares: f64 = teaching().map(|advantage| (advantage - mean).powi(2)).sum();
+        let deviation = (squares / (count - 1.0)).sqrt();
+        let normalised = |row| (of(row) - mean) / (deviation + 1e-8);
+        self.rows.iter().map(normalised).collect()
     }
 }
 
@@ -94,141 +116,10 @@ pub(crate) struct LossWeights {
     pub(crate) entropy: f64,
 }
 
-/// The loss of one minibatch and its parts.
-pub(crate) struct Loss {
-    pub(crate) total: Tensor,
-    value: Tensor,
-    /// Of disks' turns, then of devices'.
-    policies: Vec<PolicyLoss>,
-}
-
-/// Clipped objective of some turns.
-pub(crate) struct PolicyLoss {
-    pub(crate) objective: Tensor,
-    entropy: Tensor,
-    approx_kl: Tensor,
-    clip_fraction: Tensor,
-    /// Number of turns that teach, which the means above are over.
-    turns: Tensor,
-    /// Mean entropy per head, over the turns where it had a choice; [heads].
-    head_entropy: Tensor,
-    /// Number of those turns; [heads].
-    head_turns: Tensor,
-}
-
-/// The loss of one minibatch: the clipped objectives of disks and devices, each a mean over its own
-/// turns, the value loss and the entropy bonus.
-pub(crate) fn loss(
-    network: &Network,
-    disks: &Lessons,
-    devices: Option<&Lessons>,
-    weights: &LossWeights,
-) -> Result<Loss, TchError> {
-    let mut policies = vec![policy_loss(
-        &network.scores(&disks.batch)?,
-        disks,
-        weights.clip,
-    )?];
-    if let Some(devices) = devices {
-        policies.push(policy_loss(
-            &network.device_scores(&devices.batch)?,
-            devices,
-            weights.clip,
-        )?);
-    }
-    let value = value_loss(&network.values(&disks.batch)?, disks, weights.value_clip)?;
-    let mut total = value.f_mul_scalar(weights.value)?;
-    for policy in &policies {
-        let bonus = policy.entropy.f_mul_scalar(weights.entropy)?;
-        total = total.f_add(&policy.objective)?.f_sub(&bonus)?;
-    }
-    Ok(Loss {
-        total,
-        value,
-        policies,
-    })
-}
-
-pub(crate) fn policy_loss(
-    scores: &[Tensor],
-    lessons: &Lessons,
-    clip: f64,
-) -> Result<PolicyLoss, TchError> {
-    let judged = judge(scores, &lessons.batch, &lessons.levels)?;
-    let turns = lessons.weights.f_sum(None::<Kind>)?;
-    let count = turns.f_clamp_min(1.0)?;
-    let mean = |tensor: &Tensor| {
-        tensor
-            .f_mul(&lessons.weights)?
-            .f_sum(None::<Kind>)?
-            .f_div(&count)
-    };
-    let advantages = normalise(&lessons.advantages, &lessons.weights, &count)?;
-    let log_ratio = judged.log_prob.f_sub(&lessons.log_probs)?;
-    let ratio = log_ratio.f_exp()?;
-    let clipped = ratio.f_clamp(1.0 - clip, 1.0 + clip)?;
-    let gain = ratio
-        .f_mul(&advantages)?
-        .f_minimum(&clipped.f_mul(&advantages)?)?;
-    let left = ratio
-        .f_sub_scalar(1.0)?
-        .f_abs()?
-        .f_gt(clip)?
-        .f_to_kind(ratio.kind())?;
-    let head_turns =
-        lessons
-            .batch
-            .free
-            .f_sum_dim_intlist([0_i64].as_slice(), false, None::<Kind>)?;
-    let entropy_sum = judged
-        .entropy
-        .f_sum_dim_intlist([0_i64].as_slice(), false, None::<Kind>)?;
-    Ok(PolicyLoss {
-        objective: mean(&gain)?.f_neg()?,
-        entropy: mean(&judged.entropy.f_sum_dim_intlist(
-            [1_i64].as_slice(),
-            false,
-            None::<Kind>,
-        )?)?,
-        approx_kl: mean(&ratio.f_sub_scalar(1.0)?.f_sub(&log_ratio)?)?,
-        clip_fraction: mean(&left)?,
-        turns,
-        head_entropy: entropy_sum.f_div(&head_turns.f_clamp_min(1.0)?)?,
-        head_turns,
-    })
-}
-
-/// Advantages with mean 0 and deviation 1 over the turns that teach; as they are if fewer than two do.
-fn normalise(advantages: &Tensor, weights: &Tensor, count: &Tensor) -> Result<Tensor, TchError> {
-    if count.f_double_value(&[])? < 2.0 {
-        return Ok(advantages.shallow_clone());
-    }
-    let mean = advantages
-        .f_mul(weights)?
-        .f_sum(None::<Kind>)?
-        .f_div(count)?;
-    let centred = advantages.f_sub(&mean)?;
-    let squares = centred.f_square()?.f_mul(weights)?.f_sum(None::<Kind>)?;
-    let deviation = squares.f_div(&count.f_sub_scalar(1.0)?)?.f_sqrt()?;
-    centred.f_div(&deviation.f_add_scalar(1e-8)?)
-}
-
-/// Half the mean squared error; with a clip, the worse of the value and the value kept near the old.
-fn value_loss(values: &Tensor, lessons: &Lessons, clip: Option<f64>) -> Result<Tensor, TchError> {
-    let Some((old, returns)) = &lessons.values else {
-        return values.f_sum(None::<Kind>)?.f_mul_scalar(0.0);
-    };
-    let mut errors = values.f_sub(returns)?.f_square()?;
-    if let Some(clip) = clip {
-        let near = values.f_sub(old)?.f_clamp(-clip, clip)?.f_add(old)?;
-        errors = errors.f_maximum(&near.f_sub(returns)?.f_square()?)?;
-    }
-    errors.f_mean(None::<Kind>)?.f_mul_scalar(0.5)
-}
-
 /// What one minibatch showed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Figures {
+    pub(crate) loss: f64,
     pub(crate) policy_loss: f64,
     pub(crate) value_loss: f64,
     pub(crate) entropy: f64,
@@ -240,37 +131,257 @@ pub(crate) struct Figures {
     pub(crate) head_entropy: Vec<Option<f64>>,
 }
 
-impl Loss {
-    pub(crate) fn figures(&self) -> Result<Figures, TchError> {
-        let mut head_entropy = Vec::new();
-        for policy in &self.policies {
-            let means = Vec::<f64>::try_from(policy.head_entropy.f_to_kind(Kind::Double)?)?;
-            let turns = Vec::<f64>::try_from(policy.head_turns.f_to_kind(Kind::Double)?)?;
-            let pairs = means.into_iter().zip(turns);
-            head_entropy.extend(pairs.map(|(mean, turns)| (turns > 0.0).then_some(mean)));
-        }
-        let sum = |of: fn(&PolicyLoss) -> &Tensor| -> Result<f64, TchError> {
-            self.policies
-                .iter()
-                .map(|policy| of(policy).f_double_value(&[]))
-                .sum()
-        };
-        let turns = sum(|p| &p.turns)?.max(1.0);
-        let pooled = |of: fn(&PolicyLoss) -> &Tensor| -> Result<f64, TchError> {
-            let mut total = 0.0;
-            for policy in &self.policies {
-                total += of(policy).f_double_value(&[])? * policy.turns.f_double_value(&[])?;
-            }
-            Ok(total / turns)
-        };
-        Ok(Figures {
-            policy_loss: sum(|p| &p.objective)?,
-            value_loss: self.value.f_double_value(&[])?,
-            entropy: sum(|p| &p.entropy)?,
-            approx_kl: pooled(|p| &p.approx_kl)?,
-            clip_fraction: pooled(|p| &p.clip_fraction)?,
-            grad_norm: 0.0,
-            head_entropy,
+/// The loss of one minibatch: the clipped objectives of disks and devices, each a mean over its own
+/// turns, the value loss and the entropy bonus. Its gradient is [`Network::gradient`] then.
+pub(crate) fn loss(
+    network: &Network,
+    disks: &Minibatch<'_>,
+    devices: Option<&Minibatch<'_>>,
+    weights: &LossWeights,
+) -> Result<Figures, TchError> {
+    network.clear_gradient()?;
+    let pass = network.disk_pass(&disks.batch)?;
+    let value = value_loss(&Table::read(&pass.values)?.entries, disks, weights);
+    let policy = policy_loss(tables(&pass.scores)?, disks, weights);
+    let of_values = tensor_like(&pass.values, &value.gradient)?;
+    pass.backward(&policy.gradient_like(&pass.scores)?, &of_values)?;
+    let mut policies = vec![policy];
+    if let Some(devices) = devices
+        && let Some(pass) = network.device_pass(&devices.batch)?
+    {
+        let policy = policy_loss(tables(&pass.scores)?, devices, weights);
+        pass.backward(&policy.gradient_like(&pass.scores)?)?;
+        policies.push(policy);
+    }
+    Ok(figures(&value, &policies, weights))
+}
+
+fn tables(scores: &[Tensor]) -> Result<Vec<Table>, TchError> {
+    scores.iter().map(Table::read).collect()
+}
+
+/// Of the shape and kind of `tensor`.
+fn tensor_like(tensor: &Tensor, entries: &[f64]) -> Result<Tensor, TchError> {
+    let flat = Tensor::f_from_slice(entries)?.f_to_kind(tensor.kind())?;
+    flat.f_view_as(tensor)
+}
+
+/// Numbers by turn and level, padded as the network's scores are.
+#[derive(Debug, Clone)]
+pub(crate) struct Table {
+    width: usize,
+    entries: Vec<f64>,
+}
+
+impl Table {
+    /// Of a tensor `[M]` or `[M, width]`.
+    pub(crate) fn read(tensor: &Tensor) -> Result<Self, TchError> {
+        let width = tensor.size().get(1).map_or(1, |width| *width as usize);
+        let flat = tensor.f_detach()?.f_to_kind(Kind::Double)?;
+        Ok(Self {
+            width,
+            entries: Vec::try_from(flat.f_reshape([-1_i64])?)?,
         })
     }
+
+    fn row_mut(&mut self, at: usize) -> &mut [f64] {
+        &mut self.entries[at * self.width..][..self.width]
+    }
 }
+
+/// Half the mean squared error of the values, and its gradient times its weight.
+pub(crate) struct ValueLoss {
+    pub(crate) value: f64,
+    pub(crate) gradient: Vec<f64>,
+}
+
+/// With a clip, the worse of the value and the value kept near the old. `said`: `[M]`.
+pub(crate) fn value_loss(
+    said: &[f64],
+    minibatch: &Minibatch<'_>,
+    weights: &LossWeights,
+) -> ValueLoss {
+    let Minibatch { lessons, rows, .. } = minibatch;
+    let share = 1.0 / rows.len() as f64;
+    let mut loss = ValueLoss {
+        value: 0.0,
+        gradient: Vec::with_capacity(rows.len()),
+    };
+    for (&row, value) in rows.iter().zip(said) {
+        let old = f64::from(lessons.values[row]);
+        let wanted = f64::from(lessons.returns[row]);
+        let limit = weights.value_clip.unwrap_or(f64::INFINITY);
+        let near = old + (value - old).clamp(-limit, limit);
+        let (error, near_error) = (value - wanted, near - wanted);
+        // The value kept near does not move with the network where it is the worse of the two.
+        let (worse, slope) = if near_error.abs() > error.abs() {
+            (near_error, 0.0)
+        } else {
+            (error, error)
+        };
+        loss.value += 0.5 * share * worse * worse;
+        loss.gradient.push(weights.value * share * slope);
+    }
+    loss
+}
+
+/// Clipped objective of some turns, negated, and what goes with it; means over the turns that teach.
+#[derive(Debug)]
+pub(crate) struct PolicyLoss {
+    /// Number of turns that teach.
+    turns: usize,
+    pub(crate) objective: f64,
+    entropy: f64,
+    approx_kl: f64,
+    clip_fraction: f64,
+    /// Per head the sum of its entropies over the turns where it had a choice, and their number.
+    heads: Vec<(f64, usize)>,
+    /// Gradient of the objective and the entropy bonus with respect to the scores; a table per head.
+    pub(crate) gradient: Vec<Table>,
+}
+
+impl PolicyLoss {
+    fn gradient_like(&self, scores: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        let pairs = scores.iter().zip(&self.gradient);
+        let like = |(scores, gradient): (_, &Table)| tensor_like(scores, &gradient.entries);
+        pairs.map(like).collect()
+    }
+}
+
+/// `scores`: a table per head, not masked; the gradient takes their place.
+pub(crate) fn policy_loss(
+    scores: Vec<Table>,
+    minibatch: &Minibatch<'_>,
+    weights: &LossWeights,
+) -> PolicyLoss {
+    let Minibatch { lessons, rows, .. } = minibatch;
+    let turns = minibatch.teaching();
+    let share = 1.0 / turns.max(1) as f64;
+    let mut turn = vec![Distribution::default(); scores.len()];
+    let mut loss = PolicyLoss {
+        turns,
+        objective: 0.0,
+        entropy: 0.0,
+        approx_kl: 0.0,
+        clip_fraction: 0.0,
+        heads: vec![(0.0, 0); scores.len()],
+        gradient: scores,
+    };
+    let advantages = minibatch.normalised_advantages();
+    for (at, (&row, advantage)) in rows.iter().zip(advantages).enumerate() {
+        let levels = &lessons.levels[row * turn.len()..][..turn.len()];
+        for (head, own) in turn.iter_mut().enumerate() {
+            let scores = loss.gradient[head].row_mut(at);
+            if lessons.turns.is_free(row, head) {
+                own.judge(scores, lessons.turns.head_mask(row, head));
+                loss.heads[head].0 += own.entropy;
+                loss.heads[head].1 += 1;
+            } else {
+                own.nothing_to_choose();
+            }
+            scores.fill(0.0);
+        }
+        if !lessons.teaches[row] {
+            continue;
+        }
+        let log_prob: f64 = turn.iter().zip(levels).map(|(h, l)| h.log_prob(*l)).sum();
+        let log_ratio = log_prob - f64::from(lessons.log_probs[row]);
+        let ratio = log_ratio.exp();
+        let (gain, slope) = clipped_gain(ratio, advantage, weights.clip);
+        loss.objective -= share * gain;
+        loss.entropy += share * turn.iter().map(|head| head.entropy).sum::<f64>();
+        loss.approx_kl += share * (ratio - 1.0 - log_ratio);
+        loss.clip_fraction += share * f64::from((ratio - 1.0).abs() > weights.clip);
+        for ((own, &level), gradient) in turn.iter().zip(levels).zip(&mut loss.gradient) {
+            let out = gradient.row_mut(at);
+            own.add_gradient(-share * slope, level, share * weights.entropy, out);
+        }
+    }
+    loss
+}
+
+/// min(ratio · A, clip(ratio) · A), and its derivative with respect to the logarithm of the ratio.
+///
+/// Source: Schulman et al. 2017, eq. 7.
+fn clipped_gain(ratio: f64, advantage: f64, clip: f64) -> (f64, f64) {
+    let plain = ratio * advantage;
+    let clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage;
+    if plain <= clipped {
+        (plain, plain)
+    } else {
+        (clipped, 0.0)
+    }
+}
+
+/// The policy's distribution over the levels of one head in one turn. One that had no choice is certain.
+#[derive(Debug, Clone, Default)]
+struct Distribution {
+    /// Probability and its logarithm per level; 0 and −∞ where it is masked. Nothing without a choice.
+    levels: Vec<(f64, f64)>,
+    entropy: f64,
+}
+
+impl Distribution {
+    /// Softmax of `scores` over the levels that `allowed` has; the scores may be padded.
+    fn judge(&mut self, scores: &[f64], allowed: &[bool]) {
+        let scores = || scores.iter().zip(allowed);
+        let free = || scores().filter(|(_, allowed)| **allowed).map(|(s, _)| *s);
+        let top = free().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = top + free().map(|score| (score - top).exp()).sum::<f64>().ln();
+        self.levels.clear();
+        self.levels.extend(scores().map(|(score, allowed)| {
+            if *allowed {
+                let log_p = score - log_sum;
+                (log_p.exp(), log_p)
+            } else {
+                (0.0, f64::NEG_INFINITY)
+            }
+        }));
+        let possible = self.levels.iter().filter(|(p, _)| *p != 0.0);
+        self.entropy = -possible.map(|(p, log_p)| p * log_p).sum::<f64>();
+    }
+
+    fn nothing_to_choose(&mut self) {
+        self.levels.clear();
+        self.entropy = 0.0;
+    }
+
+    fn log_prob(&self, level: i64) -> f64 {
+        self.levels
+            .get(level as usize)
+            .map_or(0.0, |(_, log_p)| *log_p)
+    }
+
+    /// Adds `of_log_prob` · ∂ ln p(level) / ∂ scores − `of_entropy` · ∂ entropy / ∂ scores.
+    fn add_gradient(&self, of_log_prob: f64, level: i64, of_entropy: f64, out: &mut [f64]) {
+        for (at, ((p, log_p), out)) in self.levels.iter().zip(out).enumerate() {
+            let taken = f64::from(at as i64 == level);
+            *out += of_log_prob * (taken - p);
+            if *p != 0.0 {
+                *out += of_entropy * p * (log_p + self.entropy);
+            }
+        }
+    }
+}
+
+fn figures(value: &ValueLoss, policies: &[PolicyLoss], weights: &LossWeights) -> Figures {
+    let sum = |of: fn(&PolicyLoss) -> f64| policies.iter().map(of).sum::<f64>();
+    let turns = sum(|policy| policy.turns as f64).max(1.0);
+    let (policy_loss, entropy) = (sum(|p| p.objective), sum(|p| p.entropy));
+    let heads = policies.iter().flat_map(|policy| &policy.heads);
+    Figures {
+        loss: weights.value * value.value + policy_loss - weights.entropy * entropy,
+        policy_loss,
+        value_loss: value.value,
+        entropy,
+        approx_kl: sum(|p| p.approx_kl * p.turns as f64) / turns,
+        clip_fraction: sum(|p| p.clip_fraction * p.turns as f64) / turns,
+        grad_norm: 0.0,
+        head_entropy: heads
+            .map(|(sum, turns)| (*turns > 0).then(|| sum / *turns as f64))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! The actor-critic `pointer_v1` with gradients. What it computes, and the names of its tensors, are
 //! those of `blkpilot_models::architecture`.
 
+mod backward;
+
 use std::collections::BTreeMap;
 
 use blkpilot_env::{EnvSpec, Head, Rng};
@@ -12,11 +14,19 @@ use crate::adam::Parameters;
 use crate::initial::initial_tensors;
 use crate::turns::{Batch, Lanes};
 
+/// Name of all parameters as one.
+pub(crate) const ALL: &str = "all";
+
 /// An actor-critic whose parameters can be trained.
 #[derive(Debug)]
 pub struct Network {
     architecture: Architecture,
+    /// Views of `flat`, each with a gradient of its own.
     parameters: Parameters,
+    /// One vector, under [`ALL`]: the parameters one after another in the order of their names.
+    flat: Parameters,
+    /// As `flat`; what backward passes write to.
+    gradient: Tensor,
     actor: Side,
     heads: Vec<HeadNet>,
     critic: Side,
@@ -56,17 +66,31 @@ impl Network {
         tensors: &BTreeMap<String, Plain>,
         kind: Kind,
     ) -> Result<Self, TchError> {
-        let mut parameters = Parameters::new();
-        for name in architecture.tensor_shapes(spec).into_keys() {
+        let names: Vec<String> = architecture.tensor_shapes(spec).into_keys().collect();
+        let data: Vec<f32> = names
+            .iter()
+            .flat_map(|n| &tensors[n].data)
+            .copied()
+            .collect();
+        let flat = Tensor::f_from_slice(&data)?.f_to_kind(kind)?;
+        let gradient = flat.f_zeros_like()?;
+        let (mut parameters, mut gradients) = (Parameters::new(), Parameters::new());
+        let mut start = 0;
+        for name in names {
             let Plain { shape, data } = &tensors[&name];
-            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
-            let tensor = Tensor::f_from_slice(data)?
-                .f_view(shape.as_slice())?
-                .f_to_kind(kind)?;
-            parameters.insert(name, tensor.f_set_requires_grad(true)?);
+            let (shape, size): (Vec<i64>, _) = (
+                shape.iter().map(|size| *size as i64).collect(),
+                data.len() as i64,
+            );
+            let own = |all: &Tensor| all.f_narrow(0, start, size)?.f_view(shape.as_slice());
+            let parameter = own(&flat)?.f_detach()?.f_set_requires_grad(true)?;
+            gradients.insert(name.clone(), own(&gradient)?);
+            parameters.insert(name, parameter);
+            start += size;
         }
         let parts = Parts {
             parameters: &parameters,
+            gradients: &gradients,
             spec,
         };
         Ok(Self {
@@ -81,6 +105,8 @@ impl Network {
             device: (!spec.device_heads.is_empty()).then(|| parts.device()),
             architecture,
             parameters,
+            flat: Parameters::from([(ALL.to_owned(), flat)]),
+            gradient,
         })
     }
 
@@ -96,15 +122,35 @@ impl Network {
         &self.parameters
     }
 
+    /// All parameters as one vector, under the name [`ALL`]; it shares memory with the network. A step of an
+    /// optimiser over it is a handful of operations, however many layers there are.
+    pub(crate) fn flat(&self) -> &Parameters {
+        &self.flat
+    }
+
     /// The weights as they stand.
     ///
     /// # Errors
     /// If libtorch fails.
     pub fn tensors(&self) -> Result<BTreeMap<String, Plain>, TchError> {
-        self.parameters
-            .iter()
-            .map(|(name, tensor)| Ok((name.clone(), plain(tensor)?)))
-            .collect()
+        self.by_name(&self.flat[ALL])
+    }
+
+    /// A vector laid out as [`Network::flat`], taken apart.
+    pub(crate) fn by_name(&self, vector: &Tensor) -> Result<BTreeMap<String, Plain>, TchError> {
+        let data: Vec<f32> = plain(vector)?.data;
+        let mut rest = data.as_slice();
+        let part = |(name, parameter): (&String, &Tensor)| {
+            let shape = parameter.size().into_iter().map(|size| size as usize);
+            let (own, later) = rest.split_at(parameter.numel());
+            rest = later;
+            let part = Plain {
+                shape: shape.collect(),
+                data: own.to_vec(),
+            };
+            (name.clone(), part)
+        };
+        Ok(self.parameters.iter().map(part).collect())
     }
 
     /// Scores of each head in disks' turns: `[S, levels]` per head, not masked.
@@ -113,10 +159,8 @@ impl Network {
     /// If libtorch fails.
     pub fn scores(&self, batch: &Batch) -> Result<Vec<Tensor>, TchError> {
         let embedding = self.actor.embed(batch)?;
-        self.heads
-            .iter()
-            .map(|head| head.scores(&embedding))
-            .collect()
+        let scores = |head: &HeadNet| Ok(head.say(&embedding)?.0);
+        self.heads.iter().map(scores).collect()
     }
 
     /// Values of disks' turns: `[S]`.
@@ -162,6 +206,8 @@ pub(crate) fn plain(tensor: &Tensor) -> Result<Plain, TchError> {
 struct Linear {
     weight: Tensor,
     bias: Tensor,
+    weight_gradient: Tensor,
+    bias_gradient: Tensor,
 }
 
 impl Linear {
@@ -188,8 +234,12 @@ struct ChannelSide {
     trunk: Linear,
 }
 
-/// What heads look at.
+/// What heads look at, and what it was made of.
 struct Embedding {
+    /// After the first layer of the encoder, `[S, hidden]`.
+    first: Tensor,
+    /// [h | mean lane], where there are channels; `[S, hidden + channel_hidden]`.
+    joined: Option<Tensor>,
     /// `[S, hidden]`.
     z: Tensor,
     /// `[S, K, channel_hidden]`.
@@ -198,21 +248,26 @@ struct Embedding {
 
 impl Side {
     fn embed(&self, batch: &Batch) -> Result<Embedding, TchError> {
-        let h = encode(&self.encoder, &batch.own)?;
+        let first = self.encoder[0].forward(&batch.own)?.f_tanh()?;
+        let h = self.encoder[1].forward(&first)?.f_tanh()?;
         let (Some(side), Some(Lanes { features, share })) = (&self.channels, &batch.lanes) else {
-            return Ok(Embedding { z: h, lanes: None });
+            return Ok(Embedding {
+                first,
+                joined: None,
+                z: h,
+                lanes: None,
+            });
         };
         let lanes = side.channel.forward(features)?.f_tanh()?;
         let mean =
             lanes
                 .f_mul(share)?
                 .f_sum_dim_intlist([1_i64].as_slice(), false, None::<Kind>)?;
-        let z = side
-            .trunk
-            .forward(&Tensor::f_cat(&[h, mean], 1)?)?
-            .f_tanh()?;
+        let joined = Tensor::f_cat(&[h, mean], 1)?;
         Ok(Embedding {
-            z,
+            z: side.trunk.forward(&joined)?.f_tanh()?,
+            first,
+            joined: Some(joined),
             lanes: Some(lanes),
         })
     }
@@ -233,11 +288,12 @@ struct Pointer {
 }
 
 impl HeadNet {
-    fn scores(&self, embedding: &Embedding) -> Result<Tensor, TchError> {
+    /// Scores, and the queries of a pointer head; `[S, levels]` and `[S, K, channel_hidden]`.
+    fn say(&self, embedding: &Embedding) -> Result<(Tensor, Option<Tensor>), TchError> {
         match (self, &embedding.lanes) {
-            (Self::Named(linear), _) => linear.forward(&embedding.z),
-            (Self::Pointer(pointer), Some(lanes)) => pointer.scores(&embedding.z, lanes),
-            (Self::Pointer(pointer), None) => pointer.zero.forward(&embedding.z),
+            (Self::Named(linear), _) => Ok((linear.forward(&embedding.z)?, None)),
+            (Self::Pointer(pointer), Some(lanes)) => pointer.say(&embedding.z, lanes),
+            (Self::Pointer(pointer), None) => Ok((pointer.zero.forward(&embedding.z)?, None)),
         }
     }
 }
@@ -245,8 +301,8 @@ impl HeadNet {
 impl Pointer {
     /// The query layer over [z | e_k] is taken apart, so that its part over z is computed once per
     /// turn and not once per channel.
-    fn scores(&self, z: &Tensor, lanes: &Tensor) -> Result<Tensor, TchError> {
-        let Linear { weight, bias } = &self.query;
+    fn say(&self, z: &Tensor, lanes: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
+        let Linear { weight, bias, .. } = &self.query;
         let lane = weight.size2()?.1 - self.hidden;
         let of_z = z
             .f_linear(&weight.f_narrow(1, 0, self.hidden)?, Some(bias))?
@@ -254,7 +310,8 @@ impl Pointer {
         let of_lane = lanes.f_linear(&weight.f_narrow(1, self.hidden, lane)?, None::<&Tensor>)?;
         let query = of_lane.f_add(&of_z)?.f_tanh()?;
         let channels = self.score.forward(&query)?.f_squeeze_dim(2)?;
-        Tensor::f_cat(&[self.zero.forward(z)?, channels], 1)
+        let scores = Tensor::f_cat(&[self.zero.forward(z)?, channels], 1)?;
+        Ok((scores, Some(query)))
     }
 }
 
@@ -267,15 +324,18 @@ struct DeviceSide {
 /// Puts layers together from parameters by name.
 struct Parts<'a> {
     parameters: &'a Parameters,
+    gradients: &'a Parameters,
     spec: &'a EnvSpec,
 }
 
 impl Parts<'_> {
     fn linear(&self, name: &str) -> Linear {
-        let get = |part: &str| self.parameters[&format!("{name}.{part}")].shallow_clone();
+        let get = |of: &Parameters, part: &str| of[&format!("{name}.{part}")].shallow_clone();
         Linear {
-            weight: get("weight"),
-            bias: get("bias"),
+            weight: get(self.parameters, "weight"),
+            bias: get(self.parameters, "bias"),
+            weight_gradient: get(self.gradients, "weight"),
+            bias_gradient: get(self.gradients, "bias"),
         }
     }
 

@@ -9,7 +9,7 @@ use blkpilot_env::decision::shuffle;
 use blkpilot_env::{EnvSpec, Environment, Rng};
 use blkpilot_models::checkpoint::OPTIMISER;
 use blkpilot_models::normaliser::{Normaliser, PerTable, Range, Statistics};
-use blkpilot_models::{Architecture, Checkpoint, Manifest, Tensor as Plain};
+use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::SeedableRng as _;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -17,9 +17,11 @@ use tch::{Kind, Tensor};
 use crate::adam::{Adam, AdamConfig, Moments, clip_gradients};
 use crate::collector::{Actor, Collector};
 use crate::gae::Discount;
-use crate::loss::{Figures, Lessons, LossWeights, loss};
-use crate::network::{Network, plain};
-use crate::rollout::{Estimates, Rollout};
+use crate::loss::{Figures, Lessons, LossWeights, Minibatch, loss};
+use crate::network::{ALL, Network};
+use crate::reward_scale::RewardScale;
+use crate::rollout::{Estimates, Rewards, Rollout};
+use crate::stored::Stored;
 use crate::{LearnError, use_one_thread};
 
 /// How a quantity follows the progress of training.
@@ -53,6 +55,9 @@ pub struct PpoConfig {
     pub minibatch: usize,
     /// How far ahead advantages look.
     pub discount: Discount,
+    /// Whether the learner sees rewards divided by the running deviation of the discounted return, and clipped to
+    /// ± 10. What the critic says is in that unit then.
+    pub normalise_reward: bool,
     /// Step size of Adam.
     pub learning_rate: Schedule,
     /// How far the ratio of probabilities may leave 1.
@@ -105,6 +110,8 @@ struct State {
     updates: u64,
     adam_steps: u64,
     statistics: Statistics,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reward_scale: Option<RewardScale>,
     rng: Rng,
     /// Ranges of the policy that it began from, if it began from one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,6 +131,8 @@ pub struct Ppo {
     adam: Adam,
     statistics: Statistics,
     normalisers: PerTable<Normaliser>,
+    /// Where rewards are normalised.
+    reward_scale: Option<RewardScale>,
     /// Ranges of the policy that it began from; its normalisers stay then.
     start: Option<PerTable<Range>>,
     rng: Rng,
@@ -147,9 +156,10 @@ impl Ppo {
         let network = Network::new(spec, architecture, &mut rng)?;
         let statistics = Statistics::new(spec);
         Ok(Self {
-            adam: Adam::new(AdamConfig::default(), network.parameters())?,
+            adam: Adam::new(AdamConfig::default(), network.flat())?,
             normalisers: PerTable::build(spec, |_, features| Normaliser::identity(features.len())),
             spec: spec.clone(),
+            reward_scale: config.normalise_reward.then(RewardScale::default),
             config,
             seed,
             network,
@@ -178,11 +188,12 @@ impl Ppo {
         let Checkpoint { manifest, tensors } = checkpoint;
         let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
         Ok(Self {
-            adam: Adam::new(AdamConfig::default(), network.parameters())?,
+            adam: Adam::new(AdamConfig::default(), network.flat())?,
             normalisers: manifest.normalisers.clone(),
             start: Some(manifest.seen.clone()),
             statistics: Statistics::new(spec),
             spec: spec.clone(),
+            reward_scale: config.normalise_reward.then(RewardScale::default),
             config,
             seed,
             network,
@@ -204,9 +215,20 @@ impl Ppo {
         let state = manifest.extra.get(STATE).cloned().unwrap_or_default();
         let state: State = serde_json::from_value(state)
             .map_err(|error| no_state(format!("extra.{STATE} of its manifest: {error}")))?;
+        if state.reward_scale.is_some() != config.normalise_reward {
+            let was = if config.normalise_reward {
+                "as they were"
+            } else {
+                "normalised"
+            };
+            return Err(no_state(format!(
+                "it was trained on rewards {was}: set normalise_reward = {}",
+                !config.normalise_reward
+            )));
+        }
         let spec = &manifest.spec;
         let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
-        let moments = moments(&network, tensors)?;
+        let moments = moments(&network, Stored { manifest, tensors })?;
         Ok(Self {
             adam: Adam::resume(AdamConfig::default(), state.adam_steps, moments),
             normalisers: manifest.normalisers.clone(),
@@ -215,6 +237,7 @@ impl Ppo {
             seed: manifest.seed,
             network,
             statistics: state.statistics,
+            reward_scale: state.reward_scale,
             start: state.start,
             rng: state.rng,
             updates: state.updates,
@@ -272,10 +295,21 @@ impl Ppo {
         self.start.is_none() && self.env_steps == 0
     }
 
-    /// Takes mean and deviation of the features from a rollout, and learns nothing else from it.
-    /// Called once, before the first update: until then features are not normalised.
+    /// Takes mean and deviation of the features from a rollout, and that of the rewards, and learns nothing else
+    /// from it. Called once, before the first update: until then features are not normalised.
     pub fn warm_up(&mut self, rollout: &Rollout) {
+        self.scale_rewards(rollout);
         self.look_at(rollout);
+    }
+
+    /// The rewards of a rollout as they are learnt from; where they are normalised, their scale has seen them then.
+    fn scale_rewards(&mut self, rollout: &Rollout) -> Vec<Rewards> {
+        let mut rewards = rollout.rewards();
+        if let Some(scale) = &mut self.reward_scale {
+            let gamma = f64::from(self.config.discount.gamma);
+            scale.apply(&rollout.tracks, gamma, &mut rewards);
+        }
+        rewards
     }
 
     /// One update from a rollout played by [`Ppo::actor`]. `progress` in [0, 1] is the share of the
@@ -285,12 +319,13 @@ impl Ppo {
     /// # Errors
     /// `Diverged` if the loss or the gradient is not finite, `Torch` if libtorch fails.
     pub fn update(&mut self, rollout: &Rollout, progress: f64) -> Result<UpdateReport, LearnError> {
-        let estimates = rollout.estimate(&self.network, self.config.discount)?;
+        let rewards = self.scale_rewards(rollout);
+        let estimates = rollout.estimate_from(&rewards, &self.network, self.config.discount)?;
         let disks = Lessons::of_disks(&rollout.disks, &estimates)?;
         let devices = Lessons::of_devices(&rollout.devices, &estimates)?;
         let mut tally = Tally::default();
         'update: for _ in 0..self.config.epochs {
-            for (disk_rows, device_rows) in self.minibatches(disks.len, devices.len) {
+            for (disk_rows, device_rows) in self.minibatches(disks.len(), devices.len()) {
                 let disk = disks.select(&disk_rows)?;
                 let device = if device_rows.is_empty() {
                     None
@@ -327,10 +362,10 @@ impl Ppo {
             ..Manifest::untrained(&self.spec, self.network.architecture())
         };
         let mut tensors = self.network.tensors()?;
-        for (name, Moments { first, second }) in self.adam.moments() {
-            for (moment, tensor) in [("first", first), ("second", second)] {
-                let name = format!("{OPTIMISER}{moment}.{name}");
-                tensors.insert(name, plain(tensor)?);
+        let Moments { first, second } = &self.adam.moments()[ALL];
+        for (moment, vector) in [("first", first), ("second", second)] {
+            for (name, tensor) in self.network.by_name(vector)? {
+                tensors.insert(format!("{OPTIMISER}{moment}.{name}"), tensor);
             }
         }
         Ok(Checkpoint { manifest, tensors })
@@ -341,6 +376,7 @@ impl Ppo {
             updates: self.updates,
             adam_steps: self.adam.steps(),
             statistics: self.statistics.clone(),
+            reward_scale: self.reward_scale.clone(),
             rng: self.rng.clone(),
             start: self.start.clone(),
         };
@@ -382,8 +418,8 @@ impl Ppo {
     /// One step of Adam; false if the policy has moved far enough, and no step was made.
     fn learn(
         &mut self,
-        disks: &Lessons,
-        devices: Option<&Lessons>,
+        disks: &Minibatch<'_>,
+        devices: Option<&Minibatch<'_>>,
         progress: f64,
         tally: &mut Tally,
     ) -> Result<bool, LearnError> {
@@ -393,64 +429,46 @@ impl Ppo {
             value: self.config.value_coefficient,
             entropy: self.config.entropy_coefficient.at(progress),
         };
-        let loss = loss(&self.network, disks, devices, &weights)?;
-        let seen = loss.figures()?;
+        let figures = loss(&self.network, disks, devices, &weights)?;
         let diverged = |quantity, value| LearnError::Diverged {
             update: self.updates,
             quantity,
             value,
         };
-        let total = loss.total.f_double_value(&[])?;
-        if !total.is_finite() {
-            return Err(diverged("the loss", total));
+        if !figures.loss.is_finite() {
+            return Err(diverged("the loss", figures.loss));
         }
-        if self
-            .config
-            .target_kl
-            .is_some_and(|target| seen.approx_kl > 1.5 * target)
-        {
+        let target = self.config.target_kl.unwrap_or(f64::INFINITY);
+        if figures.approx_kl > 1.5 * target {
             return Ok(false);
         }
-        let parameters: Vec<&Tensor> = self.network.parameters().values().collect();
-        let gradients = Tensor::f_run_backward(&[&loss.total], &parameters, false, false)?;
-        let norm = clip_gradients(&gradients, self.config.max_grad_norm)?;
+        let gradient = std::slice::from_ref(self.network.gradient());
+        let norm = clip_gradients(gradient, self.config.max_grad_norm)?;
         if !norm.is_finite() {
             return Err(diverged("the norm of the gradient", norm));
         }
         let rate = self.config.learning_rate.at(progress);
-        self.adam
-            .step(self.network.parameters(), &gradients, rate)?;
+        self.adam.step(self.network.flat(), gradient, rate)?;
         tally.add(&Figures {
             grad_norm: norm,
-            ..seen
+            ..figures
         });
         Ok(true)
     }
 }
 
-/// Adam's moments of each parameter, from the tensors of a checkpoint.
-fn moments(
-    network: &Network,
-    tensors: &BTreeMap<String, Plain>,
-) -> Result<BTreeMap<String, Moments>, LearnError> {
-    let mut moments = BTreeMap::new();
-    for (name, parameter) in network.parameters() {
-        let of = |moment: &str| -> Result<Tensor, LearnError> {
-            let name = format!("{OPTIMISER}{moment}.{name}");
-            let no_state = |problem| LearnError::NoState { problem };
-            let missing = || no_state(format!("it has no tensor {name}"));
-            let Plain { shape, data } = tensors.get(&name).ok_or_else(missing)?;
-            let (shape, wanted) = (shape.iter().map(|n| *n as i64), parameter.size());
-            let shape: Vec<i64> = shape.collect();
-            if shape != wanted {
-                return Err(no_state(format!("{name} is {shape:?}, and not {wanted:?}")));
-            }
-            Ok(Tensor::f_from_slice(data)?.f_view(shape.as_slice())?)
-        };
-        let (first, second) = (of("first")?, of("second")?);
-        moments.insert(name.clone(), Moments { first, second });
-    }
-    Ok(moments)
+/// Adam's moments of all parameters as one vector each, from the tensors of a checkpoint.
+fn moments(network: &Network, stored: Stored<'_>) -> Result<BTreeMap<String, Moments>, LearnError> {
+    let by_name = stored.moments("", network)?;
+    let all = |of: fn(&Moments) -> &Tensor| -> Result<Tensor, LearnError> {
+        let flat = by_name.values().map(|m| of(m).f_flatten(0, -1));
+        Ok(Tensor::f_cat(&flat.collect::<Result<Vec<_>, _>>()?, 0)?)
+    };
+    let (first, second) = (all(|m| &m.first)?, all(|m| &m.second)?);
+    Ok(BTreeMap::from([(
+        ALL.to_owned(),
+        Moments { first, second },
+    )]))
 }
 
 /// Means over the minibatches of an update.

@@ -15,7 +15,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::categorical::judge;
+use crate::categorical::log_prob;
 use crate::network::Network;
 use crate::turns::Batch;
 
@@ -92,7 +92,7 @@ impl Q {
     /// # Errors
     /// If libtorch fails.
     pub fn soft_gap(&self, batch: &Batch, levels: &Tensor) -> Result<Tensor, TchError> {
-        judge(&self.advantages, batch, levels)?.log_prob.f_neg()
+        log_prob(&self.advantages, batch, levels)?.f_neg()
     }
 }
 

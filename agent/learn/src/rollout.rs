@@ -61,7 +61,12 @@ pub(crate) struct HostStep {
     pub(crate) disk_device: Vec<usize>,
     pub(crate) disk_group: Vec<Option<usize>>,
     pub(crate) tail: Tail,
+    /// Whether its episode began with it; what only the rollout cuts goes on.
+    pub(crate) begins_episode: bool,
 }
+
+/// Rewards of one environment, per host-step and disk; 0 where a disk does not count.
+pub(crate) type Rewards = Vec<Vec<f32>>;
 
 /// What comes after a host-step.
 #[derive(Debug, Clone, Copy)]
@@ -121,14 +126,29 @@ impl Rollout {
     /// # Errors
     /// If libtorch fails.
     pub fn estimate(&self, network: &Network, discount: Discount) -> Result<Estimates, LearnError> {
-        let values = values(network, &self.disks.turns)?;
-        let ahead = values_or_none(network, &self.bootstraps)?;
-        let mut own = vec![0.0; values.len()];
-        for track in &self.tracks {
+        self.estimate_from(&self.rewards(), network, discount)
+    }
+
+    /// As [`Rollout::estimate`], with other rewards than those that were paid, per environment.
+    pub(crate) fn estimate_from(
+        &self,
+        rewards: &[Rewards],
+        network: &Network,
+        discount: Discount,
+    ) -> Result<Estimates, LearnError> {
+        let said = Said {
+            values: values(network, &self.disks.turns)?,
+            ahead: values_or_none(network, &self.bootstraps)?,
+        };
+        let mut own = vec![0.0; said.values.len()];
+        for (track, mut rewards) in self.tracks.iter().zip(rewards.iter().map(Vec::as_slice)) {
             for episode in track.chunk_by(|step, _| matches!(step.tail, Tail::Next)) {
-                estimate_episode(episode, &values, &ahead, discount, &mut own);
+                let (of_episode, later) = rewards.split_at(episode.len());
+                estimate_episode(episode, of_episode, &said, discount, &mut own);
+                rewards = later;
             }
         }
+        let values = said.values;
         let returns = values
             .iter()
             .zip(&own)
@@ -146,6 +166,13 @@ impl Rollout {
             self.credit(step, &own, &mut estimates);
         }
         Ok(estimates)
+    }
+
+    /// What was paid, per environment.
+    pub(crate) fn rewards(&self) -> Vec<Rewards> {
+        let of_track =
+            |track: &Vec<HostStep>| track.iter().map(HostStep::counted_rewards).collect();
+        self.tracks.iter().map(of_track).collect()
     }
 
     /// Credits each turn with the mean advantage of the disks it decides for: those on one IOThread
@@ -171,6 +198,12 @@ impl Rollout {
 }
 
 impl HostStep {
+    fn counted_rewards(&self) -> Vec<f32> {
+        let rewards = self.rewards.iter().zip(&self.counted);
+        let of = |(reward, counts): (&f32, &bool)| if *counts { *reward } else { 0.0 };
+        rewards.map(of).collect()
+    }
+
     /// Mean advantage over those of the disks `of` that counted; `None` if none did.
     fn mean_advantage(&self, advantages: &[f32], of: impl Fn(usize) -> bool) -> Option<f32> {
         let counted = (0..self.disk_rows.len()).filter(|disk| self.counted[*disk] && of(*disk));
@@ -181,29 +214,30 @@ impl HostStep {
     }
 }
 
-/// Writes the advantages of one stretch without an end inside to the rows of its samples.
+/// What the critic says of a rollout.
+struct Said {
+    /// Of each disk's turn.
+    values: Vec<f32>,
+    /// Of each row of `Rollout::bootstraps`.
+    ahead: Vec<f32>,
+}
+
+/// Writes the advantages of one stretch without an end inside to the rows of its samples. `rewards`: of its steps.
 fn estimate_episode(
     steps: &[HostStep],
-    values: &[f32],
-    ahead: &[f32],
+    rewards: &[Vec<f32>],
+    said: &Said,
     discount: Discount,
     out: &mut [f32],
 ) {
     let Some(last) = steps.last() else { return };
     for disk in 0..last.disk_rows.len() {
-        let reward = |step: &HostStep| {
-            if step.counted[disk] {
-                step.rewards[disk]
-            } else {
-                0.0
-            }
-        };
-        let rewards: Vec<f32> = steps.iter().map(reward).collect();
+        let rewards: Vec<f32> = rewards.iter().map(|of_step| of_step[disk]).collect();
         let tail = match last.tail {
-            Tail::Cut(start) => ahead[start + disk],
+            Tail::Cut(start) => said.ahead[start + disk],
             Tail::Terminated | Tail::Next => 0.0,
         };
-        let own = steps.iter().map(|step| values[step.disk_rows[disk]]);
+        let own = steps.iter().map(|step| said.values[step.disk_rows[disk]]);
         let values: Vec<f32> = own.chain([tail]).collect();
         let advantages = advantages(&rewards, &values, discount)
             .expect("one value per step and one for the tail");

@@ -71,6 +71,32 @@ impl Turns {
         }
     }
 
+    /// Turns of disks of which only masks matter, per row and head; a head with one level to choose is forced.
+    #[cfg(test)]
+    pub(crate) fn of_masks(rows: &[Vec<Vec<bool>>]) -> Self {
+        use blkpilot_env::Levels;
+        use blkpilot_env::cartpole::CartPole;
+
+        let mut spec = CartPole::default_spec();
+        let head = |mask: &Vec<bool>| Head {
+            levels: Levels::Named(mask.iter().map(|_| String::new()).collect()),
+            ..spec.disk_heads[0].clone()
+        };
+        spec.disk_heads = rows[0].iter().map(head).collect();
+        let identity = PerTable::build(&spec, |_, features| Normaliser::identity(features.len()));
+        let mut turns = Self::of_disks(&spec, &identity);
+        for heads in rows {
+            let choices = |mask: &Vec<bool>| mask.iter().filter(|allowed| **allowed).count() > 1;
+            turns.free.extend(heads.iter().map(choices));
+            turns.allowed.extend(heads.iter().flatten());
+            turns.allowed_starts.push(turns.allowed.len());
+            turns.lane_starts.push(0);
+            turns.own.resize(turns.own.len() + turns.own_width, 0.0);
+            turns.rows += 1;
+        }
+        turns
+    }
+
     /// Number of turns.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -226,7 +252,8 @@ impl Turns {
         Tensor::f_from_slice(&allowed)?.f_view([rows.len() as i64, width as i64])
     }
 
-    fn head_mask(&self, row: usize, head: usize) -> &[bool] {
+    /// Which levels of a head may be chosen in a turn; none where it has no choice to offer.
+    pub(crate) fn head_mask(&self, row: usize, head: usize) -> &[bool] {
         let mask = &self.allowed[self.allowed_starts[row]..self.allowed_starts[row + 1]];
         let pointers = self.is_pointer.iter().filter(|p| **p).count();
         let named: usize = self

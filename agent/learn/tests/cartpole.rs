@@ -23,6 +23,7 @@ fn config() -> PpoConfig {
             gamma: 0.98,
             lambda: 0.8,
         },
+        normalise_reward: false,
         learning_rate: Schedule::LinearToZero(1e-3),
         clip: Schedule::LinearToZero(0.2),
         value_clip: None,

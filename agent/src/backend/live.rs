@@ -38,7 +38,10 @@ use disks::GuardFile;
 pub struct LibvirtHost {
     host: LiveHost,
     interval: Duration,
+    /// Weights that the last observation showed.
     reward: RewardConfig,
+    /// Those that the next one shows.
+    next_reward: RewardConfig,
     before: HostSample,
     daemons_told: daemons::Told,
     guard: GuardFile,
@@ -77,6 +80,7 @@ impl LibvirtHost {
             host,
             interval: config.interval,
             reward,
+            next_reward: reward,
             before,
             daemons_told: daemons::Told::default(),
             guard: GuardFile::open(data_dir),
@@ -304,10 +308,11 @@ impl HostBackend for LibvirtHost {
         let window = HostWindow::between(&self.before, &after);
         let terms = Terms {
             interval: self.interval,
-            reward: &self.reward,
+            reward: &self.next_reward,
         };
         let observation = observe(self.host.spec(), &window, terms);
         let rewards = score(&window, &self.reward);
+        self.reward = self.next_reward;
         self.before = after;
         Ok(Window {
             observation,
@@ -317,6 +322,14 @@ impl HostBackend for LibvirtHost {
 
     fn sample(&self) -> &HostSample {
         &self.before
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.next_reward = reward;
+    }
+
+    fn reward(&self) -> RewardConfig {
+        self.reward
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::{Scenario, SimHost};
 use blkpilot_env::{
@@ -150,6 +151,14 @@ impl HostBackend for SimulatedHost {
 
     fn sample(&self) -> &HostSample {
         self.host.sample().expect("`open` has reset the host")
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.host.set_reward(reward);
+    }
+
+    fn reward(&self) -> RewardConfig {
+        *self.host.reward()
     }
 
     fn guests(&self) -> Vec<GuestStatus> {

@@ -20,6 +20,7 @@ use blkpilot_env::clock::ManualClock;
 use blkpilot_env::features::CHANNEL_HEAD;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sample::HostSample;
 use blkpilot_env::sim::presets;
 use blkpilot_env::{EnvSpec, JointAction, Level, Observation, Rng, TurnView};
@@ -62,6 +63,14 @@ impl HostBackend for Watched {
 
     fn sample(&self) -> &HostSample {
         self.host.sample()
+    }
+
+    fn set_reward(&mut self, reward: RewardConfig) {
+        self.host.set_reward(reward);
+    }
+
+    fn reward(&self) -> RewardConfig {
+        self.host.reward()
     }
 
     fn guests(&self) -> Vec<GuestStatus> {
@@ -165,6 +174,7 @@ impl Setup {
             recorder: Recorder::open(dir.path(), &LogConfig::default()).unwrap(),
             guard: self.guard,
             neighbours: None,
+            reward: RewardConfig::default(),
         };
         let (host, _) = start(config).unwrap();
         Case { host, told, dir }

@@ -10,7 +10,7 @@ use super::simulation::{Rules, Simulation, Source};
 use crate::decision::JointAction;
 use crate::environment::{EnvError, Environment, Repeatable, ResetOptions, Step};
 use crate::observation::Observation;
-use crate::reward::Weighting;
+use crate::reward::{RewardConfig, Weighting};
 use crate::sample::HostSample;
 use crate::spec::EnvSpec;
 
@@ -58,6 +58,17 @@ impl SimHost {
     pub fn with_reward(mut self, reward: impl Into<Weighting>) -> Self {
         self.rules.reward = reward.into();
         self
+    }
+
+    /// Other weights from the next observation on, until the next reset.
+    pub fn set_reward(&mut self, reward: RewardConfig) {
+        self.simulation.set_reward(reward);
+    }
+
+    /// The weights that the last observation shows, by which the next step is paid.
+    #[must_use]
+    pub fn reward(&self) -> &RewardConfig {
+        self.simulation.reward()
     }
 
     /// The counters as they stand; `None` before the first reset.
@@ -178,6 +189,33 @@ mod tests {
             hit_rate: window.hit_rate.unwrap(),
             reward,
         }
+    }
+
+    #[test]
+    fn weights_are_shown_before_they_are_paid_by() {
+        let free = RewardConfig {
+            page_cache: 0.0,
+            cpu: 0.0,
+            ..RewardConfig::default()
+        };
+        let play = |other: Option<RewardConfig>| {
+            let mut host = SimHost::fixed(presets::mixed()).unwrap();
+            let obs = host.reset(Some(1), &ResetOptions::new()).unwrap();
+            if let Some(other) = other {
+                host.set_reward(other);
+            }
+            let steps = [(); 2].map(|()| host.step(&obs.current).unwrap());
+            let shown = steps[0].observation.host.values.clone();
+            (shown, steps.map(|step| step.rewards.own))
+        };
+        let ((before, old), (after, new)) = (play(None), play(Some(free)));
+        assert_ne!(before, after, "the first observation after it shows them");
+        assert_eq!(
+            old[0], new[0],
+            "what was decided before is paid as it was shown"
+        );
+        assert!(new[1].iter().zip(&old[1]).all(|(new, old)| new >= old));
+        assert!(new[1].sum() > old[1].sum());
     }
 
     #[test]

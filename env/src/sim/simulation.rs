@@ -66,8 +66,10 @@ pub(super) struct Simulation {
     source: Source,
     rng: crate::Rng,
     episode: Option<Episode>,
-    /// What is paid for in this episode.
+    /// What is paid for, and shown to be.
     reward: RewardConfig,
+    /// What is to be from the next observation on.
+    next_reward: Option<RewardConfig>,
     /// First disk of each disk's IOThread.
     leaders: Vec<usize>,
     /// What the last interval showed.
@@ -83,6 +85,7 @@ impl Simulation {
             rng,
             episode: None,
             reward: RewardConfig::default(),
+            next_reward: None,
             leaders: vec![],
             observation: Observation::default(),
             rewards: Rewards::default(),
@@ -95,6 +98,16 @@ impl Simulation {
 
     pub(super) fn rng(&self) -> &crate::Rng {
         &self.rng
+    }
+
+    /// Other weights from the next observation on: what was decided under those that were shown is paid by them.
+    pub(super) fn set_reward(&mut self, reward: RewardConfig) {
+        self.next_reward = Some(reward);
+    }
+
+    /// What the last observation shows.
+    pub(super) fn reward(&self) -> &RewardConfig {
+        &self.reward
     }
 
     /// `None` before the first reset.
@@ -119,6 +132,7 @@ impl Simulation {
         episode.run_interval(&mut self.rng);
         episode.run_interval(&mut self.rng);
         self.reward = rules.reward.draw(&mut self.rng);
+        self.next_reward = None;
         let terms = Terms {
             interval: episode.interval(),
             reward: &self.reward,
@@ -191,11 +205,12 @@ impl Simulation {
         episode.write_executed(executed);
         episode.run_interval(&mut self.rng);
         episode.step += 1;
+        score_into(&episode.window, &self.reward, &mut self.rewards);
+        self.reward = self.next_reward.take().unwrap_or(self.reward);
         let terms = Terms {
             interval: episode.interval(),
             reward: &self.reward,
         };
         refresh(&episode.window, terms, &mut self.observation);
-        score_into(&episode.window, &self.reward, &mut self.rewards);
     }
 }

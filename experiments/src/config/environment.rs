@@ -24,7 +24,7 @@ pub enum EnvironmentConfig {
         /// Weights of the reward that policies are compared under, and trained under unless there are ranges.
         reward: RewardConfig,
         /// What the weights of each training episode are drawn from.
-        ranges: Option<WeightRanges>,
+        ranges: Option<Box<WeightRanges>>,
     },
     /// An environment at a running service.
     Remote(RemoteConfig),
@@ -123,7 +123,7 @@ fn sim_host(raw: RawEnvironment, base: &Path, check: &mut Check) -> Option<Envir
         for (key, problem) in ranges.problems() {
             check.problem(format!("environment.reward_ranges.{key}"), problem);
         }
-        ranges
+        Box::new(ranges)
     });
     let source = match (raw.scenario, raw.generator) {
         (Some(name), None) => fixed(&name, base, check),

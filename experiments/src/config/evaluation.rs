@@ -1,5 +1,6 @@
 //! How to compare what was learnt: `[evaluation]`.
 
+use blkpilot_models::Selection;
 use serde::Deserialize;
 use toml::Table;
 
@@ -13,6 +14,8 @@ pub struct Evaluation {
     pub episodes: usize,
     /// Number of the first of these seeds; the others follow.
     pub first_seed: u64,
+    /// How the trained policy's scores become a choice.
+    pub selection: Selection,
 }
 
 impl Evaluation {
@@ -32,6 +35,14 @@ impl Evaluation {
 struct RawEvaluation {
     episodes: Option<usize>,
     first_seed: Option<u64>,
+    selection: Option<RawSelection>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RawSelection {
+    Greedy,
+    Sample,
 }
 
 pub(super) fn evaluation(table: Table, check: &mut Check) -> Evaluation {
@@ -53,5 +64,9 @@ pub(super) fn evaluation(table: Table, check: &mut Check) -> Evaluation {
     Evaluation {
         episodes: raw.episodes.unwrap_or(20),
         first_seed: raw.first_seed.unwrap_or(0),
+        selection: match raw.selection {
+            None | Some(RawSelection::Greedy) => Selection::Greedy,
+            Some(RawSelection::Sample) => Selection::Sample,
+        },
     }
 }

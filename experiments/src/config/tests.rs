@@ -1,5 +1,6 @@
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_learn::Schedule;
+use blkpilot_learn::dqn::{Bootstrap, Follow};
 
 use super::*;
 use crate::seeds;
@@ -38,7 +39,9 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(config.architecture, Architecture::default());
     assert_eq!(config.training.checkpoint_every, 100);
     assert_eq!(config.evaluation.first_seed, 0);
-    let LearnerConfig::Ppo(ppo) = &config.training.learner;
+    let LearnerConfig::Ppo(ppo) = &config.training.learner else {
+        panic!("PPO is the default");
+    };
     assert_eq!(ppo.clip, Schedule::Constant(0.2));
     let EnvironmentConfig::SimHost {
         source: HostSource::Generated(generator),
@@ -78,6 +81,92 @@ fn every_problem_is_reported_at_once_with_its_path() {
         );
     }
     assert_eq!(found.len(), wanted.len(), "{found:#?}");
+}
+
+/// GOOD with another `[training]`.
+fn training(keys: &str) -> String {
+    let start = GOOD.split("[training]").next().unwrap();
+    format!("{start}[training]\n{keys}")
+}
+
+const DQN: &str = r#"
+    algorithm = "dqn"
+    env_steps = 10_000
+    envs = 4
+    train_frequency = 16
+    gradient_steps = 8
+    learning_starts = 100
+    minibatch = 64
+    replay_capacity = 5000
+    gamma = 0.9
+    target_update_interval = 500
+    exploration_fraction = 0.2
+    exploration_final = 0.05
+    learning_rate = 1e-3
+"#;
+
+#[test]
+fn each_learner_has_keys_of_its_own() {
+    let parse = |keys: &str| Config::parse(Path::new("x.toml"), &training(keys));
+    let config = parse(DQN).unwrap();
+    assert_eq!(config.training.learner.name(), "dqn");
+    let LearnerConfig::Dqn(dqn) = config.training.learner else {
+        panic!("DQN was asked for");
+    };
+    assert_eq!((dqn.n_steps, dqn.bootstrap), (1, Bootstrap::Double));
+    assert_eq!(dqn.follow, Follow::Copy { every: 500 });
+    assert_eq!((dqn.prioritised, dqn.exploration.from), (None, 1.0));
+    let own = DQN.replace(
+        "target_update_interval = 500",
+        "tau = 0.01\ndouble = false\nn_steps = 3",
+    ) + "priority_alpha = 0.6\nlearning_rate_schedule = \"linear_to_zero\"";
+    let LearnerConfig::Dqn(dqn) = parse(&own).unwrap().training.learner else {
+        panic!("DQN was asked for");
+    };
+    assert_eq!((dqn.n_steps, dqn.bootstrap), (3, Bootstrap::Max));
+    assert_eq!(dqn.follow, Follow::Polyak { tau: 0.01 });
+    assert_eq!(dqn.prioritised.unwrap().beta, 0.4);
+    assert_eq!(dqn.learning_rate, Schedule::LinearToZero(1e-3));
+    assert!(
+        Config::parse(
+            Path::new("x.toml"),
+            &GOOD.replace("envs = 4", "algorithm = \"ppo\"\nenvs = 4")
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn every_problem_of_dqn_is_reported_at_once() {
+    let keys = DQN
+        .replace("replay_capacity = 5000", "replay_capacity = 0")
+        .replace("gamma = 0.9", "gamma = 1.1\nclip = 0.2\ntau = 0.1")
+        .replace("env_steps = 10_000", "env_steps = 110")
+        .replace("exploration_final = 0.05\n", "")
+        + "n_steps = 0\npriority_beta = 0.5\n";
+    let found = problems(&training(&keys));
+    let wanted = [
+        "training.clip is unknown: expected one of `algorithm`, `env_steps`",
+        "training.env_steps = 110 must be at least 116: learning_starts, and",
+        "training.replay_capacity = 0 must be in [1, 4194304]",
+        "training.gamma = 1.1 must be in [0, 1]",
+        "training.n_steps = 0 must be in [1, 1000]",
+        "training.priority_beta is only for a replay with priorities",
+        "training.tau stands beside training.target_update_interval",
+        "training.exploration_final is missing",
+    ];
+    for start in wanted {
+        assert!(
+            found.iter().any(|line| line.starts_with(start)),
+            "no `{start}` in {found:#?}"
+        );
+    }
+    assert_eq!(found.len(), wanted.len(), "{found:#?}");
+    let unknown = problems(&training(&DQN.replace("\"dqn\"", "\"sarsa\"")));
+    assert_eq!(
+        unknown,
+        ["training.algorithm = \"sarsa\" must be one of ppo, dqn, bc, cql, iql"]
+    );
 }
 
 #[test]
@@ -220,6 +309,12 @@ fn what_the_command_line_says_stands_in_the_document() {
     assert_eq!(config.training.start_from, Some(start_from));
     let again = Config::from_document(&file, &config.document).unwrap();
     assert_eq!(again, config);
+    let overrides = Overrides {
+        log: Some(PathBuf::from("/l")),
+        ..Overrides::default()
+    };
+    let refused = Config::load_with(&file, &overrides).unwrap_err();
+    assert!(refused.to_string().contains("data is only for learners"));
     let overrides = Overrides {
         address: Some("unix:x".to_owned()),
         ..Overrides::default()

@@ -1,25 +1,29 @@
 //! How to learn: `[training]`. The key `algorithm` says by which learner; each has keys of its own.
 
+mod dqn;
+mod offline;
 mod ppo;
 
 use std::path::{Path, PathBuf};
 
-use blkpilot_learn::{PpoConfig, Schedule};
+use blkpilot_learn::{DqnConfig, PpoConfig, Schedule};
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::check::{Check, Section};
 
+pub use dqn::MOST_REMEMBERED;
+pub use offline::OfflineTraining;
 pub use ppo::MOST_ROLLOUT_STEPS;
 
 /// How to learn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
-    /// Host-steps to play, over all environments.
+    /// Host-steps to play, over all environments; of a learner from a log, which plays none, gradient steps.
     pub env_steps: u64,
     /// Environments played together.
     pub envs: usize,
-    /// Host-steps between two checkpoints.
+    /// Steps of the same kind between two checkpoints.
     pub checkpoint_every: u64,
     /// Directory of the policy to begin from; `None` begins from nothing.
     pub start_from: Option<PathBuf>,
@@ -32,32 +36,39 @@ pub struct Training {
 pub enum LearnerConfig {
     /// Proximal policy optimisation.
     Ppo(PpoConfig),
+    /// Deep Q-learning.
+    Dqn(DqnConfig),
+    /// One of those that learn from a log.
+    Offline(OfflineTraining),
 }
 
 impl LearnerConfig {
     /// Names of the learners, as `training.algorithm` has them.
-    pub const NAMES: [&str; 1] = ["ppo"];
+    pub const NAMES: [&str; 5] = ["ppo", "dqn", "bc", "cql", "iql"];
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Ppo(_) => "ppo",
+            Self::Dqn(_) => "dqn",
+            Self::Offline(training) => training.offline.algorithm.name(),
         }
     }
 }
 
 /// `base`: the directory at which relative paths start.
 pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<Training> {
-    match table.get("algorithm") {
-        None => ppo::training(table, base, check),
-        Some(Value::String(name)) if name == "ppo" => ppo::training(table, base, check),
-        Some(other) => {
+    let name = table.get("algorithm").cloned();
+    let name = name.unwrap_or_else(|| Value::String("ppo".to_owned()));
+    match name.as_str() {
+        Some("ppo") => ppo::training(table, base, check),
+        Some("dqn") => dqn::training(table, check),
+        Some(offline @ ("bc" | "cql" | "iql")) => offline::training(offline, table, check),
+        _ => {
             let known = LearnerConfig::NAMES.join(", ");
-            check.problem(
-                "training.algorithm",
-                format!("= {other} must be one of {known}"),
-            );
+            let text = format!("= {name} must be one of {known}");
+            check.problem("training.algorithm", text);
             None
         }
     }

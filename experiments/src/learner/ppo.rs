@@ -14,8 +14,7 @@ use crate::remote::RemoteFigures;
 pub(super) struct PpoRun {
     ppo: Ppo,
     collector: Playing,
-    /// Whether nobody waits for the end of a rollout, since steps last as long as a service's intervals do. Of ours the
-    /// next update is near, and only between two can a run be gone on with exactly.
+    /// As [`playing::stops_midway`] has it.
     stops_midway: bool,
     planned: u64,
     weights: LossWeights,
@@ -52,7 +51,7 @@ impl PpoRun {
         Ok(Self {
             ppo: learner,
             collector: ready.begin(seed)?,
-            stops_midway: playing::is_remote(config),
+            stops_midway: playing::stops_midway(config),
             planned: config.training.env_steps,
             weights: LossWeights::of(ppo),
         })
@@ -67,7 +66,7 @@ impl PpoRun {
         Ok(Self {
             ppo: Ppo::resume(checkpoint, ppo.clone())?,
             collector: resume_collector(config, &mut state)?,
-            stops_midway: playing::is_remote(config),
+            stops_midway: playing::stops_midway(config),
             planned: config.training.env_steps,
             weights: LossWeights::of(ppo),
         })

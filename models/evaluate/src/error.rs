@@ -114,6 +114,48 @@ pub enum EvaluateError {
         /// Hash in the log.
         found: String,
     },
+    /// The log is of another environment than what is to be learnt.
+    #[error(
+        "the log's rows are of spec {found}, and `{name}` is {wanted}: {difference}; learn for the environment that the log was written in, or log anew"
+    )]
+    ForeignLog {
+        /// Name of the spec that was asked for.
+        name: String,
+        /// Its hash.
+        wanted: String,
+        /// Hash in the log.
+        found: String,
+        /// In what they differ.
+        difference: String,
+    },
+    /// There is nothing to learn from: no decision has an outcome.
+    #[error(
+        "none of the log's {rows} rows has an outcome: what was decided in it is known, what came of it is not; log for longer than an interval, or take a log of which the service has written the outcomes"
+    )]
+    NoOutcomes {
+        /// Rows that were read.
+        rows: u64,
+    },
+    /// What is to be learnt is not one thing.
+    #[error(
+        "the reward was weighted in {ways} ways, such as `{first}` and `{second}`, and what is to be learnt must be one: keep a log for each weighting, or cut it by time"
+    )]
+    SeveralRewards {
+        /// Weightings that were told apart.
+        ways: usize,
+        /// One of them.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// More rows than may be held.
+    #[error(
+        "the log has more than {most} rows, and all are held in memory: learn from a part of it, by time or host"
+    )]
+    TooLong {
+        /// Rows that may be held.
+        most: usize,
+    },
     /// The policy cannot decide on a row that was decided.
     #[error("segment {}, line {}: the policy `{policy}` cannot decide: {source}", row.0, row.1)]
     Policy {

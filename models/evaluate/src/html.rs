@@ -1,22 +1,17 @@
 //! An evaluation as one page: no script, and nothing that is fetched.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Write as _};
 
 use crate::diagnostics::Diagnostics;
 use crate::estimate::Value;
 use crate::evaluation::Evaluation;
+use crate::page::{self, Text, begin_drawing};
 use crate::verdict::{Verdict, Word};
 
 const WIDTH: f64 = 640.0;
 /// Room for labels left of what is drawn, and right of it.
 const LEFT: f64 = 130.0;
 const RIGHT: f64 = 20.0;
-
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}.verdict{padding:.8rem 1rem;border-left:.4rem solid #888;background:#f4f4f4}\
-.better{border-color:#1a7f37}.worse{border-color:#b42318}table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;\
-border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}svg text{font:12px system-ui,\
-sans-serif;fill:#333}";
 
 /// The page: verdict, forest plot of the estimators, histogram of the weights, effective sample size over the
 /// steps of a window, propensities against what was drawn, and what the log holds. It renders with scripts off.
@@ -29,18 +24,18 @@ pub fn html(evaluation: &Evaluation, verdict: &Verdict) -> String {
 }
 
 fn write_page(page: &mut String, evaluation: &Evaluation, verdict: &Verdict) -> fmt::Result {
-    let name = Text(&evaluation.policy.name);
     let class = match verdict.word {
         Word::Better => "better",
         Word::Worse => "worse",
         Word::CannotTell => "cannot-tell",
     };
+    let title = format!("{}: {}", evaluation.policy.name, verdict.word.text());
+    page::begin(page, &title, "")?;
     write!(
         page,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-<title>{name}: {word}</title><style>{STYLE}</style></head><body>\n<h1>{name}: {word}</h1>\n<p class=\"verdict {class}\">{}</p>\n",
-        Text(&verdict.text),
-        word = verdict.word.text()
+        "<h1>{}</h1>\n<p class=\"verdict {class}\">{}</p>\n",
+        Text(&title),
+        Text(&verdict.text)
     )?;
     if !verdict.reasons.is_empty() {
         page.push_str("<ul>");
@@ -59,26 +54,7 @@ fn write_page(page: &mut String, evaluation: &Evaluation, verdict: &Verdict) -> 
     }
     calibration(page, evaluation)?;
     log(page, evaluation)?;
-    page.push_str("</body></html>\n");
-    Ok(())
-}
-
-/// Text of somebody else's, such as a policy's name.
-struct Text<'a>(&'a str);
-
-impl Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
+    page::end(page)
 }
 
 /// What an estimator or an added model says.
@@ -180,14 +156,6 @@ impl Axis {
     }
 }
 
-fn begin(page: &mut String, height: f64, label: &str) -> fmt::Result {
-    write!(
-        page,
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\" aria-label=\"{}\">",
-        Text(label)
-    )
-}
-
 fn forest(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     let mut lines: Vec<(String, Value)> = vec![];
     for line in self::lines(evaluation) {
@@ -203,10 +171,14 @@ fn forest(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     let ends = lines.iter().flat_map(|(_, value)| value.interval);
     let axis = Axis::of(ends.chain([0.0]));
     let height = 30.0 * lines.len() as f64 + 40.0;
-    begin(page, height, "forest plot of the estimators' differences")?;
+    begin_drawing(
+        page,
+        (WIDTH, height),
+        "forest plot of the estimators' differences",
+    )?;
     write!(
         page,
-        "<line x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"5\" y2=\"{1}\" stroke=\"#999\" stroke-dasharray=\"4 3\"/>",
+        "<line x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"5\" y2=\"{1}\" stroke=\"var(--dim)\" stroke-dasharray=\"4 3\"/>",
         axis.x(0.0),
         height - 25.0
     )?;
@@ -215,7 +187,7 @@ fn forest(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
         let [lower, upper] = value.interval.map(|end| axis.x(end));
         write!(
             page,
-            "<text x=\"0\" y=\"{:.1}\">{}</text><line x1=\"{lower:.1}\" x2=\"{upper:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#235\" stroke-width=\"2\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"#235\"/>",
+            "<text x=\"0\" y=\"{:.1}\">{}</text><line x1=\"{lower:.1}\" x2=\"{upper:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"var(--s0)\" stroke-width=\"2\"/><circle cx=\"{:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"var(--s0)\"/>",
             y + 4.0,
             Text(name),
             axis.x(value.estimate)
@@ -229,13 +201,13 @@ fn forest(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
 /// Bars with a label on the left each.
 fn bars(page: &mut String, label: &str, bars: &[(String, f64, String)]) -> fmt::Result {
     let most = bars.iter().map(|(_, value, _)| *value).fold(0.0, f64::max);
-    begin(page, 16.0 * bars.len() as f64 + 8.0, label)?;
+    begin_drawing(page, (WIDTH, 16.0 * bars.len() as f64 + 8.0), label)?;
     for (i, (name, value, text)) in bars.iter().enumerate() {
         let y = 4.0 + 16.0 * i as f64;
         let width = value / most.max(1e-300) * (WIDTH - LEFT - 130.0);
         write!(
             page,
-            "<text x=\"0\" y=\"{:.1}\">{}</text><rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"12\" fill=\"#47a\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            "<text x=\"0\" y=\"{:.1}\">{}</text><rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"12\" fill=\"var(--s0)\"/><text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             y + 10.0,
             Text(name),
             LEFT + width + 6.0,
@@ -326,16 +298,13 @@ fn calibration(page: &mut String, evaluation: &Evaluation) -> fmt::Result {
     }
     const SIDE: f64 = 260.0;
     page.push_str("<h3>Of heads with two levels: share drawn, by propensity</h3>\n");
-    write!(
-        page,
-        "<svg viewBox=\"0 0 {SIDE} {SIDE}\" width=\"{SIDE}\" height=\"{SIDE}\" role=\"img\" aria-label=\"share drawn by propensity\">\
-<rect x=\"30\" y=\"10\" width=\"220\" height=\"220\" fill=\"none\" stroke=\"#999\"/><line x1=\"30\" y1=\"230\" x2=\"250\" y2=\"10\" stroke=\"#999\" stroke-dasharray=\"4 3\"/>\
-<text x=\"30\" y=\"246\">0</text><text x=\"243\" y=\"246\">1</text><text x=\"16\" y=\"18\">1</text>"
-    )?;
+    begin_drawing(page, (SIDE, SIDE), "share drawn by propensity")?;
+    page.push_str("<rect x=\"30\" y=\"10\" width=\"220\" height=\"220\" fill=\"none\" stroke=\"var(--dim)\"/><line x1=\"30\" y1=\"230\" x2=\"250\" y2=\"10\" stroke=\"var(--dim)\" stroke-dasharray=\"4 3\"/>\
+<text x=\"30\" y=\"246\">0</text><text x=\"243\" y=\"246\">1</text><text x=\"16\" y=\"18\">1</text>");
     for (head, bin) in points {
         write!(
             page,
-            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"#47a\"><title>{}: propensity {:.3}, share {:.3} of {} draws</title></circle>",
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"4\" fill=\"var(--s0)\"><title>{}: propensity {:.3}, share {:.3} of {} draws</title></circle>",
             30.0 + 220.0 * bin.propensity,
             230.0 - 220.0 * bin.share,
             Text(head),

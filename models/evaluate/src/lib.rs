@@ -16,7 +16,8 @@
 //! A [`TargetPolicy`] is given what was logged of each joint decision and says with which probability it would
 //! have taken each level; [`evaluate()`] reads the log in three passes over batches of columns and holds sums per
 //! block of host and time, not rows; [`verdict()`] and [`gate()`] are pure functions of what came out. Whoever has a
-//! model of values of its own adds it as a [`ValueModel`]: it is given a [`Sample`] of the log's windows.
+//! model of values of its own adds it as a [`ValueModel`]: it is given a [`Sample`] of the log's windows. Whoever learns from
+//! a log is given its [`History`], all of it.
 //!
 //! **Nothing is dropped in silence**: a row that cannot be evaluated ends the evaluation, with segment and line;
 //! what is left out or cut by intention is counted in [`LogFacts`]. **No number is NaN**: what is undefined is
@@ -33,8 +34,10 @@ mod facts;
 mod features;
 mod fit;
 mod gate;
+mod history;
 mod html;
 mod options;
+pub mod page;
 mod read;
 mod replay;
 mod sample;
@@ -55,6 +58,7 @@ pub use evaluation::{
 };
 pub use facts::{Behaviour, Counted, LogFacts};
 pub use gate::{Admission, Force, GateRule, Needs, gate};
+pub use history::{History, HistoryRow, HistoryStep, MOST_HISTORY_ROWS, RowOutcome};
 pub use html::html;
 pub use options::{Block, Exposure, Mixed, Options};
 pub use sample::{MOST_HELD_ROWS, Sample, SampleStep, Then};

@@ -227,6 +227,11 @@ impl Reader<'_> {
         }
         Some(Outcome {
             own: f64::from(own.value(row)),
+            total: if cells.reward_total.is_null(row) {
+                f64::NAN
+            } else {
+                f64::from(cells.reward_total.value(row))
+            },
             counted,
             end_us: cells.outcome_at.value(row),
             interval_s: if cells.interval_s.is_null(row) {

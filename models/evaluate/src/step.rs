@@ -53,6 +53,8 @@ pub(crate) struct HeadCell {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) own: f64,
+    /// With its part of the host mean; NaN where that is missing, which only learners mind.
+    pub(crate) total: f64,
     pub(crate) counted: bool,
     pub(crate) end_us: i64,
     pub(crate) interval_s: f64,

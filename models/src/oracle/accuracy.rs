@@ -28,25 +28,25 @@ pub struct Accuracy {
 }
 
 /// Correct, judged and left-out decisions of one episode.
-type Tally = [usize; 3];
+pub(super) type Tally = [usize; 3];
 
-/// By policy.
+/// Tallies per episode, by policy.
 pub(super) fn judge_all(
     planner: &mut Planner,
     records: &Records,
     options: &StudyOptions,
     watch: &mut dyn FnMut(Progress) -> bool,
-) -> Result<BTreeMap<String, Accuracy>, StudyError> {
-    let mut accuracies = BTreeMap::new();
+) -> Result<BTreeMap<String, Vec<Tally>>, StudyError> {
+    let mut by_policy = BTreeMap::new();
     for (done, (name, episodes)) in records.iter().enumerate() {
         let mut tallies = Vec::with_capacity(episodes.len());
         for record in episodes {
             tallies.push(judge(planner, record, options)?);
             go_on(watch(Progress::Judged(done, records.len())))?;
         }
-        accuracies.insert(name.clone(), accuracy(&tallies));
+        by_policy.insert(name.clone(), tallies);
     }
-    Ok(accuracies)
+    Ok(by_policy)
 }
 
 fn judge(
@@ -78,7 +78,7 @@ fn judge(
     Ok(tally)
 }
 
-fn accuracy(tallies: &[Tally]) -> Accuracy {
+pub(super) fn accuracy(tallies: &[Tally]) -> Accuracy {
     let sum = |column: usize| tallies.iter().map(|tally| tally[column]).sum::<usize>();
     let share = |drawn: &[usize]| {
         let of = |column: usize| drawn.iter().map(|i| tallies[*i][column]).sum::<usize>() as f64;

@@ -2,8 +2,7 @@
 //!
 //! All policies play the same evaluation seeds. Their **regret** is (oracle − policy)/(oracle − random),
 //! each the mean over the episodes of the host mean reward per interval; 0 is as good as the oracle, 1 as
-//! bad as random. What is resampled for the intervals are episodes, the same ones for all policies;
-//! pooled over scenarios, each scenario's episodes are resampled for themselves.
+//! bad as random. What is resampled for the intervals are episodes, the same ones for all policies.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +10,7 @@ use blkpilot_env::{JointAction, Rng};
 use serde::Serialize;
 
 use super::OracleError;
-use super::accuracy::{Accuracy, judge_all};
+use super::accuracy::{Accuracy, Tally, accuracy, judge_all};
 use super::best_static::BestStatic;
 use super::dependence::{HeadDependence, dependence};
 use super::phases::States;
@@ -104,6 +103,9 @@ pub struct PolicyFigures {
     /// Reward per episode, for pooling.
     #[serde(skip)]
     pub rewards: Vec<f64>,
+    /// Decisions per episode, likewise.
+    #[serde(skip)]
+    pub(super) tallies: Vec<Tally>,
 }
 
 /// Values without noise, mean over the phase vectors with their stationary shares.
@@ -177,13 +179,13 @@ pub fn study(
     if episodes == 0 {
         return Err(StudyError::NothingCounted { seeds: kept.len() });
     }
-    let accuracies = judge_all(planner, &records, options, watch)?;
+    let tallies = judge_all(planner, &records, options, watch)?;
     let (evaluations, unsettled) = planner.values().evaluations();
     Ok(Study {
         scenario: planner.values().scenario().name.clone(),
         episodes,
         seeds_left_out: kept.len() - episodes,
-        policies: policy_figures(&records, &accuracies, steady.bound - steady.best),
+        policies: policy_figures(&records, &tallies, steady.bound - steady.best),
         steady: SteadyFigures {
             evaluations,
             unsettled,
@@ -246,7 +248,7 @@ fn steady_figures(
 
 fn policy_figures(
     records: &Records,
-    accuracies: &BTreeMap<String, Accuracy>,
+    tallies: &BTreeMap<String, Vec<Tally>>,
     gap: f64,
 ) -> BTreeMap<String, PolicyFigures> {
     let rewards: BTreeMap<&str, Vec<f64>> = records
@@ -271,10 +273,11 @@ fn policy_figures(
                 ci95: ci95(scale.policy),
             },
             loss: (!losses.is_empty()).then(|| mean(&losses)),
-            regret: regret(&[scale]),
+            regret: regret(scale),
             regret_at_bound: scale.at_bound(gap),
-            accuracy: accuracies[name],
+            accuracy: accuracy(&tallies[name]),
             rewards: scale.policy.to_vec(),
+            tallies: tallies[name].clone(),
         };
         (name.clone(), figures)
     };

@@ -13,14 +13,15 @@ use rand::SeedableRng as _;
 use tch::Tensor;
 
 use super::*;
-use crate::collector::{Actor, Collector};
+use crate::collector::{Actor, Collector, push_first_turns};
 
 const HALF: Discount = Discount {
     gamma: 0.5,
     lambda: 0.5,
 };
 
-/// Episodes of three steps with reward 1 for each of two disks; the second is idle throughout.
+/// Episodes of three steps with reward 1 for each of two disks; the second is idle throughout. What it shows tells
+/// steps and disks apart.
 struct Timer {
     spec: EnvSpec,
     step: u32,
@@ -38,13 +39,16 @@ impl Timer {
     }
 
     fn observe(&self) -> Observation {
+        let mut disks = Table::zeros(2, 4);
+        disks.values =
+            Array2::from_shape_fn((2, 4), |(disk, _)| self.step as f32 + 0.3 * disk as f32);
         let action = JointAction {
             disks: Array2::zeros((2, 1)),
             devices: Array2::zeros((0, 0)),
         };
         Observation {
             disk_ids: vec!["a".to_owned(), "b".to_owned()],
-            disks: Table::zeros(2, 4),
+            disks,
             pairs: Array3::zeros((2, 0, 0)),
             host: Table::zeros(1, 0),
             disk_group: vec![None, None],
@@ -159,6 +163,95 @@ fn termination_does_not_bootstrap() {
 fn a_disk_that_does_not_count_has_reward_zero_and_weight_zero() {
     let (_, [_, idle]) = four_steps(false);
     assert_eq!(idle, [-1.3125, -1.25, -1.0, -1.0]);
+}
+
+/// Each disk by its own: r + ½ · V(what its episode showed last) − V(s), and where only the rollout ends, V of what it
+/// shows now. The first observation of the next episode is another.
+#[test]
+fn a_truncated_episode_bootstraps_from_its_own_last_observation() {
+    let spec = CartPole::default_spec();
+    let network = Network::new(&spec, Architecture::default(), &mut Rng::seed_from_u64(5)).unwrap();
+    let normalisers = identity(&spec);
+    let mut collector =
+        Collector::new(vec![(Timer::new(false), 0)], Rng::seed_from_u64(0)).unwrap();
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    let rollout = collector.collect(actor, 4).unwrap();
+    let estimates = rollout.estimate(&network, HALF).unwrap();
+    let timer = |step: u32| Timer {
+        spec: spec.clone(),
+        step,
+        terminates: false,
+    };
+    let mut shown = Turns::of_disks(&spec, &normalisers);
+    for step in [3, 1, 0] {
+        push_first_turns(&spec, &timer(step).observe(), &mut shown).unwrap();
+    }
+    let ahead = values(&network, &shown).unwrap();
+    for (step, ahead) in [(2, &ahead[..2]), (3, &ahead[2..4])] {
+        for (disk, reward) in [(0, 1.0), (1, 0.0)] {
+            let row = rollout.tracks[0][step].disk_rows[disk];
+            let advantage = estimates.returns[row] - estimates.values[row];
+            let want = reward + 0.5 * ahead[disk] - estimates.values[row];
+            assert!((advantage - want).abs() < 1e-6, "{advantage} is not {want}");
+        }
+    }
+    let apart = |a: usize, b: usize| (ahead[a] - ahead[b]).abs() > 1e-3;
+    assert!(apart(0, 1) && apart(0, 4) && apart(2, 3), "{ahead:?}");
+    let begins: Vec<bool> = rollout.tracks[0]
+        .iter()
+        .map(|step| step.begins_episode)
+        .collect();
+    assert_eq!(begins, [true, false, false, true]);
+}
+
+/// Disks 0 and 2 are on device 0. Disk 1 and device 1 had no choice.
+#[test]
+fn a_turn_is_credited_with_what_it_decided_for_and_teaches_where_it_had_a_choice() {
+    let (free, forced) = (vec![true, true], vec![true, false]);
+    let samples = |masks: &[&Vec<bool>]| {
+        let rows: Vec<Vec<Vec<bool>>> = masks.iter().map(|mask| vec![mask.to_vec()]).collect();
+        Samples::new(Turns::of_masks(&rows))
+    };
+    let spec = CartPole::default_spec();
+    let rollout = Rollout {
+        disks: samples(&[&free, &forced, &free]),
+        devices: samples(&[&free, &forced]),
+        ..Rollout::empty(&spec, &identity(&spec), 1)
+    };
+    let credited = |counted: [bool; 3]| {
+        let step = HostStep {
+            disk_rows: vec![0, 1, 2],
+            device_rows: vec![0, 1],
+            rewards: vec![0.0; 3],
+            counted: counted.to_vec(),
+            disk_device: vec![0, 1, 0],
+            disk_group: vec![None; 3],
+            tail: Tail::Next,
+            begins_episode: true,
+        };
+        let mut estimates = Estimates {
+            values: vec![],
+            returns: vec![],
+            disk_advantages: vec![0.0; 3],
+            disk_weights: vec![false; 3],
+            device_advantages: vec![0.0; 2],
+            device_weights: vec![false; 2],
+        };
+        rollout.credit(&step, &[1.0, 2.0, 5.0], &mut estimates);
+        estimates
+    };
+    let all = credited([true; 3]);
+    assert_eq!(all.disk_advantages, [1.0, 2.0, 5.0]);
+    assert_eq!(all.disk_weights, [true, false, true]);
+    assert_eq!(all.device_advantages, [3.0, 2.0]);
+    assert_eq!(all.device_weights, [true, false]);
+    let some = credited([true, false, false]);
+    assert_eq!(some.disk_weights, [true, false, false]);
+    assert_eq!(some.device_advantages, [1.0, 0.0]);
+    assert_eq!(some.device_weights, [true, false]);
 }
 
 fn play(host: SimHost, steps: usize) -> (Rollout, Network) {
@@ -356,6 +449,11 @@ fn the_step_in_which_a_guest_goes_is_not_learnt_from_and_the_one_before_is_cut()
         .map(|step| matches!(step.tail, Tail::Cut(_)))
         .collect();
     assert_eq!(tails, [false, true, false, true]);
+    let begins: Vec<bool> = rollout.tracks[0]
+        .iter()
+        .map(|step| step.begins_episode)
+        .collect();
+    assert_eq!(begins, [true, false, true, false]);
     assert_eq!(rollout.bootstraps.len(), 2 + 1);
     assert_eq!((rollout.episodes[0].steps, rollout.env_steps), (3, 5));
     let estimates = rollout.estimate(&network, HALF).unwrap();

@@ -1,0 +1,95 @@
+//! One process per run: whoever trains into a directory holds a lock there for as long as it lives.
+//!
+//! That is also how it is known whether a run that is said to be under way still is: the kernel drops the lock with the
+//! process, whatever ended it. A process id would be a guess, since numbers are used again and other containers count
+//! their own.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::LabError;
+
+/// File of the lock within the directory of a run; it stays there.
+pub const LOCK_FILE: &str = "lock";
+
+/// Held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct RunLock {
+    _file: File,
+}
+
+impl RunLock {
+    /// Takes the lock of a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// `InUse` if another process holds it, `Write`.
+    pub(crate) fn take(dir: &Path) -> Result<Self, LabError> {
+        let path = dir.join(LOCK_FILE);
+        let failed = |source| LabError::Write {
+            path: path.clone(),
+            source,
+        };
+        fs::create_dir_all(dir).map_err(failed)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => Ok(Self { _file: file }),
+            Err(Errno::EAGAIN | Errno::EACCES) => Err(LabError::InUse {
+                dir: dir.to_owned(),
+            }),
+            Err(errno) => Err(failed(errno.into())),
+        }
+    }
+}
+
+/// Whether a process holds the lock of a directory. Asking takes no lock, so nobody is kept from theirs.
+///
+/// # Errors
+/// The file system's; a lock that is not there is not held.
+pub fn is_held(dir: &Path) -> io::Result<bool> {
+    let file = match File::open(dir.join(LOCK_FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut found = whole_file(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(found.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_until_it_is_dropped_and_asking_takes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        assert!(!is_held(&run).unwrap());
+        let lock = RunLock::take(&run).unwrap();
+        assert!(is_held(&run).unwrap());
+        assert!(matches!(RunLock::take(&run), Err(LabError::InUse { .. })));
+        drop(lock);
+        assert!(!is_held(&run).unwrap());
+        RunLock::take(&run).unwrap();
+    }
+}

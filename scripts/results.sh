@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes the files in experiments/results anew: those of the sweeps that are named, by default those in its README. Runs of
+# an earlier time are not taken: they may be of other code.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly lab=${BLKPILOT_LAB:-target/release/blkpilot-lab}
+if [[ $lab == target/release/blkpilot-lab ]]; then
+    cargo build --release --workspace --bin blkpilot-lab
+fi
+
+for sweep in "${@:-four_identical_seeds}"; do
+    out=out/results/$sweep
+    rm -rf "$out"
+    "$lab" sweep "experiments/sweeps/$sweep.toml" --out "$out" --json >"experiments/results/$sweep.json"
+    "$lab" report "$out" --out "experiments/results/$sweep.html"
+done
