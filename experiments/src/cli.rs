@@ -68,10 +68,10 @@ are put back at each episode's end and at the run's: docs/operations.md, Trainin
 
 --start-from fine-tunes a policy that was trained before, in simulation too. start/ holds a copy.
 
-With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision log
-that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also has what the
-log's policy earned, what the learner expects of its own, and what `blkpilot evaluate` says of it. Steps are
-gradient steps.
+With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision
+log that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also
+has what the log's policy earned, what the learner expects of its own, and what `blkpilot evaluate`
+says of it. Steps are gradient steps.
 
 A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
 preset, or a TOML file, whose path starts at the config's directory.

@@ -7,6 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_agent::config::Config as ServiceConfig;
 use blkpilot_agent::server::{ServeError, Server};
+use blkpilot_lab::config::Overrides;
+use blkpilot_lab::report::{Options, report};
+use blkpilot_lab::reproduce::{Request, reproduce};
+use blkpilot_lab::state::Changed;
+use blkpilot_lab::sweep::plan::Plan;
 use blkpilot_lab::train::{Event, Existing, Run, Summary, resume, train};
 use blkpilot_lab::{Config, LabError};
 use blkpilot_models::Checkpoint;
@@ -92,6 +97,26 @@ fn text(environment: &str, training: &str) -> String {
     )
 }
 
+/// As [`text`], with DQN.
+fn with_dqn(environment: &str, training: &str) -> String {
+    let text = text(environment, training);
+    let keys = [
+        ("steps = 6\n", "algorithm = \"dqn\"\n"),
+        ("epochs = 2", "train_frequency = 6\ngradient_steps = 2"),
+        ("minibatch = 32", "minibatch = 8\nlearning_starts = 12"),
+        ("gae_lambda = 0.9", "replay_capacity = 500\nn_steps = 3"),
+        (
+            "clip = 0.2",
+            "tau = 0.1\nexploration_fraction = 0.5\nexploration_final = 0.1",
+        ),
+    ];
+    keys.into_iter().fold(text, |text, (own, other)| {
+        let replaced = text.replacen(&format!("        {own}"), &format!("        {other}"), 1);
+        assert_ne!(replaced, text, "no {own}");
+        replaced
+    })
+}
+
 fn run_of<'a>(config: &'a Config, out: &'a Path) -> Run<'a> {
     Run {
         config,
@@ -142,6 +167,100 @@ fn a_host_is_trained_on_compared_in_turn_and_put_back() {
     assert!(summary.comparison.table().contains("mean over 3 rounds"));
     let text = std::fs::read_to_string(out.join("summary.json")).unwrap();
     assert!(text.contains("\"put_back\": true"), "{text}");
+}
+
+#[test]
+fn dqn_learns_at_a_service_what_it_learns_on_our_own() {
+    let service = Service::start();
+    let dir = TempDir::new().unwrap();
+    let [remote, local] = ["remote", "local"].map(|name| dir.path().join(name));
+    let there = with_dqn(&format!("kind = \"remote\"\n{PRESET}"), "envs = 2");
+    let there = there.replace("ADDRESS", &service.address());
+    let there = trained(
+        &Config::parse(Path::new("there.toml"), &there).unwrap(),
+        &remote,
+    );
+    let own = with_dqn("kind = \"sim_host\"\nscenario = \"mixed\"", "envs = 2");
+    let here = trained(&Config::parse(Path::new("own.toml"), &own).unwrap(), &local);
+    assert!(here.updates > 0);
+    assert_eq!(
+        (there.policy_sha256, there.updates),
+        (here.policy_sha256, here.updates)
+    );
+    assert_eq!(there.remote.unwrap().steps, 48);
+}
+
+/// Also amid a round, where a round may be thousands of steps.
+#[test]
+fn dqn_on_a_host_is_stopped_between_two_steps_and_goes_on() {
+    let service = Service::start();
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("run");
+    let text = with_dqn(&format!("kind = \"remote\"\n{HOST}"), "envs = 1");
+    let text = text.replace("ADDRESS", &service.address());
+    let config = Config::parse(Path::new("dqn.toml"), &text).unwrap();
+    let stopped = AtomicBool::new(true);
+    let summary = train(&run_of(&config, &out), &stopped, &mut |_| ()).unwrap();
+    assert!(summary.interrupted && summary.env_steps == 0);
+    assert_eq!(summary.remote.unwrap().put_back, Some(true));
+    let summary = resume(&out, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    let figures = summary.remote.unwrap();
+    assert_eq!((summary.env_steps, figures.put_back), (48, Some(true)));
+    assert!(summary.updates > 0 && figures.changes > 0, "{figures:?}");
+}
+
+#[test]
+fn a_run_on_a_host_is_not_made_again_swept_or_played_for_a_report() {
+    let service = Service::start();
+    let dir = TempDir::new().unwrap();
+    let out = dir.path().join("run");
+    trained(&service.config(HOST, "envs = 1"), &out);
+    let request = Request {
+        run: &out,
+        out: &dir.path().join("again"),
+        existing: Existing::Refuse,
+        changed: Changed::Refuse,
+    };
+    let error = reproduce(&request, &AtomicBool::new(false), &mut |_| ()).unwrap_err();
+    assert!(matches!(error, LabError::NotTwice { .. }), "{error:?}");
+    assert!(!request.out.exists());
+    let oracle_episodes = 2;
+    let page = report(&[out], &Options { oracle_episodes }, &mut |_| true).unwrap();
+    assert!(page.contains("What is at a service is not played again"));
+    let host = text(&format!("kind = \"remote\"\n{HOST}"), "envs = 1");
+    std::fs::write(dir.path().join("host.toml"), host).unwrap();
+    let sweep = dir.path().join("sweep.toml");
+    std::fs::write(&sweep, "version = 1\nconfig = \"host.toml\"\nseeds = 2\n").unwrap();
+    let error = Plan::of(&sweep, None).unwrap_err();
+    assert!(
+        error.to_string().contains("trains on a live host"),
+        "{error}"
+    );
+}
+
+/// The config's file names another service: that is no reason to refuse.
+#[test]
+fn a_run_whose_service_was_named_on_the_command_line_goes_on_there() {
+    let service = Service::start();
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("host.toml");
+    let environment = HOST.replace("ADDRESS", "unix:/nowhere/s.sock");
+    let written = text(&format!("kind = \"remote\"\n{environment}"), "envs = 1");
+    std::fs::write(&file, &written).unwrap();
+    let overrides = Overrides {
+        address: Some(service.address()),
+        ..Overrides::default()
+    };
+    let config = Config::load_with(&file, &overrides).unwrap();
+    let out = dir.path().join("run");
+    let stopped = AtomicBool::new(true);
+    train(&run_of(&config, &out), &stopped, &mut |_| ()).unwrap();
+    let summary = resume(&out, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    assert_eq!(summary.env_steps, 48);
+    // What the command line cannot say is compared as ever.
+    std::fs::write(&file, written.replace("epochs = 2", "epochs = 3")).unwrap();
+    let error = resume(&out, &AtomicBool::new(false), &mut |_| ()).unwrap_err();
+    assert!(matches!(error, LabError::Changed { .. }), "{error:?}");
 }
 
 #[test]
@@ -242,6 +361,22 @@ fn fine_tuning_is_repeatable_and_can_be_gone_on_with() {
     assert_eq!(resumed.policy_sha256, whole.policy_sha256);
     assert_eq!(resumed.start, whole.start);
     assert_eq!(policy(&cut).manifest, policy(&out("whole")).manifest);
+    // And the whole run can be made again from its directory, wherever that was moved to.
+    std::fs::rename(out("whole"), out("moved")).unwrap();
+    let request = Request {
+        run: &out("moved"),
+        out: &out("again"),
+        existing: Existing::Refuse,
+        changed: Changed::Refuse,
+    };
+    let again = reproduce(&request, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    assert!(again.equal, "{:?}", again.differences);
+    let config = Config::load(&out("moved").join("config.toml")).unwrap();
+    let start = config.training.start_from.unwrap();
+    assert_eq!(
+        start.canonicalize().unwrap(),
+        out("moved").join("start").canonicalize().unwrap()
+    );
 }
 
 #[test]

@@ -237,6 +237,19 @@ mod tests {
     }
 
     #[test]
+    fn learners_from_a_log_play_nowhere() {
+        let start = HOST.split("[training]").next().unwrap();
+        let keys =
+            "algorithm = \"bc\"\ngrad_steps = 10\nminibatch = 4\ngamma = 0.9\nlearning_rate = 1e-3";
+        let text = format!("{start}[training]\n{keys}\n[data]\nlog = \"l\"\n");
+        let found = parse(&text).unwrap_err();
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(
+            found[0].starts_with("environment.kind = \"remote\" is only for learners that play")
+        );
+    }
+
+    #[test]
     fn its_keys_are_refused_elsewhere() {
         let found = parse(&HOST.replace("\"remote\"", "\"cartpole\"")).unwrap_err();
         let only =
