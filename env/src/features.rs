@@ -13,12 +13,12 @@ use crate::sample::{Cache, DeviceClass, Polling, Reading};
 use crate::spec::{EnvSpec, Level};
 use crate::window::{DeviceRow, DiskRow, HostWindow};
 
-pub use columns::kvm_host_spec;
 use columns::{
     BOUND_CORES, BOUND_DISKS, BUFFERED_DISKS, CHANNEL, CHANNEL_BOUNDS, DEVICE, DEVICE_BOUNDS,
     DEVICE_DISKS, DISK, DISK_BOUNDS, GROUP_SIZE, HOST, HOST_BOUNDS, IS_CURRENT, IS_NUMA_LOCAL,
     PAIR, VCPU_SHARE,
 };
+pub use columns::{REWARD_WEIGHTS, kvm_host_spec};
 
 /// Index of the `channel` head among the disk heads of a KVM host.
 pub const CHANNEL_HEAD: usize = 0;

@@ -295,7 +295,7 @@ impl Named for DiskSample {
 mod tests {
     use super::*;
     use crate::Environment as _;
-    use crate::features::{Terms, kvm_host_spec, observe, observe_into, refresh};
+    use crate::features::{REWARD_WEIGHTS, Terms, kvm_host_spec, observe, observe_into, refresh};
     use crate::observation::Observation;
     use crate::reward::{RewardConfig, RewardTerm, score, score_into};
     use crate::sim::{Generator, SimHost, presets};
@@ -371,6 +371,35 @@ mod tests {
             0.0,
             "taken at its reference"
         );
+    }
+
+    #[test]
+    fn weights_of_the_reward_stand_in_their_columns() {
+        let (before, after) = samples();
+        let window = HostWindow::between(&before, &after);
+        let config = RewardConfig {
+            cpu: 0.1,
+            page_cache: 0.2,
+            writeback: 0.3,
+            change: 0.4,
+            slo: 0.5,
+            slo_p99_us: Some(600.0),
+            ..RewardConfig::default()
+        };
+        let spec = kvm_host_spec(&[]);
+        let shown = |config: &RewardConfig| {
+            let obs = observe(&spec, &window, terms(config));
+            REWARD_WEIGHTS.map(|name| {
+                let column = spec.host_features.iter().position(|f| f.name == name);
+                obs.host.values[[0, column.unwrap()]]
+            })
+        };
+        assert_eq!(shown(&config), [0.1, 0.2, 0.3, 0.4, 0.5, 600.0]);
+        let without = RewardConfig {
+            slo_p99_us: None,
+            ..config
+        };
+        assert_eq!(shown(&without)[4..], [0.0, 0.0]);
     }
 
     #[test]

@@ -449,6 +449,16 @@ pub(super) const HOST: [Column; 13] = [
     ),
 ];
 
+/// The columns of the host table that say what is paid for.
+pub const REWARD_WEIGHTS: [&str; 6] = [
+    "weight_cpu",
+    "weight_page_cache",
+    "weight_writeback",
+    "weight_change",
+    "weight_slo",
+    "slo_p99_us",
+];
+
 /// The spec of a KVM host. `schedulers` are the levels of the device head; empty leaves it out.
 #[must_use]
 pub fn kvm_host_spec(schedulers: &[String]) -> EnvSpec {

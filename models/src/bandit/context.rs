@@ -1,11 +1,13 @@
 //! What a head's model of rewards looks at.
 //!
-//! Of every row: 1, the disk's features and the host's; of the level: whether it is another than the one in force,
+//! Of every row: 1, the disk's features and the host's, without the weights of the reward: they are the same for all
+//! levels and hardly ever others, and would only be more of the constant, in which optimism is soon lost. Of the level: whether it is another than the one in force,
 //! and, of a list of levels, for each but the first, whether it is this one, alone and times the disk's features; of
 //! channels, whether none was taken, and the features of the one that was, as they stand in the turn, with those of its
 //! relation to the disk. All are brought to about [−1, 1] by the range in the spec, so nothing has to be known before
 //! the first decision.
 
+use blkpilot_env::features::REWARD_WEIGHTS;
 use blkpilot_env::{EnvSpec, Feature, Head, Level, Levels, TurnView};
 
 /// Beyond its range in the spec a feature counts at most as this.
@@ -58,7 +60,8 @@ fn extend<'a>(out: &mut Vec<f64>, columns: &[Column], values: impl IntoIterator<
 pub(super) struct Slots {
     /// Of the disk, or of the device where that decides.
     own: Vec<Column>,
-    host: Vec<Column>,
+    /// Of the host, each with its place in the table.
+    host: Vec<(usize, Column)>,
     choice: Chosen,
 }
 
@@ -80,9 +83,12 @@ pub(super) fn place(spec: &EnvSpec, heads: &[Head], is_disk: bool) -> Vec<Slots>
     } else {
         &spec.device_features
     };
+    let seen = |(_, feature): &(usize, &Feature)| !REWARD_WEIGHTS.contains(&&feature.name[..]);
+    let host = spec.host_features.iter().enumerate().filter(seen);
+    let host: Vec<_> = host.map(|(place, own)| (place, Column::new(own))).collect();
     let slots = |head: &Head| Slots {
         own: columns(own),
-        host: columns(&spec.host_features),
+        host: host.clone(),
         choice: match &head.levels {
             Levels::Channels { .. } => Chosen::Channel {
                 channel: columns(&spec.channel_features),
@@ -114,7 +120,8 @@ impl Slots {
         extend(&mut out, &self.own, own.iter().flatten());
         out.resize(start + self.own.len(), 0.0);
         let own = out[start..].to_vec();
-        extend(&mut out, &self.host, view.host.iter());
+        let host = self.host.iter();
+        out.extend(host.map(|(place, column)| column.apply(view.host[*place])));
         match &self.choice {
             Chosen::Channel { channel, pair } => {
                 self.add_channel(view, level, (channel, pair), &mut out);
