@@ -20,11 +20,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+type Serving = JoinHandle<Result<(), ServeError>>;
+
 /// A service with a simulated host whose intervals last milliseconds; ends when this is dropped.
 struct Service {
     runtime: Runtime,
     dir: TempDir,
-    running: Option<(oneshot::Sender<()>, JoinHandle<Result<(), ServeError>>)>,
+    running: Option<(oneshot::Sender<()>, Serving)>,
 }
 
 impl Service {
