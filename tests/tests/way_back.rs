@@ -392,8 +392,10 @@ fn in_mode_auto_a_change_by_somebody_else_freezes_that_knob_alone_within_an_inte
     });
     blkpilot.check_noticed(&Knob::Channel { iothread: 1 }, pinned);
 
-    let listed = blkpilot.json(&["guests"]);
-    let frozen = &listed["guests"][0]["frozen"];
+    // The journal knows of it in the middle of a look, the list of guests after it.
+    let frozen = || blkpilot.json(&["guests"])["guests"][0]["frozen"].clone();
+    wait_until(|| frozen() != Value::Array(vec![]));
+    let frozen = frozen();
     assert_eq!(frozen.as_array().unwrap().len(), 1, "{frozen}");
     assert_eq!(
         (&frozen[0]["head"], &frozen[0]["found"]),

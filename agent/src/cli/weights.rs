@@ -11,8 +11,8 @@ use super::{CliError, ClientArgs};
 
 pub(super) const HELP: &str = "\
 The weights are those of what a decision costs beside the performance loss of the disks, whose weight is 1. A
-policy sees them; one that was trained under many, such as the one that is packaged, follows at once. They hold
-until the service ends; [reward] of its configuration says what holds then.
+policy sees them; one that was trained under many (environment.reward_ranges) follows at once. They hold until
+the service ends; [reward] of its configuration says what holds then.
 
   cpu         CPU of the IOThread per request             0 to 1
   page_cache  host memory that caches the disk            0 to 1
