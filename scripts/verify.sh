@@ -7,7 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole quickstart four-identical discrete-event simulator-properties journal oracle
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift log-power log-kills log-readers coverage exposure ranking large-log sampling cache learning-memory bench
+    shift live-training log-power log-kills log-readers coverage exposure ranking large-log sampling cache
+    learning-memory bench
 )
 usage() {
     cat <<TEXT
@@ -15,7 +16,7 @@ Usage: scripts/verify.sh [PROOF...]
 
 Runs the long proofs, all of them or those named, and writes their figures to docs/verification:
   ${PROOFS[*]}
-The oracle, the trials and shift want the policy that quickstart trains.
+The oracle, the trials, shift and live-training want the policy that quickstart trains.
 TEXT
 }
 for proof in "$@"; do
@@ -81,7 +82,8 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | log-power | log-kills | coverage | exposure | ranking | large-log | sampling | learning-memory) ;;
+            | live-training | log-power | log-kills | coverage | exposure | ranking | large-log | sampling \
+            | learning-memory) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
@@ -125,6 +127,9 @@ record soak "The daemon in mode auto for long" \
 record shift "A guest whose best setting changes, in mode auto" \
     env BLKPILOT_SHIFT_POLICY="$out/quickstart/policy" BLKPILOT_SHIFT_ALTERNATIONS="$shifts" \
     "${live_test[@]}" --test live_shift -- --nocapture
+record live-training "Training on a live guest: from nothing, and fine-tuning what simulation taught" \
+    env BLKPILOT_TRAINING_POLICY="$out/quickstart/policy" \
+    "${live_test[@]}" --test live_training -- --nocapture
 record log-power "The decision log when the power fails at any operation" \
     env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-log --lib power_loss -- --nocapture
 record log-kills "A process that writes and compacts the decision log, killed at any moment" \

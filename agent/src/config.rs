@@ -401,6 +401,19 @@ fn guard(mut section: Section) -> GuardConfig {
             format!("= \"{text}\" must be > 0 and at most longest_retry"),
         );
     }
+    let breaker = &mut config.breaker;
+    breaker.failures = at_least_one(&mut section, "breaker_failures", breaker.failures);
+    breaker.within = section.span("breaker_within").unwrap_or(breaker.within);
+    breaker.pause = section.span("breaker_pause").unwrap_or(breaker.pause);
+    breaker.longest_pause = breaker.longest_pause.max(breaker.pause);
+    for (key, span) in [
+        ("breaker_within", breaker.within),
+        ("breaker_pause", breaker.pause),
+    ] {
+        if span.is_zero() {
+            section.problem(key, "= \"0s\" must be > 0");
+        }
+    }
     let tolerated = section.number("tolerated_ratio");
     config.trial.tolerated_ratio = tolerated.unwrap_or(config.trial.tolerated_ratio);
     if !(1.0..=100.0).contains(&config.trial.tolerated_ratio) {

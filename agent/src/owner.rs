@@ -332,8 +332,7 @@ impl Owner {
             if self.is_guarded_environment() {
                 self.guard_window()?;
             }
-            let disks = before.map_or(0, |seen| seen.observation.disk_count());
-            self.answer_waiting(window.rewards, disks);
+            self.answer_waiting(window.rewards);
             return Ok(());
         }
         self.guard_window()?;

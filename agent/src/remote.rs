@@ -1,13 +1,16 @@
 //! An environment held by a server, as an [`Environment`].
 
-use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use blkpilot_env::{EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Step};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
 
 use crate::client::{ConnectError, connect};
 use crate::status::env_error;
@@ -15,17 +18,36 @@ use crate::wire::{self, WireError};
 
 /// Observations of the largest simulated host.
 const LARGEST_MESSAGE_BYTES: usize = 64 << 20;
+/// How long the server keeps the environment of a client that it hears nothing of, unless the client says
+/// otherwise: so long do the guests of one that was killed keep its last settings.
+const LEASE: Duration = Duration::from_secs(60);
+/// How often the lease is renewed while it lasts.
+const RENEWALS: u32 = 4;
+/// Between two calls: a client that is silent for longer hangs, and its environment is let go.
+const LONGEST_SILENCE: Duration = Duration::from_secs(600);
+/// How long a client waits for its environment to be deleted; a lease that runs out does the same.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An environment held by a server; deleted there when this is dropped.
 ///
-/// Calls block on a runtime of their own, so this must not be used on a thread of an asynchronous
+/// Between two calls its lease is renewed, on a thread of its own, however long the client thinks; after ten
+/// minutes of that it is not any more. Calls block, so this must not be used on a thread of an asynchronous
 /// runtime.
 #[derive(Debug)]
 pub struct RemoteEnvironment {
+    held: Held,
+    spec: EnvSpec,
+}
+
+/// What is held at the server, until this is dropped.
+#[derive(Debug)]
+struct Held {
     runtime: Runtime,
     client: EnvironmentServiceClient<Channel>,
+    server: String,
     name: String,
-    spec: EnvSpec,
+    silence: Arc<Silence>,
+    renewal: JoinHandle<()>,
 }
 
 /// Why there is no remote environment.
@@ -46,49 +68,167 @@ pub enum RemoteError {
 }
 
 impl RemoteEnvironment {
-    /// Creates an environment on a server, `unix:PATH` or `http://ADDRESS`.
+    /// Creates an environment on a server, `unix:PATH` or `http://ADDRESS`. Without a lease of its own it has one
+    /// of a minute.
     ///
     /// # Errors
     /// `Runtime`, `Connect`, `Refused`, `Answer`.
     pub fn create(server: &str, environment: v1::Environment) -> Result<Self, RemoteError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("lease")
             .enable_all()
             .build()?;
         let channel = runtime.block_on(connect(server))?;
         let mut client =
             EnvironmentServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
+        let environment = v1::Environment {
+            lease_duration: environment.lease_duration.or_else(|| LEASE.try_into().ok()),
+            ..environment
+        };
         let request = v1::CreateEnvironmentRequest {
             environment: Some(environment),
             ..v1::CreateEnvironmentRequest::default()
         };
         let made = runtime
             .block_on(client.create_environment(request))
-            .map_err(Box::new)?;
-        let name = made.into_inner().name;
-        let spec = v1::GetSpecRequest { name: name.clone() };
-        let spec = runtime.block_on(client.get_spec(spec)).map_err(Box::new)?;
-        Ok(Self {
-            spec: wire::spec_from_wire(spec.into_inner())?,
+            .map_err(Box::new)?
+            .into_inner();
+        let lease = made.lease_duration.and_then(|lease| lease.try_into().ok());
+        let silence = Arc::new(Silence::default());
+        let renewal = renew(
+            client.clone(),
+            made.name.clone(),
+            lease.unwrap_or(LEASE) / RENEWALS,
+            Arc::clone(&silence),
+        );
+        // From here on it is deleted, whatever fails.
+        let mut held = Held {
+            renewal: runtime.spawn(renewal),
             runtime,
             client,
-            name,
+            server: server.to_owned(),
+            name: made.name,
+            silence,
+        };
+        let name = held.name.clone();
+        let request = held.client.get_spec(v1::GetSpecRequest { name });
+        let spec = held.runtime.block_on(request).map_err(Box::new)?;
+        Ok(Self {
+            spec: wire::spec_from_wire(spec.into_inner())?,
+            held,
         })
     }
 
     /// Its resource name, `environments/{environment}`.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.held.name
+    }
+}
+
+impl Held {
+    fn call<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Channel>) -> Result<Response<T>, Status>,
+    ) -> Result<T, EnvError> {
+        self.silence.end();
+        let answer = self.runtime.block_on(ask(&mut self.client));
+        self.silence.begin(Instant::now());
+        match answer {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(self.explain(status)),
+        }
     }
 
-    fn call<T>(
-        runtime: &Runtime,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, EnvError> {
-        let answer = runtime
-            .block_on(answer)
-            .map_err(|status| env_error(&status))?;
-        Ok(answer.into_inner())
+    /// What a status says, with the way out. What an environment refuses is what it would be here.
+    fn explain(&self, status: Status) -> EnvError {
+        let (server, name) = (&self.server, &self.name);
+        let said = format!("{}: {}", status.code(), status.message());
+        let message = match env_error(&status) {
+            EnvError::Host { .. } if status.code() == Code::NotFound => format!(
+                "{name} is not there any more at {server}: it was deleted, or its lease ran out, and a host was put \
+                 back; create it anew"
+            ),
+            EnvError::Host { .. } if status.get_error_details().error_info().is_some() => said,
+            EnvError::Host { .. } => format!(
+                "the service at {server} does not answer any more ({said}): if it runs, it puts a host back when the \
+                 lease of {name} runs out; if not, `blkpilot journal` says what is changed, and `blkpilot rollback \
+                 --all --offline` puts it back"
+            ),
+            own => return own,
+        };
+        EnvError::Host {
+            message,
+            source: Some(Box::new(status)),
+        }
+    }
+}
+
+/// Whether a service says that its host cannot be reached now: it keeps trying, and so may the client.
+#[must_use]
+pub fn is_host_unavailable(error: &EnvError) -> bool {
+    let EnvError::Host {
+        source: Some(source),
+        ..
+    } = error
+    else {
+        return false;
+    };
+    let Some(status) = source.downcast_ref::<Status>() else {
+        return false;
+    };
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.as_str());
+    status.code() == Code::Unavailable && reason == Some("HOST_FAILED")
+}
+
+/// Since when a client has not called; `None` while it does.
+#[derive(Debug)]
+struct Silence(Mutex<Option<Instant>>);
+
+impl Default for Silence {
+    fn default() -> Self {
+        Self(Mutex::new(Some(Instant::now())))
+    }
+}
+
+impl Silence {
+    fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn begin(&self, now: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    /// Whether nobody can be at work any more.
+    fn is_too_long(&self, now: Instant) -> bool {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| now.saturating_duration_since(since) > LONGEST_SILENCE)
+    }
+}
+
+/// Renews a lease until the environment has gone, or its client is silent for too long.
+async fn renew(
+    mut client: EnvironmentServiceClient<Channel>,
+    name: String,
+    every: Duration,
+    silence: Arc<Silence>,
+) {
+    loop {
+        tokio::time::sleep(every).await;
+        if silence.is_too_long(Instant::now()) {
+            tracing::warn!(name, "silent for too long: its lease is let run out");
+            return;
+        }
+        let request = v1::GetEnvironmentRequest { name: name.clone() };
+        // Whatever else fails may be better the next time; the client's own calls say what it was.
+        if let Err(status) = client.get_environment(request).await
+            && status.code() == Code::NotFound
+        {
+            return;
+        }
     }
 }
 
@@ -110,33 +250,55 @@ impl Environment for RemoteEnvironment {
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
         let request = v1::ResetRequest {
-            name: self.name.clone(),
+            name: self.held.name.clone(),
             seed,
             options: options.clone().into_iter().collect(),
         };
-        let answer = Self::call(&self.runtime, self.client.reset(request))?;
+        let answer = self.held.call(async |client| client.reset(request).await)?;
         wire::observation_from_wire(answer.observation.unwrap_or_default()).map_err(foreign)
     }
 
     fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
         let request = v1::StepRequest {
-            name: self.name.clone(),
+            name: self.held.name.clone(),
             action: Some(wire::action_to_wire(action)),
         };
-        let answer = Self::call(&self.runtime, self.client.step(request))?;
+        let answer = self.held.call(async |client| client.step(request).await)?;
         wire::step_from_wire(answer).map_err(foreign)
     }
 }
 
-impl Drop for RemoteEnvironment {
+impl Drop for Held {
     fn drop(&mut self) {
+        self.renewal.abort();
         let request = v1::DeleteEnvironmentRequest {
             name: self.name.clone(),
             allow_missing: true,
         };
+        let deleted = self.client.delete_environment(request);
         // A server that has gone took the environment with it; else the lease runs out.
         let _ = self
             .runtime
-            .block_on(self.client.delete_environment(request));
+            .block_on(async { tokio::time::timeout(PATIENCE, deleted).await });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_is_at_work_is_not_silent_and_one_that_hangs_is() {
+        let silence = Silence::default();
+        let start = Instant::now();
+        silence.begin(start);
+        assert!(!silence.is_too_long(start + LONGEST_SILENCE));
+        let late = start + LONGEST_SILENCE + Duration::from_secs(1);
+        assert!(silence.is_too_long(late));
+        // A call may last as long as its interval does.
+        silence.end();
+        assert!(!silence.is_too_long(late));
+        silence.begin(late);
+        assert!(!silence.is_too_long(late));
     }
 }

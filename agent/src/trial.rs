@@ -69,6 +69,11 @@ pub enum TrialError {
     /// The policy failed.
     #[error("the policy failed: {0}")]
     Policy(String),
+    /// Default and tuned windows are not about the same guests.
+    #[error(
+        "guests came or went, so that what was measured before and after cannot be compared: try again"
+    )]
+    GuestsChanged,
     /// It was interrupted.
     #[error("interrupted")]
     Interrupted,
@@ -197,7 +202,7 @@ fn alternate(
                 if interval >= plan.settle {
                     measured.push(figures(spec, &step));
                 }
-                *observation = next_observation(env, step)?;
+                go_on(env, step, observation)?;
                 if !tick(arm) {
                     return Err(TrialError::Interrupted);
                 }
@@ -214,12 +219,23 @@ fn alternate(
     Ok(())
 }
 
-/// Simulated episodes end; the trial goes on in the next one.
-fn next_observation(env: &mut dyn Environment, step: Step) -> Result<Observation, TrialError> {
-    if step.is_last() && step.final_observation.is_none() {
-        return Ok(env.reset(None, &ResetOptions::new())?);
+/// Simulated episodes end; the trial goes on in the next one, unless it is about other guests.
+fn go_on(
+    env: &mut dyn Environment,
+    step: Step,
+    observation: &mut Observation,
+) -> Result<(), TrialError> {
+    let next = if step.is_last() && step.final_observation.is_none() {
+        env.reset(None, &ResetOptions::new())?
+    } else {
+        step.observation
+    };
+    let before = std::mem::replace(observation, next);
+    if before.disk_ids == observation.disk_ids {
+        Ok(())
+    } else {
+        Err(TrialError::GuestsChanged)
     }
-    Ok(step.observation)
 }
 
 fn figures(spec: &EnvSpec, step: &Step) -> BTreeMap<Figure, f64> {

@@ -4,11 +4,19 @@
 
 mod support;
 
+use std::time::Duration;
+
 use blkpilot_agent::remote::RemoteEnvironment;
-use blkpilot_env::conformance::{Demands, check};
-use blkpilot_env::sim::presets;
+use blkpilot_env::cartpole::CartPole;
+use blkpilot_env::conformance::{Demands, check, random_action};
+use blkpilot_env::sim::{Generator, SimHost, presets};
+use blkpilot_env::vector::AutoresetEnv;
+use blkpilot_env::{
+    Autoreset, EnvError, Environment, Observation, ResetOptions, Rewards, Rng, Step,
+};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment::Kind;
+use rand::SeedableRng as _;
 use support::{HOST, Service, Settings, fields, reason, set};
 use tonic::Code;
 
@@ -116,6 +124,171 @@ async fn environments_conform_over_grpc_as_they_do_in_process() {
             .await;
         assert!(left.unwrap().into_inner().environments.is_empty());
     }
+}
+
+/// The bits of all numbers of an observation: -0 is not 0, and NaN is NaN.
+fn bits_of(seen: &Observation) -> Vec<u32> {
+    let tables = [&seen.disks, &seen.channels, &seen.devices, &seen.host];
+    let values = tables
+        .into_iter()
+        .flat_map(|t| t.values.iter().chain(&t.age_s));
+    values
+        .chain(&seen.pairs)
+        .map(|value| value.to_bits())
+        .collect()
+}
+
+fn bits_of_rewards(rewards: &Rewards) -> Vec<u32> {
+    let values = rewards.total.iter().chain(&rewards.own);
+    let values = values.chain(&rewards.terms);
+    values.map(|value| value.to_bits()).collect()
+}
+
+fn assert_same(ours: &Step, theirs: &Step) {
+    assert_eq!(ours, theirs);
+    assert_eq!(bits_of(&ours.observation), bits_of(&theirs.observation));
+    let lasts = [ours, theirs].map(|step| step.final_observation.as_deref().map(bits_of));
+    assert_eq!(lasts[0], lasts[1]);
+    assert_eq!(
+        bits_of_rewards(&ours.rewards),
+        bits_of_rewards(&theirs.rewards)
+    );
+}
+
+/// Plays both with the same actions; how many episodes have ended.
+fn assert_equal(
+    remote: &mut impl Environment,
+    local: &mut impl Environment,
+    steps: usize,
+) -> usize {
+    let spec = local.spec().clone();
+    assert_eq!(&spec, remote.spec());
+    let mut rng = Rng::seed_from_u64(5);
+    let mut seen = local.reset(Some(3), &ResetOptions::new()).unwrap();
+    let shown = remote.reset(Some(3), &ResetOptions::new()).unwrap();
+    assert_eq!(seen, shown);
+    assert_eq!(bits_of(&seen), bits_of(&shown));
+    let mut episodes = 0;
+    for _ in 0..steps {
+        let action = random_action(&spec, &seen, &mut rng);
+        let ours = local.step(&action).unwrap();
+        assert_same(&ours, &remote.step(&action).unwrap());
+        episodes += usize::from(ours.is_last());
+        seen = ours.observation;
+    }
+    episodes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_environment_is_the_local_one_bit_for_bit() {
+    let service = Service::start(&Settings::default()).await;
+    let server = service.server.clone();
+    let same_step = |kind| v1::Environment {
+        autoreset: v1::Autoreset::SameStep.into(),
+        ..environment(kind)
+    };
+    let played = tokio::task::spawn_blocking(move || {
+        let remote = |kind| RemoteEnvironment::create(&server, same_step(kind)).unwrap();
+        let cart = AutoresetEnv::new(CartPole::new(0), Autoreset::SameStep);
+        let ended = assert_equal(&mut remote(cart_pole()), &mut { cart }, 100);
+        assert!(ended >= 2, "{ended} episodes");
+        for name in presets::NAMES {
+            let host = SimHost::fixed(presets::by_name(name).unwrap()).unwrap();
+            let host = AutoresetEnv::new(host, Autoreset::SameStep);
+            assert_equal(&mut remote(preset(name)), &mut { host }, 20);
+        }
+        let generator = v1::sim_host::Generator {
+            schedulers: true,
+            steps: 9,
+            ..v1::sim_host::Generator::default()
+        };
+        let random = Kind::SimHost(v1::SimHost {
+            scenario: Some(v1::sim_host::Scenario::Generator(generator)),
+        });
+        let generator = Generator {
+            schedulers: true,
+            steps: 9,
+            ..Generator::default()
+        };
+        let host = SimHost::generated(generator).unwrap();
+        let host = AutoresetEnv::new(host, Autoreset::SameStep);
+        let ended = assert_equal(&mut remote(random), &mut { host }, 40);
+        assert_eq!(ended, 40 / 9);
+    });
+    played.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_thinks_for_longer_than_its_lease_keeps_its_environment() {
+    const LEASE: Duration = Duration::from_secs(1);
+    let service = Service::start(&Settings::default()).await;
+    let lease = v1::Environment {
+        lease_duration: LEASE.try_into().ok(),
+        ..environment(cart_pole())
+    };
+    // One that nobody renews shows that the time was long enough.
+    let request = v1::CreateEnvironmentRequest {
+        environment: Some(lease.clone()),
+        environment_id: "forgotten".to_owned(),
+        ..v1::CreateEnvironmentRequest::default()
+    };
+    let mut client = service.environments();
+    client.create_environment(request).await.unwrap();
+    let server = service.server.clone();
+    let thought = tokio::task::spawn_blocking(move || {
+        let mut env = RemoteEnvironment::create(&server, lease).unwrap();
+        let seen = env.reset(Some(1), &ResetOptions::new()).unwrap();
+        std::thread::sleep(3 * LEASE);
+        env.step(&seen.current).unwrap();
+    });
+    thought.await.unwrap();
+    let gone = client.reset(reset("environments/forgotten")).await;
+    assert_eq!(gone.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_on_the_wire_is_named_with_the_way_out() {
+    let service = Service::start(&Settings::default()).await;
+    let server = service.server.clone();
+    let made = tokio::task::spawn_blocking(move || {
+        let mut env = RemoteEnvironment::create(&server, environment(cart_pole())).unwrap();
+        let seen = env.reset(Some(1), &ResetOptions::new()).unwrap();
+        (env, seen)
+    });
+    let (mut env, seen) = made.await.unwrap();
+    let name = env.name().to_owned();
+    let delete = v1::DeleteEnvironmentRequest {
+        name: name.clone(),
+        allow_missing: false,
+    };
+    service
+        .environments()
+        .delete_environment(delete)
+        .await
+        .unwrap();
+    let stepped = tokio::task::spawn_blocking(move || {
+        let error = env.step(&seen.current).unwrap_err();
+        (env, error)
+    });
+    let (env, error) = stepped.await.unwrap();
+    let text = error.to_string();
+    assert!(matches!(error, EnvError::Host { .. }));
+    assert!(
+        text.contains(&name) && text.contains("create it anew"),
+        "{text}"
+    );
+
+    let server = service.server.clone();
+    service.stop().await;
+    let reset = tokio::task::spawn_blocking(move || {
+        let mut env = env;
+        env.reset(None, &ResetOptions::new()).unwrap_err()
+    });
+    let text = reset.await.unwrap().to_string();
+    assert!(
+        text.contains(&server) && text.contains("blkpilot journal"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

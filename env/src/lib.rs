@@ -24,6 +24,7 @@ pub mod reward;
 pub mod sample;
 pub mod sim;
 pub mod spec;
+pub mod time_limit;
 pub mod vector;
 pub mod window;
 

@@ -66,6 +66,11 @@ impl<E: Repeatable> Recorded<E> {
         Ok((recorded, seen))
     }
 
+    /// The environment inside, on its own again.
+    pub fn into_inner(self) -> E {
+        self.inner
+    }
+
     /// The episode under way; `None` before the first.
     #[must_use]
     pub fn state(&self) -> Option<&EpisodeState> {

@@ -33,6 +33,11 @@ impl<E: Environment> AutoresetEnv<E> {
         &self.inner
     }
 
+    /// The environment inside, on its own again.
+    pub fn into_inner(self) -> E {
+        self.inner
+    }
+
     /// A step that only resets: its action is ignored, and none of the disks that were acted on
     /// counts.
     fn reset_step(&mut self, ended_with: JointAction) -> Result<Step, EnvError> {

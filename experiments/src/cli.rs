@@ -19,12 +19,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::calibrate::{self, Holdout, calibrate};
 use crate::compare::compare;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Overrides};
 use crate::evaluate::NeuralFqe;
 use crate::log::{LogRun, log};
 use crate::offline::LearntFrom;
 use crate::oracle::{Cases, OracleOptions, oracle};
 use crate::progress::{self, Progress};
+use crate::remote::RemoteFigures;
 use crate::sanity::{self, Sanity};
 use crate::state::Changed;
 use crate::train::{Existing, Run, Summary, resume_where, train};
@@ -62,10 +63,15 @@ The directory then holds
 Ctrl-C ends the training early; policy/ and summary.json are written all the same, and
 `blkpilot-lab resume` goes on from there.
 
-With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision log
-that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also has what the
-log's policy earned, what the learner expects of its own, and what `blkpilot evaluate` says of it. Steps are
-gradient steps.
+A config with environment.kind = \"remote\" trains at a running service, on a live host too. Guests
+are put back at each episode's end and at the run's: docs/operations.md, Training on a live host.
+
+--start-from fine-tunes a policy that was trained before, in simulation too. start/ holds a copy.
+
+With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision
+log that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also
+has what the log's policy earned, what the learner expects of its own, and what `blkpilot evaluate`
+says of it. Steps are gradient steps.
 
 A config trains on hosts that [environment.generator] draws, or on one, environment.scenario: a
 preset, or a TOML file, whose path starts at the config's directory.
@@ -79,8 +85,9 @@ Goes on from the last time the policy was saved: at each checkpoint_every of the
 Ctrl-C. On one machine the policy is then, bit for bit, that of a run without an interruption. That
 needs the same config and the same code, so a config, scenario file or build that is another one now
 is refused with the difference. --force goes on all the same, with the config and scenario in the
-run's directory; summary.json names all versions of the code. A run that has ended is only compared
-again.";
+run's directory; summary.json names all versions of the code. What is at a service cannot be gone on
+with exactly: a new episode begins there, with the policy, optimiser, statistics and random numbers
+that were saved. A run that has ended is only compared again.";
 
 const COMPARE_HELP: &str = "\
 Every policy plays the same evaluation seeds, one episode each; the trained one is greedy. Intervals
@@ -192,6 +199,12 @@ struct TrainArgs {
     /// Seed of everything random [default: the config's]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Begin from this policy: its weights and normalisers [default: the config's training.start_from]
+    #[arg(long, value_name = "DIR")]
+    start_from: Option<PathBuf>,
+    /// The service, where the environment is at one [default: the config's environment.address]
+    #[arg(long, value_name = "SERVER")]
+    server: Option<String>,
     /// Replace the run that stands in the directory
     #[arg(long)]
     overwrite: bool,
@@ -225,6 +238,9 @@ struct CompareArgs {
     /// Episodes per policy [default: the config's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=100_000))]
     episodes: Option<u32>,
+    /// The service, where the environment is at one [default: the config's environment.address]
+    #[arg(long, value_name = "SERVER")]
+    server: Option<String>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -388,10 +404,12 @@ impl Cli {
 }
 
 fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
-    let config = match &args.log {
-        Some(log) => Config::load_with_log(&args.config, log)?,
-        None => Config::load(&args.config)?,
+    let overrides = Overrides {
+        address: args.server.clone(),
+        log: args.log.clone(),
+        start_from: args.start_from.clone(),
     };
+    let config = Config::load_with(&args.config, &overrides)?;
     let seed = args.seed.unwrap_or(config.seed);
     let default_out = || {
         PathBuf::from("out")
@@ -428,7 +446,10 @@ fn show_summary(summary: &Summary, out: &Path, as_json: bool) -> ExitCode {
     } else {
         train_text(summary, out)
     });
-    if summary.interrupted {
+    let is_left = |remote: &RemoteFigures| remote.put_back == Some(false);
+    if summary.remote.as_ref().is_some_and(is_left) {
+        ExitCode::FAILURE
+    } else if summary.interrupted {
         ExitCode::from(LabError::Interrupted.exit_code())
     } else {
         ExitCode::SUCCESS
@@ -445,20 +466,59 @@ fn train_text(summary: &Summary, out: &Path) -> String {
     let figures = format!("{env_steps} steps in {wall_s:.1} s ({steps_per_s:.0} steps/s)");
     let out = out.display();
     if summary.interrupted {
+        let done = summary
+            .remote
+            .as_ref()
+            .map_or_else(String::new, remote_text);
         return format!(
-            "interrupted after {figures}; the policy as it stood is in {out}/policy, and `blkpilot-lab resume {out}` goes on\n"
+            "{done}interrupted after {figures}; the policy as it stood is in {out}/policy, and `blkpilot-lab resume {out}` goes on\n"
         );
     }
     let from = summary.learnt_from.as_ref();
     let from = from.map_or_else(String::new, LearntFrom::text);
-    format!(
-        "{}\n{from}{figures}; written to {out}\n",
+    let comparison = if summary.comparison.policies.is_empty() {
+        "not compared: evaluation.episodes is 0".to_owned()
+    } else {
         summary.comparison.table()
+    };
+    let done = summary
+        .remote
+        .as_ref()
+        .map_or_else(String::new, remote_text);
+    format!("{comparison}\n{from}{done}{figures}; written to {out}\n")
+}
+
+/// What was done at a service, and what is in force there now.
+fn remote_text(figures: &RemoteFigures) -> String {
+    let RemoteFigures {
+        played,
+        steps,
+        episodes,
+        changes,
+        not_carried_out,
+        changed_back,
+        put_back,
+        ..
+    } = figures;
+    let state = match put_back {
+        None => "",
+        Some(true) => "; everything is put back",
+        Some(false) => {
+            "; NOT everything was found put back: `blkpilot journal` says what is changed, `blkpilot rollback --all` puts it back"
+        }
+    };
+    format!(
+        "{played}: {steps} steps in {episodes} episodes, {changes} levels changed, {not_carried_out} asked for and not \
+         done, {changed_back} changed back by the guard or others{state}\n"
     )
 }
 
 fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
-    let mut config = Config::load(&args.config)?;
+    let overrides = Overrides {
+        address: args.server.clone(),
+        ..Overrides::default()
+    };
+    let mut config = Config::load_with(&args.config, &overrides)?;
     config.evaluation.episodes = args
         .episodes
         .map_or(config.evaluation.episodes, |n| n as usize);

@@ -2,6 +2,10 @@
 //!
 //! Every policy plays the same evaluation seeds, so differences are paired. What is resampled for
 //! the intervals are episodes; disks and intervals within one are not independent.
+//!
+//! A live host cannot be given a seed. There the trained policy and keep-default play in turn, one episode each, in
+//! an order that is turned each time, so that what drifts weighs on both alike; what is paired and resampled are
+//! these rounds. The other baselines would only disturb its guests.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +19,9 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
-use crate::config::{Config, EnvironmentConfig};
+use crate::config::{Config, EnvironmentConfig, RemoteKind};
 use crate::environments::{self, Purpose};
+use crate::remote::Remote;
 use crate::{LabError, seeds};
 
 /// Name of the trained policy in reports.
@@ -24,13 +29,22 @@ pub const TRAINED: &str = "trained";
 /// The others, in the order of reports; those that choose channels are left out where there are none.
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
 
+/// Those that play on a live host.
+const ON_LIVE_HOSTS: [&str; 2] = [TRAINED, "keep_default"];
+
 /// What stands for an episode of a config's environment.
 pub(crate) fn measure_of(config: &Config) -> Measure {
     match config.environment {
-        EnvironmentConfig::CartPole => Measure::Return,
         EnvironmentConfig::SimHost { .. } => Measure::RewardPerInterval,
+        EnvironmentConfig::Remote(ref remote) if remote.kind != RemoteKind::CartPole => {
+            Measure::RewardPerInterval
+        }
+        EnvironmentConfig::CartPole | EnvironmentConfig::Remote(_) => Measure::Return,
     }
 }
+
+const OVER_SEEDS: &str = "episodes: one per evaluation seed, the same seeds for all policies";
+const OVER_ROUNDS: &str = "rounds: one episode of each policy, one after another on one host, in an order that is turned each time";
 
 /// Figures of all policies.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -83,24 +97,47 @@ pub struct Difference {
 pub fn compare(
     config: &Config,
     checkpoint: &Checkpoint,
+    each_episode: impl FnMut() -> bool,
+) -> Result<Comparison, LabError> {
+    let EnvironmentConfig::Remote(remote) = &config.environment else {
+        let mut env = environments::make(&config.environment, Purpose::Evaluation)?;
+        return compare_in(&mut env, config, checkpoint, each_episode);
+    };
+    let mut env = Remote::create(remote, Purpose::Evaluation)?;
+    let comparison = compare_in(&mut env, config, checkpoint, each_episode);
+    let figures = env.close();
+    match comparison {
+        Ok(_) if figures.put_back == Some(false) => Err(LabError::NotPutBack {
+            host: figures.played,
+        }),
+        other => other,
+    }
+}
+
+fn compare_in<E: Environment>(
+    env: &mut E,
+    config: &Config,
+    checkpoint: &Checkpoint,
     mut each_episode: impl FnMut() -> bool,
 ) -> Result<Comparison, LabError> {
-    let mut env = environments::make(&config.environment, Purpose::Evaluation)?;
     let spec = env.spec().clone();
     checkpoint.check_fits(&spec)?;
     let measure = measure_of(config);
-    let mut played = BTreeMap::new();
-    for mut policy in policies(&spec, Some((checkpoint, config.evaluation.selection)))? {
-        let mut episodes = Vec::with_capacity(config.evaluation.episodes);
-        for episode in 0..config.evaluation.episodes {
-            let seed = config.evaluation.seed(episode);
-            let seed = (seed, seeds::decisions(seed));
-            episodes.push(play(&mut env, policy.as_mut(), seed, measure, |_| ())?);
-            if !each_episode() {
-                return Err(LabError::Interrupted);
-            }
+    let trained = (checkpoint, config.evaluation.selection);
+    let mut policies = policies(&spec, Some(trained))?;
+    let is_live = config.environment.is_live();
+    policies.retain(|policy| !is_live || ON_LIVE_HOSTS.contains(&policy.name()));
+    let mut played: BTreeMap<String, Vec<Episode>> = BTreeMap::new();
+    for (number, episode) in order(policies.len(), config.evaluation.episodes, is_live) {
+        let policy = policies[number].as_mut();
+        let seed = config.evaluation.seed(episode);
+        let seed = (seed, seeds::decisions(seed));
+        let episode = play(env, policy, seed, measure, |_| ())?;
+        let episodes = played.entry(policy.name().to_owned()).or_default();
+        episodes.push(episode);
+        if !each_episode() {
+            return Err(LabError::Interrupted);
         }
-        played.insert(policy.name().to_owned(), episodes);
     }
     let kept = leave_out_empty(&mut played, |episode| episode.reward);
     let left_out = kept.iter().filter(|kept| !**kept).count();
@@ -111,16 +148,31 @@ pub fn compare(
     Ok(Comparison {
         first_seed: config.evaluation.first_seed,
         left_out,
+        resampled: if is_live { OVER_ROUNDS } else { OVER_SEEDS },
         ..figures(measure, kept, &played)
     })
+}
+
+/// Which policy plays which episode, in order: one policy after another, or all in turn.
+fn order(policies: usize, episodes: usize, in_turn: bool) -> Vec<(usize, usize)> {
+    if in_turn {
+        let round = |episode| {
+            (0..policies).map(move |policy| ((policy + episode) % policies.max(1), episode))
+        };
+        (0..episodes).flat_map(round).collect()
+    } else {
+        let all = |policy| (0..episodes).map(move |episode| (policy, episode));
+        (0..policies).flat_map(all).collect()
+    }
 }
 
 /// Number of episodes that [`compare`] plays.
 #[must_use]
 pub fn episode_count(config: &Config) -> usize {
-    let policies = match config.environment {
-        EnvironmentConfig::CartPole => 3,
-        EnvironmentConfig::SimHost { .. } => 1 + BASELINES.len(),
+    let policies = match &config.environment {
+        environment if environment.is_live() => ON_LIVE_HOSTS.len(),
+        _ if measure_of(config) == Measure::Return => 3,
+        _ => 1 + BASELINES.len(),
     };
     policies * config.evaluation.episodes
 }
@@ -180,7 +232,7 @@ fn figures(
         episodes,
         first_seed: 0,
         left_out: 0,
-        resampled: "episodes: one per evaluation seed, the same seeds for all policies",
+        resampled: OVER_SEEDS,
         resamples: RESAMPLES,
         policies: played.keys().map(of).collect(),
         differences: played
@@ -237,10 +289,15 @@ impl Comparison {
             0 => String::new(),
             seeds => format!(", {seeds} more left out, on which nothing counted"),
         };
+        let over = if self.resampled == OVER_ROUNDS {
+            format!("{} rounds", self.episodes)
+        } else {
+            let (episodes, first) = (self.episodes, self.first_seed);
+            format!("{episodes} episodes from evaluation seed {first} on")
+        };
         format!(
-            "{table}\nreward: {}, mean over {} episodes from evaluation seed {} on{left_out}; \
-             intervals resample {} ({} times)",
-            self.measure, self.episodes, self.first_seed, self.resampled, self.resamples
+            "{table}\nreward: {}, mean over {over}{left_out}; intervals resample {} ({} times)",
+            self.measure, self.resampled, self.resamples
         )
     }
 }
@@ -283,6 +340,19 @@ mod tests {
         assert!(
             table.contains("over 2 episodes from evaluation seed 0 on, 1 more left out"),
             "{table}"
+        );
+    }
+
+    /// So that what drifts on a live host weighs on all alike.
+    #[test]
+    fn policies_on_a_live_host_play_in_turn_and_none_is_always_first() {
+        assert_eq!(
+            order(2, 3, false),
+            [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+        );
+        assert_eq!(
+            order(2, 3, true),
+            [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
         );
     }
 

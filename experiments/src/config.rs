@@ -6,6 +6,7 @@ mod data;
 mod environment;
 mod evaluation;
 mod network;
+mod remote;
 mod training;
 
 use std::fmt;
@@ -14,13 +15,14 @@ use std::path::{Path, PathBuf};
 use blkpilot_models::Architecture;
 use serde::Deserialize;
 use thiserror::Error;
-use toml::Table;
+use toml::{Table, Value};
 
 use check::Check;
 
 pub use data::Data;
 pub use environment::{EnvironmentConfig, HostSource};
 pub use evaluation::Evaluation;
+pub use remote::{RemoteConfig, RemoteKind};
 pub use training::{LearnerConfig, MOST_REMEMBERED, MOST_ROLLOUT_STEPS, OfflineTraining, Training};
 
 /// Version of the format that this build reads.
@@ -102,6 +104,49 @@ fn lines(file: &Path, problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
+/// What the command line says in place of a config.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Of `environment.address`.
+    pub address: Option<String>,
+    /// Of `data.log`; the path starts where the program was started, as does the next.
+    pub log: Option<PathBuf>,
+    /// Of `training.start_from`.
+    pub start_from: Option<PathBuf>,
+}
+
+impl Overrides {
+    /// Keys that may be given so, by section.
+    pub(crate) const KEYS: [(&str, &str); 3] = [
+        ("environment", "address"),
+        ("data", "log"),
+        ("training", "start_from"),
+    ];
+
+    /// Writes them into a document, as if they had stood there.
+    fn write(&self, table: &mut Table) {
+        let path = |dir: &Option<PathBuf>| {
+            let dir = dir.as_deref()?;
+            let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+            Some(dir.to_string_lossy().into_owned())
+        };
+        let given = [
+            self.address.clone(),
+            path(&self.log),
+            path(&self.start_from),
+        ];
+        for ((section, key), value) in Self::KEYS.into_iter().zip(given) {
+            let Some(value) = value else { continue };
+            let section = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                section.insert(key.to_owned(), Value::String(value));
+            }
+        }
+    }
+}
+
 impl Config {
     /// Name of the learner.
     #[must_use]
@@ -114,30 +159,19 @@ impl Config {
     /// # Errors
     /// `Read`, `Syntax`, or `Invalid` with everything that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
-            file: file.to_owned(),
-            source,
-        })?;
-        Self::parse(file, &text)
+        Self::load_with(file, &Overrides::default())
     }
 
-    /// As [`Config::load`], with another decision log to learn from than the file names; its path starts where the
-    /// program was started.
+    /// As [`Config::load`], with what the command line says in its place.
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn load_with_log(file: &Path, log: &Path) -> Result<Self, ConfigError> {
+    pub fn load_with(file: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
             file: file.to_owned(),
             source,
         })?;
-        let mut table = Self::table(file, &text)?;
-        let log = std::path::absolute(log).unwrap_or_else(|_| log.to_owned());
-        let data = table.entry("data").or_insert(Table::new().into());
-        if let Some(data) = data.as_table_mut() {
-            data.insert("log".to_owned(), log.to_string_lossy().into_owned().into());
-        }
-        Self::check(file, table)
+        Self::parse_with(file, &text, overrides)
     }
 
     /// As [`Config::load`], of what [`Config::document`] says of the file.
@@ -157,18 +191,17 @@ impl Config {
     /// # Errors
     /// `Syntax`, `Invalid`.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        Self::check(file, Self::table(file, text)?)
+        Self::parse_with(file, text, &Overrides::default())
     }
 
-    fn table(file: &Path, text: &str) -> Result<Table, ConfigError> {
-        text.parse()
-            .map_err(|error: toml::de::Error| ConfigError::Syntax {
-                file: file.to_owned(),
-                message: error.to_string().trim_end().to_owned(),
-            })
-    }
-
-    fn check(file: &Path, table: Table) -> Result<Self, ConfigError> {
+    fn parse_with(file: &Path, text: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let mut table: Table =
+            text.parse()
+                .map_err(|error: toml::de::Error| ConfigError::Syntax {
+                    file: file.to_owned(),
+                    message: error.to_string().trim_end().to_owned(),
+                })?;
+        overrides.write(&mut table);
         let document = serde_json::to_value(&table).unwrap_or_default();
         let name = file
             .file_stem()
@@ -213,12 +246,14 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
     );
     let environment = check.need("environment", raw.environment, "add [environment]");
     let environment = environment.and_then(|table| environment::environment(table, base, check));
+    let has_network = raw.network.is_some();
     let network = raw.network.unwrap_or_default();
     let architecture = network::architecture(network, check);
     let training = check.need("training", raw.training, "add [training]");
-    let training = training.and_then(|table| training::training(table, check));
+    let training = training.and_then(|table| training::training(table, base, check));
     let learner = training.as_ref().map(|training| &training.learner);
     let data = data::data(raw.data, base, learner, check);
+    check_together(environment.as_ref(), training.as_ref(), has_network, check);
     let evaluation = evaluation::evaluation(raw.evaluation.unwrap_or_default(), check);
     let seed = raw.seed.unwrap_or(1);
     Some(Config {
@@ -232,6 +267,31 @@ fn validate(table: Table, base: &Path, check: &mut Check) -> Option<Config> {
         document: serde_json::Value::Null,
         base: PathBuf::new(),
     })
+}
+
+/// What sections say of each other.
+fn check_together(
+    environment: Option<&EnvironmentConfig>,
+    training: Option<&Training>,
+    has_network: bool,
+    check: &mut Check,
+) {
+    let Some(training) = training else { return };
+    let envs = training.envs;
+    if envs > 1 && environment.is_some_and(EnvironmentConfig::is_live) {
+        let text = format!("= {envs} must be 1: a live host can be one environment at a time");
+        check.problem("training.envs", text);
+    }
+    let is_remote = matches!(environment, Some(EnvironmentConfig::Remote(_)));
+    if is_remote && matches!(training.learner, LearnerConfig::Offline(_)) {
+        let text = "= \"remote\" is only for learners that play: name what the log was written on, as a simulated host";
+        check.problem("environment.kind", text);
+    }
+    if has_network && training.start_from.is_some() {
+        let text =
+            "stands beside training.start_from, whose policy has its own: remove one of them";
+        check.problem("network", text);
+    }
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::reward::Weighting;
-use blkpilot_env::sim::{ScenarioErrors, SimHost};
+use blkpilot_env::sim::SimHost;
 use blkpilot_env::{
     EnvError, EnvSpec, Environment, JointAction, Observation, Repeatable, ResetOptions, Rng, Step,
 };
 
+use crate::LabError;
 use crate::config::{EnvironmentConfig, HostSource};
 
-/// An environment of one of the kinds that a config can name.
+/// An environment of our own, of one of the kinds that a config can name.
 #[derive(Debug)]
 pub enum AnyEnvironment {
     /// CartPole-v1.
@@ -30,11 +31,8 @@ pub enum Purpose {
 /// Makes an environment; autoreset is disabled.
 ///
 /// # Errors
-/// If the scenario or the generator does not hold together.
-pub fn make(
-    config: &EnvironmentConfig,
-    purpose: Purpose,
-) -> Result<AnyEnvironment, ScenarioErrors> {
+/// `Scenario` if the scenario or the generator does not hold together, `NotHere` if it is at a service.
+pub fn make(config: &EnvironmentConfig, purpose: Purpose) -> Result<AnyEnvironment, LabError> {
     Ok(match config {
         EnvironmentConfig::CartPole => AnyEnvironment::CartPole(Box::new(CartPole::new(0))),
         EnvironmentConfig::SimHost {
@@ -52,6 +50,11 @@ pub fn make(
             };
             AnyEnvironment::SimHost(Box::new(host.with_reward(weighting)))
         }
+        EnvironmentConfig::Remote(remote) => {
+            return Err(LabError::NotHere {
+                address: remote.address.clone(),
+            });
+        }
     })
 }
 
@@ -59,7 +62,7 @@ pub fn make(
 ///
 /// # Errors
 /// As [`make`].
-pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, ScenarioErrors> {
+pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, LabError> {
     Ok(make(config, Purpose::Training)?.spec().clone())
 }
 

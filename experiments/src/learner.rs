@@ -4,17 +4,17 @@ mod dqn;
 mod offline;
 mod ppo;
 
-use blkpilot_env::recorded::Recorded;
-use blkpilot_env::vector::AutoresetEnv;
-use blkpilot_env::{Autoreset, Rng};
-use blkpilot_learn::{Collector, CollectorState, EpisodeEnd, Resumable};
-use blkpilot_models::Checkpoint;
-use rand::SeedableRng as _;
+use std::sync::atomic::AtomicBool;
 
+use blkpilot_learn::{CollectorState, EpisodeEnd};
+use blkpilot_models::Checkpoint;
+
+use crate::LabError;
 use crate::config::{Config, LearnerConfig};
-use crate::environments::{self, AnyEnvironment, Purpose};
 use crate::offline::LearntFrom;
-use crate::{LabError, seeds};
+use crate::playing::{self, Playing, Ready};
+use crate::remote::RemoteFigures;
+use crate::start::Start;
 
 /// A learner with all that it learns from.
 pub(crate) trait Learner {
@@ -24,8 +24,9 @@ pub(crate) trait Learner {
     /// Updates made.
     fn updates(&self) -> u64;
 
-    /// Goes on by one update.
-    fn update(&mut self) -> Result<Update, LabError>;
+    /// Goes on by one update. `None` if `stop` was set before there was enough to learn from: what was played since the
+    /// last one is lost then.
+    fn update(&mut self, stop: &AtomicBool) -> Result<Option<Update>, LabError>;
 
     /// The policy as it stands, with the learner's own state. `document`: the config as it was written.
     fn checkpoint(&self, document: serde_json::Value) -> Result<Checkpoint, LabError>;
@@ -37,6 +38,9 @@ pub(crate) trait Learner {
     fn learnt_from(&self) -> Result<Option<LearntFrom>, LabError> {
         Ok(None)
     }
+
+    /// Leaves its environments, and puts a live host back. What was done at a service, if anything was.
+    fn close(self: Box<Self>) -> Option<RemoteFigures>;
 }
 
 /// Where a learner stands, but for what is in its checkpoint.
@@ -44,6 +48,8 @@ pub(crate) trait Learner {
 pub(crate) struct LearnerState {
     /// Where its environments stand; `None` if it plays none.
     pub(crate) collector: Option<CollectorState>,
+    /// Seed of the run.
+    pub(crate) seed: u64,
     /// What it remembers; `None` if it remembers nothing, or needs it no more.
     pub(crate) memory: Option<Vec<u8>>,
 }
@@ -59,18 +65,37 @@ pub(crate) struct Update {
     pub(crate) note: String,
 }
 
-/// A learner at the beginning of a run; everything random follows from `seed`.
-pub(crate) fn begin(config: &Config, seed: u64) -> Result<Box<dyn Learner>, LabError> {
+/// A learner at the beginning of a run, and the policy that it begins from, if it begins from one; everything random
+/// follows from `seed`.
+pub(crate) fn begin(config: &Config, seed: u64) -> Result<(Box<dyn Learner>, Origin), LabError> {
     Ok(match &config.training.learner {
-        LearnerConfig::Ppo(ppo) => Box::new(ppo::PpoRun::begin(config, ppo, seed)?),
-        LearnerConfig::Dqn(dqn) => Box::new(dqn::DqnRun::begin(config, dqn, seed)?),
+        LearnerConfig::Ppo(ppo) => {
+            let ready = Ready::make(config)?;
+            // Before any of the environments is touched.
+            let dir = config.training.start_from.as_deref();
+            let origin = dir.map(|dir| Start::load(dir, ready.spec())).transpose()?;
+            let start = origin.as_ref().map(|(_, policy)| policy);
+            let run = ppo::PpoRun::begin(config, ppo, seed, ready, start)?;
+            (Box::new(run), origin)
+        }
+        LearnerConfig::Dqn(dqn) => {
+            let ready = Ready::make(config)?;
+            (
+                Box::new(dqn::DqnRun::begin(config, dqn, seed, ready)?),
+                None,
+            )
+        }
         LearnerConfig::Offline(offline) => {
-            Box::new(offline::OfflineRun::begin(config, *offline, seed)?)
+            let run = offline::OfflineRun::begin(config, *offline, seed)?;
+            (Box::new(run), None)
         }
     })
 }
 
-/// The learner of a run that goes on.
+/// The policy that a run begins from.
+pub(crate) type Origin = Option<(Start, Checkpoint)>;
+
+/// The learner of a run that goes on. The error, if there is one, is to be told with the run's directory.
 pub(crate) fn resume(
     config: &Config,
     checkpoint: &Checkpoint,
@@ -85,31 +110,11 @@ pub(crate) fn resume(
     })
 }
 
-/// Environments of a run, under way.
-type Playing = Collector<Resumable<AnyEnvironment>>;
-
-/// Those of a run that begins.
-fn collector(config: &Config, seed: u64) -> Result<Playing, LabError> {
-    let mut envs = Vec::new();
-    for index in 0..config.training.envs {
-        let env = Recorded::new(environments::make(&config.environment, Purpose::Training)?);
-        let env = AutoresetEnv::new(env, Autoreset::SameStep);
-        envs.push((env, seeds::training(seed, index)));
-    }
-    // Its own stream of the run's seed: the learner has the first.
-    let mut rng = Rng::seed_from_u64(seed);
-    rng.set_stream(1);
-    Ok(Collector::new(envs, rng)?)
-}
-
 /// Those of a run that goes on.
 fn resume_collector(config: &Config, state: &mut LearnerState) -> Result<Playing, LabError> {
-    let envs = (0..config.training.envs)
-        .map(|_| environments::make(&config.environment, Purpose::Training));
-    let envs = envs.collect::<Result<_, _>>()?;
     let missing = || blkpilot_learn::LearnError::NoState {
         problem: "its state does not say where its environments stood".to_owned(),
     };
-    let state = state.collector.take().ok_or_else(missing)?;
-    Ok(Collector::resume(envs, state)?)
+    let collector = state.collector.take().ok_or_else(missing)?;
+    playing::resume(config, collector, state.seed)
 }

@@ -1,9 +1,9 @@
 //! Training and comparison of policies from experiment configs: the library behind `blkpilot-lab`.
 //!
-//! Reading order: [`config`] (what an experiment is), [`environments`], [`seeds`], `learner` (PPO, or another, as a run
-//! sees it), [`train`], [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`], [`runs`]. [`calibrate`] and
-//! [`evaluate`] stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of
-//! decision logs.
+//! Reading order: [`config`] (what an experiment is), [`environments`], [`remote`] (one at a service), [`seeds`],
+//! `playing` (what a run plays on), `learner` (PPO, or another, as a run sees it), [`start`] (fine-tuning), [`train`],
+//! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`], [`runs`]. [`calibrate`] and [`evaluate`]
+//! stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
 
 pub mod calibrate;
 pub mod cli;
@@ -16,13 +16,16 @@ mod learner;
 pub mod log;
 pub mod offline;
 pub mod oracle;
+mod playing;
 mod progress;
+pub mod remote;
 pub mod report;
 pub mod reproduce;
 pub mod run_lock;
 pub mod runs;
 pub mod sanity;
 pub mod seeds;
+pub mod start;
 pub mod state;
 pub mod statistics;
 pub mod sweep;
@@ -32,6 +35,7 @@ pub mod version;
 
 use std::path::{Path, PathBuf};
 
+use blkpilot_agent::remote::RemoteError;
 use blkpilot_env::sim::ScenarioErrors;
 use blkpilot_learn::LearnError;
 use blkpilot_models::episode::PlayError;
@@ -76,6 +80,44 @@ pub enum LabError {
         dir: PathBuf,
         /// Each key with both values.
         differences: Vec<String>,
+    },
+    /// An environment that cannot be created at a service.
+    #[error("no environment at the service")]
+    Remote(#[from] RemoteError),
+    /// An environment at a service, where one of our own is wanted.
+    #[error(
+        "{address}: what is at a service can be trained on and compared, and nothing else: choose a scenario"
+    )]
+    NotHere {
+        /// The service.
+        address: String,
+    },
+    /// A run on a live host, which is never twice the same.
+    #[error(
+        "{}: was trained on a live host, which is not the same twice: the run cannot be made again",
+        run.display()
+    )]
+    NotTwice {
+        /// Directory of the run.
+        run: PathBuf,
+    },
+    /// Settings of a live host that may still be in force.
+    #[error(
+        "{host}: not everything was found put back: `blkpilot journal` says what is changed, `blkpilot rollback --all` \
+         puts it back"
+    )]
+    NotPutBack {
+        /// The host.
+        host: String,
+    },
+    /// A policy that training cannot begin from.
+    #[error("{}: training cannot begin from this policy", dir.display())]
+    Start {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: CheckpointError,
     },
     /// No runs.
     #[error(
@@ -246,6 +288,9 @@ impl LabError {
             | Self::Runs(runs::RunsError::Missing { .. } | runs::RunsError::NoRun { .. })
             | Self::NotAHost { .. }
             | Self::NoPolicy { .. }
+            | Self::NotHere { .. }
+            | Self::NotTwice { .. }
+            | Self::Start { .. }
             | Self::Logged { .. }
             | Self::Policy(_) => 2,
             Self::Log(blkpilot_log::play::PlayError::Exists { .. }) => 2,

@@ -40,6 +40,8 @@ impl Progress {
                 self.bar
                     .set_message(format!("return {value}  {note}  {steps_per_s:.0} steps/s"));
             }
+            // Also where no bar is drawn.
+            Event::Note(note) => self.say(note),
             Event::Comparing { episodes } => {
                 self.bar.finish();
                 self.bar = ProgressBar::with_draw_target(

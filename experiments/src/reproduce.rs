@@ -56,7 +56,7 @@ pub struct Request<'a> {
 /// Trains a run again from the config, scenario and seed in its directory, as far as it came, and compares.
 ///
 /// # Errors
-/// `OtherCode` unless the request says to go on all the same; `NotResumable` if the run cannot be read; `Interrupted`;
+/// `OtherCode` unless the request says to go on all the same; `NotTwice` of a run on a live host; `NotResumable` if the run cannot be read; `Interrupted`;
 /// as [`train`].
 pub fn reproduce(
     request: &Request<'_>,
@@ -67,6 +67,11 @@ pub fn reproduce(
     state.check_code(request.run, request.changed)?;
     // What was edited since is no matter: the run is what its directory says.
     let config = state.config(request.run, Changed::GoOn)?;
+    if config.environment.is_live() {
+        return Err(LabError::NotTwice {
+            run: request.run.to_owned(),
+        });
+    }
     let run = Run {
         config: &config,
         seed: state.seed,

@@ -10,8 +10,9 @@ use blkpilot_models::Checkpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::{Config, EnvironmentConfig, HostSource};
+use crate::config::{Config, EnvironmentConfig, HostSource, Overrides};
 use crate::curve::Point;
+use crate::start::{START_DIR, Start};
 use crate::train::POLICY_DIR;
 use crate::version::CODE;
 use crate::{LabError, json_text, write_file};
@@ -41,6 +42,9 @@ pub(crate) struct State {
     pub(crate) seed: u64,
     /// The policy that was saved with it.
     pub(crate) policy_sha256: String,
+    /// The policy that it began from, if it began from one.
+    #[serde(default)]
+    pub(crate) start: Option<Start>,
     /// Where its environments stand, if the learner plays any.
     pub(crate) collector: Option<CollectorState>,
     /// Number of the file of what the learner remembers, if there is one.
@@ -135,6 +139,15 @@ impl State {
 
     /// What its directory says: enough wherever it was copied to.
     fn own_config(&self, dir: &Path) -> Result<Config, LabError> {
+        let mut config = self.config_on_own_scenario(dir)?;
+        if self.start.is_some() {
+            // The copy: whatever became of the policy.
+            config.training.start_from = Some(dir.join(START_DIR));
+        }
+        Ok(config)
+    }
+
+    fn config_on_own_scenario(&self, dir: &Path) -> Result<Config, LabError> {
         let name = format!("{}.toml", self.config);
         let Some(scenario) = &self.scenario else {
             return Ok(Config::from_document(
@@ -167,7 +180,7 @@ impl State {
             match text.parse::<toml::Table>() {
                 Ok(table) => {
                     let mut now = serde_json::to_value(table).unwrap_or_default();
-                    self.keep_large(&mut now);
+                    self.keep_given(&mut now);
                     differ("", &self.document, &now, &mut differences);
                 }
                 Err(error) => differences.push(format!("it is no TOML now ({})", error.message())),
@@ -183,9 +196,10 @@ impl State {
         self.refuse_other(dir, differences)
     }
 
-    /// A log may have been named on the command line; whether it is the same still, the learner knows.
-    fn keep_large(&self, now: &mut Value) {
-        for (section, key) in LARGE {
+    /// What may have been named on the command line. Whether a log is the same still, the learner knows; of the policy
+    /// that it began from the run has a copy; where a service is makes no difference.
+    fn keep_given(&self, now: &mut Value) {
+        for (section, key) in Overrides::KEYS {
             let was = self.document.get(section).and_then(|own| own.get(key));
             if let (Some(was), Some(now)) = (was, now.as_object_mut()) {
                 let nothing = || Value::Object(serde_json::Map::new());
@@ -235,19 +249,30 @@ impl State {
     }
 }
 
-/// Writes config and scenario into the directory of a run, so that it stands for itself.
+/// Writes config and scenario into the directory of a run, so that it stands for itself with the copy of the policy that
+/// it begins from.
 pub(crate) fn write_config(dir: &Path, config: &Config) -> Result<(), LabError> {
-    write_config_as(dir, CONFIG_FILE, config)
+    let mut document = with_scenario_in(dir, config)?;
+    if config.training.start_from.is_some() {
+        document["training"]["start_from"] = format!("./{START_DIR}").into();
+    }
+    write_file(&dir.join(CONFIG_FILE), toml::to_string(&document)?)
 }
 
-/// As [`write_config`], to a file of another name.
+/// Writes config and scenario into the directory of several runs.
 pub(crate) fn write_config_as(dir: &Path, name: &str, config: &Config) -> Result<(), LabError> {
+    let document = with_scenario_in(dir, config)?;
+    write_file(&dir.join(name), toml::to_string(&document)?)
+}
+
+/// Writes the scenario, if there is one; the config as it may stand beside it.
+fn with_scenario_in(dir: &Path, config: &Config) -> Result<Value, LabError> {
     let mut document = anchored(&config.document, &config.base);
     if let Some(scenario) = scenario_of(config) {
         write_file(&dir.join(SCENARIO_FILE), toml::to_string(scenario)?)?;
         document["environment"]["scenario"] = own_scenario();
     }
-    write_file(&dir.join(name), toml::to_string(&document)?)
+    Ok(document)
 }
 
 /// A config that may stand anywhere: what it names by a relative path, and is too large to be copied, by its absolute

@@ -10,11 +10,13 @@ use blkpilot_models::Checkpoint;
 use serde::Serialize;
 
 use crate::compare::{Comparison, compare, episode_count};
-use crate::config::Config;
+use crate::config::{Config, EnvironmentConfig};
 use crate::curve::{self, Point};
 use crate::learner::{self, Learner, LearnerState};
 use crate::offline::{LearntFrom, evaluated};
+use crate::remote::RemoteFigures;
 use crate::run_lock::{LOCK_FILE, RunLock};
+use crate::start::{START_DIR, Start};
 use crate::state::{
     CONFIG_FILE, Changed, MEMORY_FILES, SCENARIO_FILE, STATE_FILE, State, remove_memories,
     save_memory, scenario, write_config,
@@ -98,6 +100,8 @@ pub enum Event<'a> {
         /// What the update came to, in a few words.
         note: &'a str,
     },
+    /// Something that whoever watches should know.
+    Note(String),
     /// The comparison plays this many episodes.
     Comparing {
         /// Episodes of all policies together.
@@ -138,6 +142,11 @@ pub struct Summary {
     pub spec_hash: String,
     /// SHA-256 of the policy's tensors.
     pub policy_sha256: String,
+    /// The policy that it began from; `None` if from nothing.
+    pub start: Option<Start>,
+    /// What was done at a service since the run was begun or gone on with, without the comparison; `None` if nothing
+    /// was.
+    pub remote: Option<RemoteFigures>,
     /// The log that it was learnt from, and what is expected of the policy; `None` of one that has played.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub learnt_from: Option<LearntFrom>,
@@ -161,7 +170,8 @@ pub fn train(
 }
 
 /// Goes on with the run in `dir`, from the last time its policy was saved: what comes of it is what would have come
-/// of it without an interruption, bit for bit, on one machine. One that has ended is only compared again.
+/// of it without an interruption, bit for bit, on one machine; but at a service, where a new episode begins. One that
+/// has ended is only compared again.
 ///
 /// # Errors
 /// `NotResumable`, `Changed`, `OtherCode`, or as [`train`].
@@ -191,6 +201,13 @@ pub fn resume_where(
     let (state, checkpoint) = State::load(dir)?;
     state.check_code(dir, changed)?;
     let config = state.config(dir, changed)?;
+    if let EnvironmentConfig::Remote(remote) = &config.environment {
+        watch(Event::Note(format!(
+            "what is at {} has gone on meanwhile: a new episode begins, and the run will not be, bit for bit, the one \
+             that was not interrupted; policy, optimiser, statistics and random numbers are those that were saved",
+            remote.address
+        )));
+    }
     let session = Session::resume(dir, lock, &config, state, &checkpoint)?;
     watch(Event::Started {
         dir,
@@ -207,6 +224,7 @@ struct Session<'a> {
     config: &'a Config,
     seed: u64,
     learner: Box<dyn Learner>,
+    start: Option<Start>,
     files: Files,
     record: Record,
     started: Instant,
@@ -221,8 +239,15 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn begin(run: &Run<'a>, watch: &mut dyn FnMut(Event<'_>)) -> Result<Self, LabError> {
         let config = run.config;
-        let learner = learner::begin(config, run.seed)?;
+        if run.existing == Existing::Refuse {
+            // Before a host is touched; somebody may begin there meanwhile, so again once the lock is held.
+            refuse_used(run.out)?;
+        }
+        let (learner, origin) = learner::begin(config, run.seed)?;
         let files = Files::create(run)?;
+        if let Some((_, policy)) = &origin {
+            Start::keep(policy, run.out)?;
+        }
         watch(Event::Started {
             dir: run.out,
             config,
@@ -234,6 +259,7 @@ impl<'a> Session<'a> {
             config,
             seed: run.seed,
             learner,
+            start: origin.map(|(start, _)| start),
             files,
             record: Record::default(),
             started: Instant::now(),
@@ -253,6 +279,7 @@ impl<'a> Session<'a> {
         let learner_state = LearnerState {
             memory: state.memory(dir)?,
             collector: state.collector,
+            seed: state.seed,
         };
         let mut code_versions = state.code_versions;
         if code_versions.last().is_none_or(|version| version != CODE) {
@@ -265,6 +292,7 @@ impl<'a> Session<'a> {
             seed: state.seed,
             saved_at: Some(learner.env_steps()),
             learner,
+            start: state.start,
             files: Files::open(dir, lock, state.next_checkpoint)?,
             record: Record {
                 recent: state.recent,
@@ -288,11 +316,20 @@ impl<'a> Session<'a> {
         let planned = self.config.training.env_steps;
         let mut is_stopped = stop.load(Ordering::Relaxed);
         while self.learner.env_steps() < planned && !is_stopped {
-            self.update(watch)?;
+            if let Err(error) = self.update(stop, watch) {
+                if matches!(self.config.environment, EnvironmentConfig::Remote(_)) {
+                    // What was learnt before is as good as ever, and the service may be back later.
+                    self.save(watch)?;
+                }
+                return Err(error);
+            }
             is_stopped = stop.load(Ordering::Relaxed);
         }
         let wall_s = self.wall_s();
         let checkpoint = self.save(watch)?;
+        let (env_steps, updates) = (self.learner.env_steps(), self.learner.updates());
+        let mut learnt_from = self.learner.learnt_from()?;
+        let remote = self.learner.close();
         let title = format!(
             "{}, seed {}: return while learning",
             self.config.name, self.seed
@@ -301,26 +338,34 @@ impl<'a> Session<'a> {
         let comparing = Instant::now();
         let comparison = if is_stopped {
             None
+        } else if self.config.evaluation.episodes == 0 {
+            Some(Comparison::none(self.config))
         } else {
             compare_unless_stopped(self.config, &checkpoint, stop, watch)?
         };
-        let learnt_from = self.learnt_from(&checkpoint, comparison.is_some())?;
+        // Of a run that has ended, what an evaluation on its log says stands beside.
+        if let (Some(from), true) = (&mut learnt_from, comparison.is_some()) {
+            let selection = self.config.evaluation.selection;
+            from.evaluation = Some(evaluated(&from.log, &checkpoint, selection, from.gamma)?);
+        }
         let summary = Summary {
             config: self.config.name.clone(),
             algorithm: self.config.algorithm(),
             seed: self.seed,
             code_versions: self.code_versions.clone(),
             interrupted: comparison.is_none(),
-            env_steps: self.learner.env_steps(),
+            env_steps,
             env_steps_planned: planned,
-            updates: self.learner.updates(),
+            updates,
             wall_s,
-            steps_per_s: self.learner.env_steps() as f64 / wall_s,
+            steps_per_s: env_steps as f64 / wall_s,
             comparison_s: comparing.elapsed().as_secs_f64(),
             episodic_return: self.record.episodic_return(),
             spec_hash: checkpoint.manifest.spec_hash.clone(),
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
             learnt_from,
+            start: self.start,
+            remote,
             comparison: comparison.unwrap_or_else(|| Comparison::none(self.config)),
         };
         write_file(&self.files.out.join(SUMMARY_FILE), json_text(&summary))?;
@@ -328,30 +373,21 @@ impl<'a> Session<'a> {
         Ok(summary)
     }
 
-    /// What the learner says of its log, and of a run that has ended what an evaluation on it says.
-    fn learnt_from(
-        &self,
-        checkpoint: &Checkpoint,
-        has_ended: bool,
-    ) -> Result<Option<LearntFrom>, LabError> {
-        let Some(mut from) = self.learner.learnt_from()? else {
-            return Ok(None);
-        };
-        if has_ended {
-            let selection = self.config.evaluation.selection;
-            from.evaluation = Some(evaluated(&from.log, checkpoint, selection, from.gamma)?);
-        }
-        Ok(Some(from))
-    }
-
-    /// One update of the learner, and what is written of it.
-    fn update(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<(), LabError> {
+    /// One update of the learner, and what is written of it; nothing, if it was stopped on the way.
+    fn update(
+        &mut self,
+        stop: &AtomicBool,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), LabError> {
         let training = &self.config.training;
+        let Some(update) = self.learner.update(stop)? else {
+            return Ok(());
+        };
         let learner::Update {
             episodes,
             mut scalars,
             note,
-        } = self.learner.update()?;
+        } = update;
         let env_steps = self.learner.env_steps();
         let steps_per_s = env_steps as f64 / self.wall_s();
         self.record.add(env_steps, &episodes);
@@ -390,9 +426,16 @@ impl<'a> Session<'a> {
     }
 
     fn save_all(&mut self) -> Result<Checkpoint, LabError> {
-        let checkpoint = self.learner.checkpoint(self.config.document.clone())?;
+        let mut checkpoint = self.learner.checkpoint(self.config.document.clone())?;
+        if let Some(start) = &self.start {
+            let start = serde_json::to_value(start).expect("text and numbers");
+            let extra = &mut checkpoint.manifest.extra;
+            extra.insert(START_DIR.to_owned(), start);
+        }
         let checkpoint = self.files.save(checkpoint)?;
-        let LearnerState { collector, memory } = self.learner.state();
+        let LearnerState {
+            collector, memory, ..
+        } = self.learner.state();
         let number = memory.as_ref().map(|_| self.learner.env_steps());
         if let (Some(number), Some(memory)) = (number, memory) {
             save_memory(&self.files.out, number, &memory)?;
@@ -405,6 +448,7 @@ impl<'a> Session<'a> {
             scenario: scenario(self.config),
             seed: self.seed,
             policy_sha256: checkpoint.manifest.tensors_sha256.clone(),
+            start: self.start.clone(),
             collector,
             memory: number,
             recent: self.record.recent.clone(),
@@ -512,12 +556,10 @@ struct Files {
 impl Files {
     fn create(run: &Run<'_>) -> Result<Self, LabError> {
         let out = run.out;
-        if run.existing == Existing::Refuse {
-            refuse_used(out)?;
-        }
         let lock = RunLock::take(out)?;
-        if run.existing == Existing::Overwrite {
-            remove_run(out)?;
+        match run.existing {
+            Existing::Refuse => refuse_used(out)?,
+            Existing::Overwrite => remove_run(out)?,
         }
         write_config(out, run.config)?;
         Self::open(out, Some(lock), run.config.training.checkpoint_every)
@@ -610,7 +652,7 @@ fn remove_run(dir: &Path) -> Result<(), LabError> {
             SUMMARY_FILE | CURVE_FILE | STATE_FILE | CONFIG_FILE | SCENARIO_FILE => {
                 fs::remove_file(&path)
             }
-            POLICY_DIR | "policy.previous" => fs::remove_dir_all(&path),
+            POLICY_DIR | "policy.previous" | START_DIR => fs::remove_dir_all(&path),
             _ if name.starts_with("events.out.tfevents.") => fs::remove_file(&path),
             _ if name.starts_with(MEMORY_FILES) => fs::remove_file(&path),
             _ => Ok(()),

@@ -362,6 +362,22 @@ impl Statistics {
         })
     }
 
+    /// `ranges`, widened to what was seen here; one entry per column of the same spec.
+    #[must_use]
+    pub fn widened(&self, ranges: &PerTable<Range>) -> PerTable<Range> {
+        let mut widened = ranges.clone();
+        for table in TableName::ALL {
+            let Range { min, max } = widened.get_mut(table);
+            let bounds = min.iter_mut().zip(max);
+            let seen = self.columns.get(table).iter();
+            for ((min, max), seen) in bounds.zip(seen).filter(|(_, seen)| seen.count > 0) {
+                *min = min.min(seen.min as f32);
+                *max = max.max(seen.max as f32);
+            }
+        }
+        widened
+    }
+
     fn map<T>(&self, mut of: impl FnMut(&[Moments]) -> T) -> PerTable<T> {
         PerTable {
             disk: of(&self.columns.disk),
@@ -485,6 +501,18 @@ mod tests {
         // Column 1 is logarithmic.
         assert!((normalisers.disk.mean[1] - (2.0_f32 * 3.0 * 7.0).ln() / 3.0).abs() < 1e-6);
         assert!((ranges.disk.max[1] - 7.0_f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_range_is_widened_by_what_was_seen_and_by_nothing_else() {
+        let (spec, statistics) = seen(&[1.0, 6.0]);
+        let mut before = Statistics::new(&spec).ranges();
+        (before.disk.min[0], before.disk.max[0]) = (2.0, 9.0);
+        (before.device.min[0], before.device.max[0]) = (5.0, 7.0);
+        let after = statistics.widened(&before);
+        assert_eq!((after.disk.min[0], after.disk.max[0]), (1.0, 9.0));
+        // The host of the observations has no device.
+        assert_eq!((after.device.min[0], after.device.max[0]), (5.0, 7.0));
     }
 
     #[test]

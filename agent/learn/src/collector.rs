@@ -43,21 +43,35 @@ pub struct CollectorState {
 /// An environment that resets itself and remembers its episode.
 pub type Resumable<E> = AutoresetEnv<Recorded<E>>;
 
-impl<E: Repeatable> Collector<Resumable<E>> {
-    /// Where it stands.
-    ///
-    /// # Panics
-    /// Never: each environment has been reset.
+/// An environment that can say where its episode stands.
+pub trait Continued: Environment {
+    /// The episode under way; `None` where nobody can go on with it in another process, since it is not ours to make
+    /// again: a live host's.
+    fn episode(&self) -> Option<&EpisodeState>;
+}
+
+impl<E: Repeatable> Continued for Resumable<E> {
+    fn episode(&self) -> Option<&EpisodeState> {
+        self.inner().state()
+    }
+}
+
+impl<E: Continued> Collector<E> {
+    /// Where it stands. Episodes that nobody can go on with are left out, with what they have earned.
     #[must_use]
     pub fn state(&self) -> CollectorState {
-        let episode = |env: &Resumable<E>| env.inner().state().expect("it has been reset").clone();
+        let known = self.envs.iter().zip(&self.running);
+        let known = known.filter_map(|(env, running)| Some((env.episode()?.clone(), *running)));
+        let (episodes, running) = known.unzip();
         CollectorState {
-            episodes: self.envs.iter().map(episode).collect(),
-            running: self.running.clone(),
+            episodes,
+            running,
             rng: self.rng.clone(),
         }
     }
+}
 
+impl<E: Repeatable> Collector<Resumable<E>> {
     /// Goes on from where one stood, in environments that are made as its were.
     ///
     /// # Errors
@@ -147,6 +161,24 @@ impl<E: Environment> Collector<E> {
         &self.spec
     }
 
+    /// The same, with its environments wrapped in something that does not change what they do.
+    #[must_use]
+    pub fn map<F: Environment>(self, wrap: impl FnMut(E) -> F) -> Collector<F> {
+        Collector {
+            spec: self.spec,
+            envs: self.envs.into_iter().map(wrap).collect(),
+            observations: self.observations,
+            running: self.running,
+            rng: self.rng,
+        }
+    }
+
+    /// The environments, amid their episodes.
+    #[must_use]
+    pub fn into_environments(self) -> Vec<E> {
+        self.envs
+    }
+
     /// Number of environments.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -161,13 +193,34 @@ impl<E: Environment> Collector<E> {
 
     /// Plays `steps` host-steps in each environment, with levels drawn from the actor's policy.
     ///
+    /// What is learnt from is the action that was drawn, also where another one took effect: its probability is
+    /// known, and what an environment makes of it is the environment's (docs/adr/0018-training-on-a-live-host.md).
+    ///
     /// # Errors
     /// `Environment` if one fails, `Unfit` if one truncates an episode without its final observation
-    /// or changes its number of disks within one, `Torch` if libtorch fails.
+    /// or changes its disks without an end of the episode, `Torch` if libtorch fails.
     pub fn collect(&mut self, actor: Actor<'_>, steps: usize) -> Result<Rollout, LearnError> {
+        let rollout = self.collect_while(actor, steps, || true)?;
+        Ok(rollout.expect("it was told to go on"))
+    }
+
+    /// As [`Collector::collect`], for environments whose steps take their time: `go_on` is asked before each
+    /// host-step, and `None` is what a rollout comes to that is not gone on with.
+    ///
+    /// # Errors
+    /// As [`Collector::collect`].
+    pub fn collect_while(
+        &mut self,
+        actor: Actor<'_>,
+        steps: usize,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Option<Rollout>, LearnError> {
         let mut rollout = Rollout::empty(&self.spec, actor.normalisers, self.envs.len());
         let mut player = Player::new(&self.spec, actor)?;
         for _ in 0..steps {
+            if !go_on() {
+                return Ok(None);
+            }
             let decided = self.decide(&mut player, &mut rollout)?;
             for (index, (action, rows)) in decided.into_iter().enumerate() {
                 let step = self.envs[index]
@@ -189,7 +242,7 @@ impl<E: Environment> Collector<E> {
             }
         }
         rollout.env_steps = (steps * self.envs.len()) as u64;
-        Ok(rollout)
+        Ok(Some(rollout))
     }
 
     /// One joint decision in each environment; turn j of all of them before turn j + 1 of any.
@@ -239,12 +292,28 @@ impl<E: Environment> Collector<E> {
         rows: Rows,
         rollout: &mut Rollout,
     ) -> Result<(), LearnError> {
+        let running = &mut self.running[index];
+        let begins_episode = running.steps == 0;
+        running.episodic_return += f64::from(step.rewards.host_mean().unwrap_or(0.0));
+        running.steps += 1;
+        if step.is_last() {
+            rollout
+                .episodes
+                .push(std::mem::replace(running, NOT_STARTED));
+        }
         let last = last_of_episode(&step, index)?;
-        if last.is_some_and(|obs| obs.disk_count() != rows.disks.len()) {
-            return Err(unfit(
-                index,
-                "its number of disks changed within an episode; end the episode there",
-            ));
+        let before = &self.observations[index];
+        if do_disks_change(before, last, step.truncated, index)? {
+            // What this step earned is not what came of its action. The episode ends before it.
+            if let Some(cut) = rollout.tracks[index]
+                .last_mut()
+                .filter(|cut| matches!(cut.tail, Tail::Next))
+            {
+                let start = push_first_turns(&self.spec, before, &mut rollout.bootstraps)?;
+                cut.tail = Tail::Cut(start);
+            }
+            self.observations[index] = step.observation;
+            return Ok(());
         }
         let tail = match last {
             _ if step.terminated => Tail::Terminated,
@@ -253,15 +322,6 @@ impl<E: Environment> Collector<E> {
             }
             _ => Tail::Next,
         };
-        let running = &mut self.running[index];
-        running.episodic_return += f64::from(step.rewards.host_mean().unwrap_or(0.0));
-        running.steps += 1;
-        let ends_episode = step.is_last();
-        if ends_episode {
-            rollout
-                .episodes
-                .push(std::mem::replace(running, NOT_STARTED));
-        }
         let before = std::mem::replace(&mut self.observations[index], step.observation);
         rollout.tracks[index].push(HostStep {
             disk_rows: rows.disks,
@@ -271,7 +331,7 @@ impl<E: Environment> Collector<E> {
             disk_device: before.disk_device,
             disk_group: before.disk_group,
             tail,
-            ends_episode,
+            begins_episode,
         });
         Ok(())
     }
@@ -292,6 +352,24 @@ pub(crate) fn last_of_episode(
             "it truncated an episode without a final observation; give Step::final_observation there",
         )),
     }
+}
+
+/// Whether other disks are there at the end of a step than before it; the episode must end with it then. `last`: as
+/// [`last_of_episode`] has it.
+pub(crate) fn do_disks_change(
+    before: &Observation,
+    last: Option<&Observation>,
+    truncated: bool,
+    index: usize,
+) -> Result<bool, LearnError> {
+    let change = last.is_some_and(|last| last.disk_ids != before.disk_ids);
+    if change && !truncated {
+        return Err(unfit(
+            index,
+            "its disks changed within an episode; end the episode there",
+        ));
+    }
+    Ok(change)
 }
 
 pub(crate) fn unfit(index: usize, problem: impl Into<String>) -> LearnError {

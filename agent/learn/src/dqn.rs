@@ -129,6 +129,15 @@ pub struct RoundReport {
     pub learnt: Option<Learnt>,
 }
 
+/// What the host-steps of one round came to.
+struct Play {
+    episodes: Vec<EpisodeEnd>,
+    /// Share of the turns that explored at its end.
+    epsilon: f64,
+    /// Whether all were played that were to be.
+    is_whole: bool,
+}
+
 /// What gradient steps came to: means over them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Learnt {
@@ -281,8 +290,25 @@ impl Dqn {
         &mut self,
         collector: &mut Collector<E>,
     ) -> Result<RoundReport, LearnError> {
-        let (episodes, epsilon) = self.play(collector)?;
-        let is_ready = self.env_steps >= self.config.learning_starts;
+        self.round_while(collector, || true)
+    }
+
+    /// As [`Dqn::round`], for environments whose steps take their time: `go_on` is asked before each host-step. A round
+    /// that is not gone on with learns nothing, but remembers what it has played.
+    ///
+    /// # Errors
+    /// As [`Dqn::round`].
+    pub fn round_while<E: Environment>(
+        &mut self,
+        collector: &mut Collector<E>,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<RoundReport, LearnError> {
+        let Play {
+            episodes,
+            epsilon,
+            is_whole,
+        } = self.play(collector, &mut go_on)?;
+        let is_ready = is_whole && self.env_steps >= self.config.learning_starts;
         let learnt = match is_ready && self.memory.replay.len() > 0 {
             true => Some(self.bout()?),
             false => None,
@@ -324,6 +350,13 @@ impl Dqn {
         self.memory.to_bytes()
     }
 
+    /// The episodes under way are not gone on with: what waits for what follows in them is forgotten.
+    pub fn leave_episodes(&mut self) {
+        for waiting in &mut self.memory.waiting {
+            waiting.steps.clear();
+        }
+    }
+
     fn state(&self) -> serde_json::Value {
         let state = State {
             gradient_steps: self.gradient_steps,
@@ -346,25 +379,31 @@ impl Dqn {
         self.config.exploration.at(self.progress())
     }
 
-    /// Plays until `train_frequency` host-steps are reached; returns the episodes that ended, and ε at the end.
+    /// Plays until `train_frequency` host-steps are reached.
     fn play<E: Environment>(
         &mut self,
         collector: &mut Collector<E>,
-    ) -> Result<(Vec<EpisodeEnd>, f64), LearnError> {
+        go_on: &mut impl FnMut() -> bool,
+    ) -> Result<Play, LearnError> {
         let found = collector.len();
         let envs = self.memory.waiting.len();
         if found != envs {
             let problem = format!("there are {found} environments, and the learner is for {envs}");
             return Err(unfit(found.min(envs), problem));
         }
-        let mut player = Player::new(self.served()?, 0.0);
+        let mut player = Player::new(self.served()?, self.epsilon());
         let mut seen = Statistics::new(&self.spec);
         let (mut episodes, mut transitions) = (vec![], vec![]);
         let reach = Reach {
             steps: self.config.n_steps,
             gamma: self.config.gamma,
         };
+        let mut is_whole = true;
         for _ in 0..self.config.train_frequency.div_ceil(envs as u64) {
+            is_whole = go_on();
+            if !is_whole {
+                break;
+            }
             player.epsilon = self.epsilon();
             let played = collector.play_step(&mut player, &mut seen)?;
             let waiting = self.memory.waiting.iter_mut();
@@ -379,7 +418,11 @@ impl Dqn {
         }
         self.statistics.merge(&seen);
         self.normalisers = self.statistics.normalisers();
-        Ok((episodes, player.epsilon))
+        Ok(Play {
+            episodes,
+            epsilon: player.epsilon,
+            is_whole,
+        })
     }
 
     /// The network as it is served.

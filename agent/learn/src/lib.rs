@@ -33,7 +33,7 @@ use std::sync::Once;
 use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
-pub use collector::{Collector, CollectorState, Resumable};
+pub use collector::{Collector, CollectorState, Continued, Resumable};
 pub use dqn::{Dqn, DqnConfig};
 pub use gae::Discount;
 pub use network::Network;

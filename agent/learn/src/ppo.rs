@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use blkpilot_env::decision::shuffle;
 use blkpilot_env::{EnvSpec, Environment, Rng};
 use blkpilot_models::checkpoint::OPTIMISER;
-use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
+use blkpilot_models::normaliser::{Normaliser, PerTable, Range, Statistics};
 use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::SeedableRng as _;
 use serde::{Deserialize, Serialize};
@@ -113,6 +113,9 @@ struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reward_scale: Option<RewardScale>,
     rng: Rng,
+    /// Ranges of the policy that it began from, if it began from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start: Option<PerTable<Range>>,
 }
 
 /// Key of the learner's state in a manifest.
@@ -130,6 +133,8 @@ pub struct Ppo {
     normalisers: PerTable<Normaliser>,
     /// Where rewards are normalised.
     reward_scale: Option<RewardScale>,
+    /// Ranges of the policy that it began from; its normalisers stay then.
+    start: Option<PerTable<Range>>,
     rng: Rng,
     updates: u64,
     env_steps: u64,
@@ -159,7 +164,40 @@ impl Ppo {
             seed,
             network,
             statistics,
+            start: None,
             rng,
+            updates: 0,
+            env_steps: 0,
+        })
+    }
+
+    /// A learner that begins from a policy, whoever has learnt it: weights, normalisers and ranges are that
+    /// policy's, all else is new. The weights know their inputs as these normalisers show them, so they stay as
+    /// they are, and no warm-up is needed; ranges are widened to what is seen.
+    ///
+    /// # Errors
+    /// `Checkpoint` if its spec does not fit `spec`, with the difference; `Torch` if libtorch fails.
+    pub fn start_from(
+        checkpoint: &Checkpoint,
+        spec: &EnvSpec,
+        config: PpoConfig,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        use_one_thread();
+        checkpoint.check_fits(spec)?;
+        let Checkpoint { manifest, tensors } = checkpoint;
+        let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
+        Ok(Self {
+            adam: Adam::new(AdamConfig::default(), network.flat())?,
+            normalisers: manifest.normalisers.clone(),
+            start: Some(manifest.seen.clone()),
+            statistics: Statistics::new(spec),
+            spec: spec.clone(),
+            reward_scale: config.normalise_reward.then(RewardScale::default),
+            config,
+            seed,
+            network,
+            rng: Rng::seed_from_u64(seed),
             updates: 0,
             env_steps: 0,
         })
@@ -200,6 +238,7 @@ impl Ppo {
             network,
             statistics: state.statistics,
             reward_scale: state.reward_scale,
+            start: state.start,
             rng: state.rng,
             updates: state.updates,
             env_steps: manifest.env_steps,
@@ -236,6 +275,24 @@ impl Ppo {
         collector: &mut Collector<E>,
     ) -> Result<Rollout, LearnError> {
         collector.collect(self.actor(), self.config.steps)
+    }
+
+    /// As [`Ppo::play`], while it is gone on with.
+    ///
+    /// # Errors
+    /// As [`Collector::collect_while`].
+    pub fn play_while<E: Environment>(
+        &self,
+        collector: &mut Collector<E>,
+        go_on: impl FnMut() -> bool,
+    ) -> Result<Option<Rollout>, LearnError> {
+        collector.collect_while(self.actor(), self.config.steps, go_on)
+    }
+
+    /// Whether features are not normalised yet: a rollout to warm up comes first.
+    #[must_use]
+    pub fn wants_warm_up(&self) -> bool {
+        self.start.is_none() && self.env_steps == 0
     }
 
     /// Takes mean and deviation of the features from a rollout, and that of the rewards, and learns nothing else
@@ -296,7 +353,7 @@ impl Ppo {
     pub fn checkpoint(&self, config: serde_json::Value) -> Result<Checkpoint, LearnError> {
         let manifest = Manifest {
             normalisers: self.normalisers.clone(),
-            seen: self.statistics.ranges(),
+            seen: self.ranges(),
             algorithm: "ppo".to_owned(),
             config,
             seed: self.seed,
@@ -321,13 +378,23 @@ impl Ppo {
             statistics: self.statistics.clone(),
             reward_scale: self.reward_scale.clone(),
             rng: self.rng.clone(),
+            start: self.start.clone(),
         };
         serde_json::to_value(state).expect("numbers and text")
     }
 
+    fn ranges(&self) -> PerTable<Range> {
+        match &self.start {
+            Some(start) => self.statistics.widened(start),
+            None => self.statistics.ranges(),
+        }
+    }
+
     fn look_at(&mut self, rollout: &Rollout) {
         self.statistics.merge(&rollout.seen);
-        self.normalisers = self.statistics.normalisers();
+        if self.start.is_none() {
+            self.normalisers = self.statistics.normalisers();
+        }
         self.env_steps += rollout.env_steps;
     }
 

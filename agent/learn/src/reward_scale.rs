@@ -24,7 +24,7 @@ pub(crate) struct RewardScale {
     count: f64,
     mean: f64,
     variance: f64,
-    /// Of each environment, per disk, since its episode began; none before its first step.
+    /// Of each environment, per disk, since its episode began; those of the one before, until the next begins.
     returns: Vec<Vec<f64>>,
 }
 
@@ -41,7 +41,7 @@ impl Default for RewardScale {
 
 impl RewardScale {
     /// Scales the rewards of a rollout, which goes on where the one before it ended: per environment its host-steps
-    /// in order, all of the same number. Each step is scaled by what was seen up to it. A disk that does not count in
+    /// in order; a step may have been left out of one. Each step is scaled by what was seen up to it. A disk that does not count in
     /// a step adds no observation there.
     pub(crate) fn apply(&mut self, tracks: &[Vec<HostStep>], gamma: f64, rewards: &mut [Rewards]) {
         self.returns.resize(tracks.len(), Vec::new());
@@ -49,11 +49,14 @@ impl RewardScale {
         for t in 0..steps {
             let mut seen = Vec::new();
             for ((track, rewards), returns) in tracks.iter().zip(&*rewards).zip(&mut self.returns) {
-                seen.extend(advance(&track[t], &rewards[t], gamma, returns));
+                if let (Some(step), Some(rewards)) = (track.get(t), rewards.get(t)) {
+                    seen.extend(advance(step, rewards, gamma, returns));
+                }
             }
             self.observe(&seen);
             let scale = 1.0 / (self.variance + EPSILON).sqrt();
-            for reward in rewards.iter_mut().flat_map(|rewards| &mut rewards[t]) {
+            let now = rewards.iter_mut().filter_map(|rewards| rewards.get_mut(t));
+            for reward in now.flatten() {
                 *reward = (f64::from(*reward) * scale).clamp(-CLIP, CLIP) as f32;
             }
         }
@@ -77,17 +80,16 @@ impl RewardScale {
 
 /// One step of the returns of one environment; those of the disks that count in it.
 fn advance(step: &HostStep, rewards: &[f32], gamma: f64, returns: &mut Vec<f64>) -> Vec<f64> {
+    if step.begins_episode {
+        returns.clear();
+    }
     returns.resize(rewards.len(), 0.0);
     for (sum, reward) in returns.iter_mut().zip(rewards) {
         *sum = *sum * gamma + f64::from(*reward);
     }
     let counted = returns.iter().zip(&step.counted);
     let seen = counted.filter(|(_, counts)| **counts).map(|(sum, _)| *sum);
-    let seen = seen.collect();
-    if step.ends_episode {
-        returns.clear();
-    }
-    seen
+    seen.collect()
 }
 
 #[cfg(test)]

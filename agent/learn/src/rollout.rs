@@ -61,8 +61,8 @@ pub(crate) struct HostStep {
     pub(crate) disk_device: Vec<usize>,
     pub(crate) disk_group: Vec<Option<usize>>,
     pub(crate) tail: Tail,
-    /// Whether its episode ended with it; what only the rollout cuts goes on.
-    pub(crate) ends_episode: bool,
+    /// Whether its episode began with it; what only the rollout cuts goes on.
+    pub(crate) begins_episode: bool,
 }
 
 /// Rewards of one environment, per host-step and disk; 0 where a disk does not count.

@@ -97,7 +97,10 @@ fn outcome(error: &TrialError) -> String {
         TrialError::NotStarted(_) | TrialError::NotRestored { .. } => {
             format!("{error}; put them back with `blkpilot rollback`")
         }
-        TrialError::Environment(_) | TrialError::Policy(_) | TrialError::Interrupted => {
+        TrialError::Environment(_)
+        | TrialError::Policy(_)
+        | TrialError::GuestsChanged
+        | TrialError::Interrupted => {
             format!("{error}; the guests are back at their defaults")
         }
     }

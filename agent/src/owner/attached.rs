@@ -3,12 +3,19 @@
 //! While it is attached the owner goes on looking once per interval but decides nothing by itself. A
 //! step applies its action and answers with the window that begins then; a reset puts everything
 //! back, lets one window pass for caches and queues to settle, and answers with the next.
+//!
+//! An action is judged by the observation that it was chosen on, however long the client took. What has been
+//! closed since is not done, and the executed action says so. When disks, channels or devices come or go the
+//! episode is truncated: what was learnt of one table says nothing of another.
 
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use blkpilot_env::decision::check_action;
-use blkpilot_env::{EnvError, JointAction, Observation, Rewards, Step};
+use blkpilot_env::observation::head_slice;
+use blkpilot_env::{
+    EnvError, EnvSpec, Head, HeadScope, JointAction, Level, MaskReason, Observation, Rewards, Step,
+};
 use ndarray::{Array1, Array2};
 use tokio::sync::oneshot;
 use tonic::Code;
@@ -28,11 +35,21 @@ const DISCARDED_WINDOWS: u32 = 1;
 pub(super) struct Attached {
     /// Dead when the environment has gone.
     lease: Weak<Lease>,
-    /// Disks of the last observation that was handed out; `None` before the first reset.
-    disk_ids: Option<Vec<String>>,
+    /// The last observation that was handed out; `None` before the first reset.
+    handed_out: Option<Observation>,
+    /// Whether the episode was truncated: a reset comes next.
+    is_over: bool,
     waiting: Option<Waiting>,
     /// Why the guard is passed by; `None` if it is not.
     force_reason: Option<String>,
+}
+
+/// What became of a step.
+enum Begun {
+    /// A window has begun, under these levels.
+    Window(JointAction),
+    /// The episode is over, and nothing was changed.
+    Over(Box<Step>),
 }
 
 /// A call that is answered at the end of a window.
@@ -45,6 +62,14 @@ enum Waiting {
         executed: JointAction,
         reply: oneshot::Sender<Result<Step, EnvError>>,
     },
+}
+
+impl Attached {
+    /// Ends the episode; what was handed out last.
+    fn end(&mut self) -> Option<Observation> {
+        self.is_over = true;
+        self.handed_out.clone()
+    }
 }
 
 impl Owner {
@@ -60,7 +85,8 @@ impl Owner {
         let lease = Arc::new(Lease);
         self.attached = Some(Attached {
             lease: Arc::downgrade(&lease),
-            disk_ids: None,
+            handed_out: None,
+            is_over: false,
             waiting: None,
             force_reason,
         });
@@ -160,39 +186,40 @@ impl Owner {
         let tried = self.try_step(action);
         self.show();
         match tried {
-            Ok(executed) => {
+            Ok(Begun::Window(executed)) => {
                 if let Some(attached) = &mut self.attached {
                     attached.waiting = Some(Waiting::Step { executed, reply });
                 }
             }
+            Ok(Begun::Over(step)) => drop(reply.send(Ok(*step))),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
-    fn try_step(&mut self, action: JointAction) -> Result<JointAction, EnvError> {
-        let handed_out = self.attached.as_ref().and_then(|a| a.disk_ids.clone());
+    fn try_step(&mut self, action: JointAction) -> Result<Begun, EnvError> {
+        let attached = self.attached.as_ref();
+        let handed_out = attached.and_then(|attached| attached.handed_out.as_ref());
         let handed_out = handed_out.ok_or(EnvError::StepBeforeReset)?;
-        let seen = self
-            .seen()
-            .map_err(|failure| host_error(failure.message()))?;
-        if handed_out != seen.observation.disk_ids {
-            return Err(host_error(
-                "guests came or went since the last observation: call reset",
-            ));
+        if attached.is_some_and(|attached| attached.is_over) {
+            return Err(EnvError::EpisodeOver);
         }
-        let observation = self
+        check_action(&self.config.spec, handed_out, &action)?;
+        let offered = self
             .offered()
             .map_err(|failure| host_error(failure.message()))?;
-        check_action(&self.config.spec, &observation, &action)?;
+        if !has_same_rows(handed_out, &offered) {
+            return Ok(self.truncate(offered));
+        }
+        let action = as_far_as_open(&self.config.spec, &offered, action);
         let begun = self.begin_window();
         begun.map_err(|failure| host_error(failure.message()))?;
-        let made = self.script(&observation, action, Source::Explicit);
+        let made = self.script(&offered, action, Source::Explicit);
         let mut made = made.map_err(|failure| host_error(failure.message()))?;
         let force_reason = self.attached.as_ref().and_then(|a| a.force_reason.as_ref());
         if let Some(reason) = force_reason {
             made.explain(reason);
         }
-        match self.carry_out(&observation, made, &Change::Action) {
+        match self.carry_out(&offered, made, &Change::Action) {
             Ok(_) => {}
             Err(Undone::Failure(failure)) => return Err(host_error(failure.message())),
             Err(Undone::Host(error)) => {
@@ -203,7 +230,24 @@ impl Owner {
         let seen = self
             .seen()
             .map_err(|failure| host_error(failure.message()))?;
-        Ok(seen.observation.current.clone())
+        Ok(Begun::Window(seen.observation.current.clone()))
+    }
+
+    /// Ends the episode before its next window: guests came or went since the last observation.
+    fn truncate(&mut self, offered: Observation) -> Begun {
+        let terms = self.config.spec.reward_terms.len();
+        let (disks, executed) = match self.attached.as_mut().and_then(Attached::end) {
+            Some(before) => (before.disk_count(), before.current),
+            None => (0, JointAction::default()),
+        };
+        Begun::Over(Box::new(Step {
+            observation: offered,
+            rewards: nothing_earned(disks, terms),
+            executed,
+            terminated: false,
+            truncated: true,
+            final_observation: None,
+        }))
     }
 
     /// Lets a window begin now and end after one interval.
@@ -221,7 +265,7 @@ impl Owner {
 
     /// Answers whoever waits for the window that has just ended. `rewards` are those of the disks
     /// before.
-    pub(super) fn answer_waiting(&mut self, rewards: Option<Rewards>, disks_before: usize) {
+    pub(super) fn answer_waiting(&mut self, rewards: Option<Rewards>) {
         // Who has the answer shall not see an older window elsewhere.
         self.show();
         let Some(waiting) = self.attached.as_mut().and_then(|a| a.waiting.take()) else {
@@ -236,7 +280,8 @@ impl Owner {
         };
         match waiting {
             Waiting::Reset { discard: 0, reply } => {
-                attached.disk_ids = Some(observation.disk_ids.clone());
+                attached.handed_out = Some(observation.clone());
+                attached.is_over = false;
                 drop(reply.send(Ok(observation)));
             }
             Waiting::Reset { discard, reply } => {
@@ -244,15 +289,22 @@ impl Owner {
                 attached.waiting = Some(Waiting::Reset { discard, reply });
             }
             Waiting::Step { executed, reply } => {
-                attached.disk_ids = Some(observation.disk_ids.clone());
-                drop(reply.send(Ok(Step {
-                    observation,
-                    rewards: rewards.unwrap_or_else(|| nothing_earned(disks_before, terms)),
-                    executed,
-                    terminated: false,
-                    truncated: false,
-                    final_observation: None,
-                })));
+                let before = attached.handed_out.replace(observation.clone());
+                let is_over = before.is_some_and(|before| !has_same_rows(&before, &observation));
+                attached.is_over = is_over;
+                let disks = executed.disks.nrows();
+                drop(
+                    reply.send(Ok(Step {
+                        observation,
+                        rewards: rewards
+                            .filter(|rewards| rewards.counted.len() == disks)
+                            .unwrap_or_else(|| nothing_earned(disks, terms)),
+                        executed,
+                        terminated: false,
+                        truncated: is_over,
+                        final_observation: None,
+                    })),
+                );
             }
         }
     }
@@ -282,5 +334,124 @@ fn nothing_earned(disks: usize, terms: usize) -> Rewards {
         own: Array1::zeros(disks),
         terms: Array2::zeros((disks, terms)),
         counted: vec![false; disks],
+    }
+}
+
+/// Whether two observations are of the same disks, channels and devices.
+fn has_same_rows(a: &Observation, b: &Observation) -> bool {
+    a.disk_ids == b.disk_ids && a.channel_ids == b.channel_ids && a.device_ids == b.device_ids
+}
+
+/// An action without what may not be chosen any more, in place of which what is in force stays; for all disks on
+/// an IOThread, where the choice is the IOThread's.
+fn as_far_as_open(spec: &EnvSpec, offered: &Observation, mut action: JointAction) -> JointAction {
+    let channels = offered.channel_count();
+    let current = &offered.current;
+    let is_closed = |heads: &[Head], masks: &Array2<MaskReason>, row, head, level: Level| {
+        let masks = masks.row(row);
+        let masks = masks.to_slice().unwrap_or_default();
+        !head_slice(heads, channels, masks, head)[usize::from(level)].is_allowed()
+    };
+    let wanted = action.clone();
+    for ((row, head), &level) in wanted.disks.indexed_iter() {
+        let in_force = current.disks[[row, head]];
+        if level == in_force || !is_closed(&spec.disk_heads, &offered.masks.disks, row, head, level)
+        {
+            continue;
+        }
+        let group = offered.disk_group[row];
+        let is_tied = spec.disk_heads[head].scope == HeadScope::IoThread && group.is_some();
+        for other in 0..offered.disk_count() {
+            if other == row || (is_tied && offered.disk_group[other] == group) {
+                action.disks[[other, head]] = current.disks[[other, head]];
+            }
+        }
+    }
+    for ((row, head), &level) in wanted.devices.indexed_iter() {
+        let in_force = current.devices[[row, head]];
+        let (heads, masks) = (&spec.device_heads, &offered.masks.devices);
+        if level != in_force && is_closed(heads, masks, row, head, level) {
+            action.devices[[row, head]] = in_force;
+        }
+    }
+    // Disks may have come to share an IOThread since: to change nothing is always allowed.
+    match check_action(spec, offered, &action) {
+        Ok(()) => action,
+        Err(_) => current.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD};
+    use blkpilot_env::sim::{SimHost, presets};
+    use blkpilot_env::{Environment as _, ResetOptions};
+
+    use super::*;
+
+    fn shown() -> (EnvSpec, Observation) {
+        let mut host = SimHost::fixed(presets::by_name("mixed").unwrap()).unwrap();
+        let seen = host.reset(Some(1), &ResetOptions::new()).unwrap();
+        (host.spec().clone(), seen)
+    }
+
+    /// Closes all of a head of a disk but what is in force.
+    fn close(spec: &EnvSpec, seen: &mut Observation, row: usize, head: usize) {
+        let channels = seen.channel_count();
+        let lengths = spec.disk_heads.iter().map(|head| head.len(channels));
+        let start: usize = lengths.clone().take(head).sum();
+        let in_force = usize::from(seen.current.disks[[row, head]]);
+        for level in (0..spec.disk_heads[head].len(channels)).filter(|level| *level != in_force) {
+            seen.masks.disks[[row, start + level]] = MaskReason::Dwell;
+        }
+    }
+
+    #[test]
+    fn what_was_closed_since_stays_as_it_is_and_the_rest_is_done() {
+        let (spec, mut seen) = shown();
+        seen.disk_group = vec![None; seen.disk_count()];
+        let mut action = seen.current.clone();
+        action.disks.column_mut(CHANNEL_HEAD).fill(1);
+        action.disks[[0, CACHE_HEAD]] = 1 - seen.current.disks[[0, CACHE_HEAD]];
+        close(&spec, &mut seen, 0, CACHE_HEAD);
+        close(&spec, &mut seen, 1, CHANNEL_HEAD);
+        let done = as_far_as_open(&spec, &seen, action.clone());
+        let mut wanted = action;
+        for (row, head) in [(0, CACHE_HEAD), (1, CHANNEL_HEAD)] {
+            wanted.disks[[row, head]] = seen.current.disks[[row, head]];
+        }
+        assert_eq!(done, wanted);
+        check_action(&spec, &seen, &done).unwrap();
+    }
+
+    #[test]
+    fn disks_on_one_iothread_stay_together() {
+        let (spec, mut seen) = shown();
+        seen.disk_group = vec![None; seen.disk_count()];
+        seen.disk_group[0] = Some(7);
+        seen.disk_group[1] = Some(7);
+        let in_force = seen.current.disks[[0, CHANNEL_HEAD]];
+        seen.current.disks[[1, CHANNEL_HEAD]] = in_force;
+        let mut action = seen.current.clone();
+        let wanted = if in_force == 1 { 2 } else { 1 };
+        action.disks[[0, CHANNEL_HEAD]] = wanted;
+        action.disks[[1, CHANNEL_HEAD]] = wanted;
+        close(&spec, &mut seen, 1, CHANNEL_HEAD);
+        let done = as_far_as_open(&spec, &seen, action);
+        assert_eq!(done, seen.current);
+    }
+
+    #[test]
+    fn who_has_come_to_share_an_iothread_is_left_alone() {
+        let (spec, mut seen) = shown();
+        seen.disk_group = vec![None; seen.disk_count()];
+        let mut action = seen.current.clone();
+        let channel = seen.current.disks[[1, CHANNEL_HEAD]];
+        seen.current.disks[[0, CHANNEL_HEAD]] = channel;
+        action.disks[[0, CHANNEL_HEAD]] = if channel == 1 { 2 } else { 1 };
+        action.disks[[1, CHANNEL_HEAD]] = channel;
+        seen.disk_group[0] = Some(7);
+        seen.disk_group[1] = Some(7);
+        assert_eq!(as_far_as_open(&spec, &seen, action), seen.current);
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Table;
 
 use super::check::Check;
+use super::remote::{self, RemoteConfig};
 
 /// What to learn on.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +26,16 @@ pub enum EnvironmentConfig {
         /// What the weights of each training episode are drawn from.
         ranges: Option<Box<WeightRanges>>,
     },
+    /// An environment at a running service.
+    Remote(RemoteConfig),
+}
+
+impl EnvironmentConfig {
+    /// Whether what is done there is done to guests.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Remote(remote) if remote.is_host())
+    }
 }
 
 /// Where the scenarios of a simulated host come from.
@@ -38,12 +49,30 @@ pub enum HostSource {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct RawEnvironment {
+pub(super) struct RawEnvironment {
     kind: Option<String>,
-    scenario: Option<String>,
-    generator: Option<Table>,
-    reward: Option<Table>,
-    reward_ranges: Option<Table>,
+    pub(super) scenario: Option<String>,
+    pub(super) generator: Option<Table>,
+    pub(super) reward: Option<Table>,
+    pub(super) reward_ranges: Option<Table>,
+    pub(super) address: Option<String>,
+    pub(super) host: Option<String>,
+    pub(super) force_reason: Option<String>,
+    pub(super) cart_pole: Option<bool>,
+    pub(super) episode_steps: Option<u32>,
+}
+
+impl RawEnvironment {
+    /// The keys that only an environment at a service has, and whether they are given.
+    fn of_remote(&self) -> [(&'static str, bool); 5] {
+        [
+            ("address", self.address.is_some()),
+            ("host", self.host.is_some()),
+            ("force_reason", self.force_reason.is_some()),
+            ("cart_pole", self.cart_pole.is_some()),
+            ("episode_steps", self.episode_steps.is_some()),
+        ]
+    }
 }
 
 pub(super) fn environment(
@@ -52,7 +81,14 @@ pub(super) fn environment(
     check: &mut Check,
 ) -> Option<EnvironmentConfig> {
     let raw: RawEnvironment = check.read("environment", table);
-    let kind = check.need("environment.kind", raw.kind.clone(), "cartpole or sim_host");
+    let kinds = "cartpole, sim_host or remote";
+    let kind = check.need("environment.kind", raw.kind.clone(), kinds);
+    if kind.as_deref() != Some("remote") {
+        for (key, _) in raw.of_remote().iter().filter(|(_, is_given)| *is_given) {
+            let path = format!("environment.{key}");
+            check.problem(path, "is only for kind = \"remote\": remove it");
+        }
+    }
     match kind.as_deref() {
         Some("cartpole") => {
             let of_hosts = [
@@ -68,11 +104,9 @@ pub(super) fn environment(
             Some(EnvironmentConfig::CartPole)
         }
         Some("sim_host") => sim_host(raw, base, check),
+        Some("remote") => remote::remote(raw, check).map(EnvironmentConfig::Remote),
         Some(other) => {
-            check.problem(
-                "environment.kind",
-                format!("= \"{other}\" must be cartpole or sim_host"),
-            );
+            check.problem("environment.kind", format!("= \"{other}\" must be {kinds}"));
             None
         }
         None => None,

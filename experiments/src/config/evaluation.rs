@@ -10,7 +10,7 @@ use crate::seeds;
 /// How to compare what was learnt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Episodes per policy, each on a seed of its own.
+    /// Episodes per policy, each on a seed of its own; 0 for no comparison.
     pub episodes: usize,
     /// Number of the first of these seeds; the others follow.
     pub first_seed: u64,
@@ -47,12 +47,12 @@ enum RawSelection {
 
 pub(super) fn evaluation(table: Table, check: &mut Check) -> Evaluation {
     let raw: RawEvaluation = check.read("evaluation", table);
-    let is_sane = |n: usize| (2..=100_000).contains(&n);
+    let is_sane = |n: usize| n == 0 || (2..=100_000).contains(&n);
     check.that(
         "evaluation.episodes",
         raw.episodes,
         is_sane,
-        "must be in [2, 100000]",
+        "must be in [2, 100000], or 0 for no comparison",
     );
     let greatest = Evaluation::GREATEST_FIRST_SEED;
     check.that(

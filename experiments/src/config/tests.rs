@@ -283,6 +283,47 @@ fn every_problem_of_a_scenario_file_is_named_with_the_file() {
 }
 
 #[test]
+fn a_policy_to_begin_from_takes_the_place_of_the_network_and_of_the_warm_up() {
+    let start = GOOD.replace("clip = 0.2", "clip = 0.2\nstart_from = \"p/policy\"");
+    let config = Config::parse(Path::new("configs/x.toml"), &start).unwrap();
+    let dir = config.training.start_from.unwrap();
+    assert_eq!(dir, Path::new("configs/p/policy"));
+    let few = |text: &str| problems(&text.replace("env_steps = 1000", "env_steps = 31"));
+    assert!(few(&start)[0].contains("must be at least 32: one rollout"));
+    assert!(few(GOOD)[0].contains("must be at least 64"));
+    let found = problems(&format!("{start}\n[network]\nhidden = 8\n"));
+    assert!(found[0].starts_with("network stands beside training.start_from"));
+}
+
+#[test]
+fn what_the_command_line_says_stands_in_the_document() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.toml");
+    std::fs::write(&file, GOOD).unwrap();
+    let start_from = PathBuf::from("/p/policy");
+    let overrides = Overrides {
+        start_from: Some(start_from.clone()),
+        ..Overrides::default()
+    };
+    let config = Config::load_with(&file, &overrides).unwrap();
+    assert_eq!(config.training.start_from, Some(start_from));
+    let again = Config::from_document(&file, &config.document).unwrap();
+    assert_eq!(again, config);
+    let overrides = Overrides {
+        log: Some(PathBuf::from("/l")),
+        ..Overrides::default()
+    };
+    let refused = Config::load_with(&file, &overrides).unwrap_err();
+    assert!(refused.to_string().contains("data is only for learners"));
+    let overrides = Overrides {
+        address: Some("unix:x".to_owned()),
+        ..Overrides::default()
+    };
+    let refused = Config::load_with(&file, &overrides).unwrap_err();
+    assert!(refused.to_string().contains("environment.address is only"));
+}
+
+#[test]
 fn hosts_keys_are_refused_for_cartpole() {
     let found = problems(&GOOD.replace("sim_host", "cartpole"));
     assert_eq!(

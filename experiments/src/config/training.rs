@@ -4,6 +4,8 @@ mod dqn;
 mod offline;
 mod ppo;
 
+use std::path::{Path, PathBuf};
+
 use blkpilot_learn::{DqnConfig, PpoConfig, Schedule};
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -23,6 +25,8 @@ pub struct Training {
     pub envs: usize,
     /// Steps of the same kind between two checkpoints.
     pub checkpoint_every: u64,
+    /// Directory of the policy to begin from; `None` begins from nothing.
+    pub start_from: Option<PathBuf>,
     /// The learner.
     pub learner: LearnerConfig,
 }
@@ -53,11 +57,12 @@ impl LearnerConfig {
     }
 }
 
-pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
+/// `base`: the directory at which relative paths start.
+pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<Training> {
     let name = table.get("algorithm").cloned();
     let name = name.unwrap_or_else(|| Value::String("ppo".to_owned()));
     match name.as_str() {
-        Some("ppo") => ppo::training(table, check),
+        Some("ppo") => ppo::training(table, base, check),
         Some("dqn") => dqn::training(table, check),
         Some(offline @ ("bc" | "cql" | "iql")) => offline::training(offline, table, check),
         _ => {
@@ -106,6 +111,7 @@ impl Play {
             env_steps: self.env_steps,
             envs: self.envs,
             checkpoint_every: self.checkpoint_every,
+            start_from: None,
             learner,
         }
     }

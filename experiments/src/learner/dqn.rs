@@ -1,12 +1,16 @@
 //! DQN as a run sees it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use blkpilot_learn::dqn::{Learnt, RoundReport};
 use blkpilot_learn::{Dqn, DqnConfig};
 use blkpilot_models::Checkpoint;
 
-use super::{Learner, LearnerState, Playing, Update, collector, resume_collector};
+use super::{Learner, LearnerState, Update, resume_collector};
 use crate::LabError;
 use crate::config::Config;
+use crate::playing::{self, Playing, Ready};
+use crate::remote::RemoteFigures;
 
 /// Host-steps between two points of the curves at least: bouts of learning may follow each other within a few.
 const REPORT_EVERY: u64 = 256;
@@ -14,17 +18,23 @@ const REPORT_EVERY: u64 = 256;
 pub(super) struct DqnRun {
     dqn: Dqn,
     collector: Playing,
+    /// As [`playing::stops_midway`] has it.
+    stops_midway: bool,
     planned: u64,
 }
 
 impl DqnRun {
-    pub(super) fn begin(config: &Config, dqn: &DqnConfig, seed: u64) -> Result<Self, LabError> {
-        let collector = collector(config, seed)?;
-        let spec = collector.spec();
-        let envs = config.training.envs;
+    pub(super) fn begin(
+        config: &Config,
+        dqn: &DqnConfig,
+        seed: u64,
+        ready: Ready,
+    ) -> Result<Self, LabError> {
+        let (spec, envs) = (ready.spec(), config.training.envs);
         Ok(Self {
             dqn: Dqn::new(spec, envs, config.architecture, of_run(dqn, config), seed)?,
-            collector,
+            collector: ready.begin(seed)?,
+            stops_midway: playing::stops_midway(config),
             planned: config.training.env_steps,
         })
     }
@@ -36,9 +46,15 @@ impl DqnRun {
         mut state: LearnerState,
     ) -> Result<Self, LabError> {
         let (memory, envs) = (state.memory.take(), config.training.envs);
+        let mut learner = Dqn::resume(checkpoint, memory.as_deref(), envs, of_run(dqn, config))?;
+        if playing::is_remote(config) {
+            // New ones begin there.
+            learner.leave_episodes();
+        }
         Ok(Self {
-            dqn: Dqn::resume(checkpoint, memory.as_deref(), envs, of_run(dqn, config))?,
+            dqn: learner,
             collector: resume_collector(config, &mut state)?,
+            stops_midway: playing::stops_midway(config),
             planned: config.training.env_steps,
         })
     }
@@ -65,21 +81,23 @@ impl Learner for DqnRun {
         self.dqn.gradient_steps()
     }
 
-    /// As many rounds as make a point of the curves.
-    fn update(&mut self) -> Result<Update, LabError> {
+    /// As many rounds as make a point of the curves; at a service fewer, if it is stopped.
+    fn update(&mut self, stop: &AtomicBool) -> Result<Option<Update>, LabError> {
         let until = self.dqn.env_steps() + REPORT_EVERY;
         let (mut episodes, mut bouts) = (vec![], vec![]);
+        let stops_midway = self.stops_midway;
+        let go_on = || !(stops_midway && stop.load(Ordering::Relaxed));
         loop {
-            let mut report = self.dqn.round(&mut self.collector)?;
+            let mut report = self.dqn.round_while(&mut self.collector, go_on)?;
             episodes.append(&mut report.episodes);
             bouts.extend(report.learnt);
-            if self.dqn.env_steps() >= until || self.is_done() {
+            if self.dqn.env_steps() >= until || self.is_done() || !go_on() {
                 let learnt = mean(&bouts);
-                return Ok(Update {
+                return Ok(Some(Update {
                     episodes,
                     scalars: scalars(&report, learnt, self.dqn.gradient_steps()),
                     note: note(&report, learnt),
-                });
+                }));
             }
         }
     }
@@ -93,7 +111,12 @@ impl Learner for DqnRun {
         LearnerState {
             collector: Some(self.collector.state()),
             memory: (!self.is_done()).then(|| self.dqn.memory()),
+            ..LearnerState::default()
         }
+    }
+
+    fn close(self: Box<Self>) -> Option<RemoteFigures> {
+        playing::close(self.collector)
     }
 }
 

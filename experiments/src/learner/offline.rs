@@ -1,5 +1,7 @@
 //! Learners from a decision log as a run sees them.
 
+use std::sync::atomic::AtomicBool;
+
 use blkpilot_learn::{Offline, OfflineReport};
 use blkpilot_models::Checkpoint;
 
@@ -8,6 +10,7 @@ use crate::LabError;
 use crate::config::{Config, OfflineTraining};
 use crate::environments;
 use crate::offline::{self, LearntFrom, ReadLog};
+use crate::remote::RemoteFigures;
 
 pub(super) struct OfflineRun {
     learner: Offline,
@@ -74,16 +77,17 @@ impl Learner for OfflineRun {
         self.learner.steps()
     }
 
-    fn update(&mut self) -> Result<Update, LabError> {
+    /// Soon done: nobody needs to stop it midway.
+    fn update(&mut self, _: &AtomicBool) -> Result<Option<Update>, LabError> {
         let made = self.learner.steps();
         let steps = self.training.report_every.min(self.planned - made);
         let progress = made as f64 / self.planned as f64;
         let report = self.learner.learn(steps, progress)?;
-        Ok(Update {
+        Ok(Some(Update {
             episodes: vec![],
             note: note(&report),
             scalars: scalars(&report),
-        })
+        }))
     }
 
     fn checkpoint(&self, document: serde_json::Value) -> Result<Checkpoint, LabError> {
@@ -92,6 +96,10 @@ impl Learner for OfflineRun {
 
     fn state(&self) -> LearnerState {
         LearnerState::default()
+    }
+
+    fn close(self: Box<Self>) -> Option<RemoteFigures> {
+        None
     }
 
     fn learnt_from(&self) -> Result<Option<LearntFrom>, LabError> {

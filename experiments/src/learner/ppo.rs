@@ -1,15 +1,21 @@
 //! PPO as a run sees it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use blkpilot_learn::{Ppo, PpoConfig, UpdateReport};
 use blkpilot_models::Checkpoint;
 
-use super::{Learner, LearnerState, Playing, Update, collector, resume_collector};
+use super::{Learner, LearnerState, Update, resume_collector};
 use crate::LabError;
 use crate::config::Config;
+use crate::playing::{self, Playing, Ready};
+use crate::remote::RemoteFigures;
 
 pub(super) struct PpoRun {
     ppo: Ppo,
     collector: Playing,
+    /// As [`playing::stops_midway`] has it.
+    stops_midway: bool,
     planned: u64,
     weights: LossWeights,
 }
@@ -31,11 +37,21 @@ impl LossWeights {
 }
 
 impl PpoRun {
-    pub(super) fn begin(config: &Config, ppo: &PpoConfig, seed: u64) -> Result<Self, LabError> {
-        let collector = collector(config, seed)?;
+    pub(super) fn begin(
+        config: &Config,
+        ppo: &PpoConfig,
+        seed: u64,
+        ready: Ready,
+        start: Option<&Checkpoint>,
+    ) -> Result<Self, LabError> {
+        let learner = match start {
+            Some(policy) => Ppo::start_from(policy, ready.spec(), ppo.clone(), seed)?,
+            None => Ppo::new(ready.spec(), config.architecture, ppo.clone(), seed)?,
+        };
         Ok(Self {
-            ppo: Ppo::new(collector.spec(), config.architecture, ppo.clone(), seed)?,
-            collector,
+            ppo: learner,
+            collector: ready.begin(seed)?,
+            stops_midway: playing::stops_midway(config),
             planned: config.training.env_steps,
             weights: LossWeights::of(ppo),
         })
@@ -50,6 +66,7 @@ impl PpoRun {
         Ok(Self {
             ppo: Ppo::resume(checkpoint, ppo.clone())?,
             collector: resume_collector(config, &mut state)?,
+            stops_midway: playing::stops_midway(config),
             planned: config.training.env_steps,
             weights: LossWeights::of(ppo),
         })
@@ -66,26 +83,32 @@ impl Learner for PpoRun {
     }
 
     /// One rollout, and what is learnt from it; before the first, one to warm up.
-    fn update(&mut self) -> Result<Update, LabError> {
+    fn update(&mut self, stop: &AtomicBool) -> Result<Option<Update>, LabError> {
         let mut episodes = vec![];
-        if self.ppo.env_steps() == 0 {
-            let rollout = self.ppo.play(&mut self.collector)?;
+        let stops_midway = self.stops_midway;
+        let go_on = || !(stops_midway && stop.load(Ordering::Relaxed));
+        if self.ppo.wants_warm_up() {
+            let Some(rollout) = self.ppo.play_while(&mut self.collector, go_on)? else {
+                return Ok(None);
+            };
             self.ppo.warm_up(&rollout);
             episodes = rollout.episodes;
         }
         let progress = self.ppo.env_steps() as f64 / self.planned as f64;
-        let rollout = self.ppo.play(&mut self.collector)?;
+        let Some(rollout) = self.ppo.play_while(&mut self.collector, go_on)? else {
+            return Ok(None);
+        };
         let report = self.ppo.update(&rollout, progress)?;
         episodes.extend(rollout.episodes);
         let note = format!(
             "policy loss {:+.4}  value loss {:.4}",
             report.policy_loss, report.value_loss
         );
-        Ok(Update {
+        Ok(Some(Update {
             episodes,
             scalars: scalars(&report, self.weights, progress),
             note,
-        })
+        }))
     }
 
     fn checkpoint(&self, document: serde_json::Value) -> Result<Checkpoint, LabError> {
@@ -95,8 +118,12 @@ impl Learner for PpoRun {
     fn state(&self) -> LearnerState {
         LearnerState {
             collector: Some(self.collector.state()),
-            memory: None,
+            ..LearnerState::default()
         }
+    }
+
+    fn close(self: Box<Self>) -> Option<RemoteFigures> {
+        playing::close(self.collector)
     }
 }
 

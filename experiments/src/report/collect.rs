@@ -8,7 +8,7 @@ use blkpilot_models::Checkpoint;
 use serde_json::Value;
 
 use crate::LabError;
-use crate::config::Config;
+use crate::config::{Config, EnvironmentConfig};
 use crate::curve::Point;
 use crate::state::{Changed, STATE_FILE, State};
 use crate::train::SUMMARY_FILE;
@@ -48,6 +48,21 @@ impl Group {
     /// Runs that were trained to their end and compared.
     pub fn done(&self) -> impl Iterator<Item = &ReportedRun> {
         self.runs.iter().filter(|run| run.summary.is_some())
+    }
+
+    /// Why there is nothing to play again, in words; `None` if there is something.
+    #[must_use]
+    pub fn nothing_to_play(&self) -> Option<&'static str> {
+        if self.done().next().is_none() {
+            return Some("No run was trained to its end yet.");
+        }
+        if matches!(self.config.environment, EnvironmentConfig::Remote(_)) {
+            return Some(
+                "What is at a service is not played again; each run's summary.json has its comparison.",
+            );
+        }
+        (self.config.evaluation.episodes == 0)
+            .then_some("The config has no evaluation episodes: evaluation.episodes = 0.")
     }
 }
 

@@ -171,11 +171,9 @@ fn configuration(page: &mut String, section: &Section, is_named: bool) -> fmt::R
         writeln!(page, "<h2>{}</h2>", Text(&section.group.label))?;
     }
     let Some(figures) = &section.figures else {
-        let why = if section.group.done().next().is_some() {
-            "On every evaluation seed there was a policy for which nothing counted."
-        } else {
-            "No run was trained to its end yet."
-        };
+        let nothing_counted =
+            "On every evaluation seed there was a policy for which nothing counted.";
+        let why = section.group.nothing_to_play().unwrap_or(nothing_counted);
         return writeln!(page, "<p>{why}</p>");
     };
     let level = if is_named { "h3" } else { "h2" };

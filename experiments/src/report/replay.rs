@@ -29,13 +29,14 @@ pub struct Replayed {
 /// Episodes that [`replay`] plays.
 #[must_use]
 pub fn episode_count(group: &Group) -> usize {
-    match group.done().count() {
-        0 => 0,
-        runs => episodes_compared(&group.config) + (runs - 1) * group.config.evaluation.episodes,
+    if group.nothing_to_play().is_some() {
+        return 0;
     }
+    let more = group.done().skip(1).count();
+    episodes_compared(&group.config) + more * group.config.evaluation.episodes
 }
 
-/// Plays them; `None` if no run of the configuration is done. `each_episode` says whether to go on.
+/// Plays them; `None` if there is nothing to play. `each_episode` says whether to go on.
 ///
 /// # Errors
 /// `Interrupted` if not; `Policy`, `Decide`, `Play`.
@@ -43,7 +44,7 @@ pub fn replay(
     group: &Group,
     each_episode: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Replayed>, LabError> {
-    if group.done().next().is_none() {
+    if group.nothing_to_play().is_some() {
         return Ok(None);
     }
     let config = &group.config;

@@ -65,7 +65,9 @@ impl Recorder {
                 self.progress(*env_steps, &figures)
             }
             Event::Ended { summary } => self.end(summary),
-            Event::Update { .. } | Event::Comparing { .. } | Event::Compared => Ok(()),
+            Event::Update { .. } | Event::Note(_) | Event::Comparing { .. } | Event::Compared => {
+                Ok(())
+            }
         };
         self.warning(recorded)
     }

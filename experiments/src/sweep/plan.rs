@@ -48,6 +48,14 @@ impl Plan {
             problems,
         };
         let base = Config::load(&sweep.config)?;
+        if base.environment.is_live() {
+            let text = "trains on a live host, which one run at a time may have: use `blkpilot-lab train`, once per run";
+            return Err(invalid(vec![Problem {
+                path: "config".to_owned(),
+                text: text.to_owned(),
+            }])
+            .into());
+        }
         let choices = choices(&sweep).map_err(|problem| invalid(vec![problem]))?;
         let mut problems: Vec<(Problem, Vec<String>)> = vec![];
         let mut configurations = vec![];

@@ -13,7 +13,9 @@ use rand::RngExt as _;
 use super::steps::{HostStep, Then};
 use super::turn::SeenTurn;
 use crate::LearnError;
-use crate::collector::{Collector, NOT_STARTED, for_each_first_turn, last_of_episode, unfit};
+use crate::collector::{
+    Collector, NOT_STARTED, do_disks_change, for_each_first_turn, last_of_episode,
+};
 use crate::rollout::EpisodeEnd;
 
 /// A turn, and the levels that were taken in it.
@@ -110,13 +112,18 @@ impl<E: Environment> Collector<E> {
         let step = self.envs[index]
             .step(&joint.finish().0)
             .map_err(|source| LearnError::Environment { index, source })?;
-        let rewards = (0..obs.disk_count()).map(|disk| credited(disk, obs, &step.rewards));
+        let then = self.then(index, &step)?;
+        let rewards = match then {
+            Then::LeftOut => vec![],
+            _ => (0..obs.disk_count())
+                .map(|disk| credited(disk, obs, &step.rewards))
+                .collect(),
+        };
         let own = HostStep {
-            rewards: rewards.collect(),
+            rewards,
             turns,
             levels,
         };
-        let then = self.then(index, &step, own.turns.len())?;
         self.running[index].episodic_return += f64::from(step.rewards.host_mean().unwrap_or(0.0));
         self.running[index].steps += 1;
         if step.is_last() {
@@ -126,20 +133,18 @@ impl<E: Environment> Collector<E> {
         Ok((own, then))
     }
 
-    fn then(&self, index: usize, step: &Step, disks: usize) -> Result<Then, LearnError> {
+    fn then(&self, index: usize, step: &Step) -> Result<Then, LearnError> {
+        let before = &self.observations[index];
         let Some(last) = last_of_episode(step, index)? else {
             return Ok(Then::Terminated);
         };
-        if last.disk_count() != disks {
-            return Err(unfit(
-                index,
-                "its number of disks changed within an episode; end the episode there",
-            ));
+        if do_disks_change(before, Some(last), step.truncated, index)? {
+            return Ok(Then::LeftOut);
         }
         if !step.truncated {
             return Ok(Then::Next);
         }
-        let mut turns = Vec::with_capacity(disks);
+        let mut turns = Vec::with_capacity(last.disk_count());
         for_each_first_turn(&self.spec, last, |view| {
             turns.push(Arc::new(SeenTurn::of(view)));
         })?;

@@ -26,6 +26,9 @@ pub(super) enum Then {
     Terminated,
     /// The episode was cut; each disk's turn would have been this.
     Cut(Vec<Arc<SeenTurn>>),
+    /// Disks came or went in it: what it earned is not what came of its levels. The episode ends before it, where its
+    /// own turns follow.
+    LeftOut,
 }
 
 /// How far transitions reach.
@@ -56,17 +59,28 @@ impl Waiting {
         reach: Reach,
         out: &mut Vec<Transition>,
     ) {
+        if matches!(then, Then::LeftOut) {
+            return self.complete_all(Some(&step.turns), reach.gamma, out);
+        }
         if self.steps.len() == reach.steps {
             self.complete(Some(&step.turns), reach.gamma, out);
         }
         self.steps.push_back(step);
-        let last = match then {
-            Then::Next => return,
-            Then::Terminated => None,
-            Then::Cut(turns) => Some(turns),
-        };
+        match then {
+            Then::Next | Then::LeftOut => {}
+            Then::Terminated => self.complete_all(None, reach.gamma, out),
+            Then::Cut(turns) => self.complete_all(Some(turns), reach.gamma, out),
+        }
+    }
+
+    fn complete_all(
+        &mut self,
+        next: Option<&Vec<Arc<SeenTurn>>>,
+        gamma: f64,
+        out: &mut Vec<Transition>,
+    ) {
         while !self.steps.is_empty() {
-            self.complete(last, reach.gamma, out);
+            self.complete(next, gamma, out);
         }
     }
 

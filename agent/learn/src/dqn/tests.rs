@@ -311,7 +311,7 @@ fn the_target_follows_by_copies_or_step_by_step() {
     let name = "critic.value.bias";
     let value = |network: &Network| network.parameters()[name].double_value(&[0]);
     for _ in 0..3 {
-        dqn.play(&mut hosts).unwrap();
+        dqn.play(&mut hosts, &mut || true).unwrap();
     }
     let before = value(&dqn.target);
     dqn.learn().unwrap();
@@ -489,7 +489,7 @@ fn a_loss_that_is_no_number_is_said() {
     let mut hosts = hosts(1);
     let mut dqn = learner(&hosts, SMALL, config());
     for _ in 0..4 {
-        dqn.play(&mut hosts).unwrap();
+        dqn.play(&mut hosts, &mut || true).unwrap();
     }
     let mut broken = dqn.memory.replay.get(0).clone();
     broken.reward = f32::INFINITY;

@@ -2,7 +2,7 @@ use super::*;
 use crate::rollout::Tail;
 
 /// A host-step of disks of which only these matter.
-fn step(counted: &[bool], ends_episode: bool) -> HostStep {
+fn step(counted: &[bool], begins_episode: bool) -> HostStep {
     HostStep {
         disk_rows: vec![0; counted.len()],
         device_rows: vec![],
@@ -11,7 +11,7 @@ fn step(counted: &[bool], ends_episode: bool) -> HostStep {
         disk_device: vec![],
         disk_group: vec![],
         tail: Tail::Next,
-        ends_episode,
+        begins_episode,
     }
 }
 
@@ -22,12 +22,12 @@ fn close(got: f64, want: f64) {
     );
 }
 
-/// Two environments of one disk; the first episode of each ends within. The figures are those of stable-baselines3
+/// Two environments of one disk; in each a second episode begins within, or after the last. The figures are those of stable-baselines3
 /// 2.9.2, `VecNormalize(norm_obs=False, gamma=0.9)`, on the same rewards.
 #[test]
 fn scaled_rewards_are_those_of_vec_normalize() {
     let paid = [[1.0, 0.5, 2.0, -1.0], [-2.0, 3.0, 0.0, 40.0]];
-    let ends = [[false, true, false, false], [false, false, false, true]];
+    let begins = [[true, false, true, false], [true, false, false, false]];
     let want = [
         [
             0.6666740775108337,
@@ -42,8 +42,8 @@ fn scaled_rewards_are_those_of_vec_normalize() {
             2.998997449874878,
         ],
     ];
-    let track = |ends: [bool; 4]| ends.map(|ends| step(&[true], ends)).into_iter().collect();
-    let tracks: Vec<Vec<HostStep>> = ends.into_iter().map(track).collect();
+    let track = |begins: [bool; 4]| begins.map(|begins| step(&[true], begins)).into();
+    let tracks: Vec<Vec<HostStep>> = begins.into_iter().map(track).collect();
     let mut rewards: Vec<Rewards> = paid
         .iter()
         .map(|env| env.iter().map(|reward| vec![*reward]).collect())
@@ -56,23 +56,26 @@ fn scaled_rewards_are_those_of_vec_normalize() {
     close(scale.variance, 177.89666597943537);
     close(scale.mean, 5.806427419657254);
     close(scale.count, 8.0001);
-    // The second environment's next episode begins at nothing.
-    assert_eq!(scale.returns[1], Vec::<f64>::new());
     close(scale.returns[0][0], 0.8);
+    // The second environment's next episode begins at nothing.
+    let next = vec![vec![step(&[true], false)], vec![step(&[true], true)]];
+    scale.apply(&next, 0.9, &mut [vec![vec![0.0]], vec![vec![7.0]]]);
+    close(scale.returns[0][0], 0.72);
+    close(scale.returns[1][0], 7.0);
 }
 
 #[test]
 fn rollouts_one_after_another_are_scaled_as_one() {
     let paid = [[1.0], [-3.0], [2.0], [0.5]];
-    let tracks = || vec![vec![step(&[true], false), step(&[true], false)]];
+    let tracks = |begins| vec![vec![step(&[true], begins), step(&[true], false)]];
     let part = |from: usize| vec![paid[from..from + 2].iter().map(|r| r.to_vec()).collect()];
     let (mut first, mut second): (Vec<Rewards>, Vec<Rewards>) = (part(0), part(2));
     let mut parts = RewardScale::default();
-    parts.apply(&tracks(), 0.5, &mut first);
-    parts.apply(&tracks(), 0.5, &mut second);
+    parts.apply(&tracks(true), 0.5, &mut first);
+    parts.apply(&tracks(false), 0.5, &mut second);
     let mut whole: Vec<Rewards> = vec![paid.iter().map(|r| r.to_vec()).collect()];
     let mut once = RewardScale::default();
-    let steps = (0..4).map(|_| step(&[true], false)).collect();
+    let steps = (0..4).map(|t| step(&[true], t == 0)).collect();
     once.apply(&[steps], 0.5, &mut whole);
     assert_eq!(parts, once);
     assert_eq!([first.remove(0), second.remove(0)].concat(), whole[0]);
@@ -95,9 +98,23 @@ fn disks_that_do_not_count_are_not_seen_and_what_is_far_out_is_clipped() {
 /// An episode of two disks, then one of three.
 #[test]
 fn an_episode_may_have_another_number_of_disks() {
-    let tracks = vec![vec![step(&[true; 2], true), step(&[true; 3], false)]];
+    let tracks = vec![vec![step(&[true; 2], true), step(&[true; 3], true)]];
     let mut rewards: Vec<Rewards> = vec![vec![vec![1.0; 2], vec![2.0; 3]]];
     let mut scale = RewardScale::default();
     scale.apply(&tracks, 0.9, &mut rewards);
     assert_eq!(scale.returns, [[2.0; 3]]);
+}
+
+/// A step that was left out makes one track shorter than another.
+#[test]
+fn tracks_may_be_of_different_lengths() {
+    let tracks = vec![
+        vec![step(&[true], true), step(&[true], false)],
+        vec![step(&[true], true)],
+    ];
+    let mut rewards: Vec<Rewards> = vec![vec![vec![1.0], vec![2.0]], vec![vec![3.0]]];
+    let mut scale = RewardScale::default();
+    scale.apply(&tracks, 0.5, &mut rewards);
+    assert_eq!(scale.returns, [[2.5], [3.0]]);
+    close(scale.count, 3.0001);
 }

@@ -200,11 +200,11 @@ fn a_truncated_episode_bootstraps_from_its_own_last_observation() {
     }
     let apart = |a: usize, b: usize| (ahead[a] - ahead[b]).abs() > 1e-3;
     assert!(apart(0, 1) && apart(0, 4) && apart(2, 3), "{ahead:?}");
-    let ends: Vec<bool> = rollout.tracks[0]
+    let begins: Vec<bool> = rollout.tracks[0]
         .iter()
-        .map(|step| step.ends_episode)
+        .map(|step| step.begins_episode)
         .collect();
-    assert_eq!(ends, [false, false, true, false]);
+    assert_eq!(begins, [true, false, false, true]);
 }
 
 /// Disks 0 and 2 are on device 0. Disk 1 and device 1 had no choice.
@@ -230,7 +230,7 @@ fn a_turn_is_credited_with_what_it_decided_for_and_teaches_where_it_had_a_choice
             disk_device: vec![0, 1, 0],
             disk_group: vec![None; 3],
             tail: Tail::Next,
-            ends_episode: false,
+            begins_episode: true,
         };
         let mut estimates = Estimates {
             values: vec![],
@@ -356,4 +356,148 @@ fn a_truncation_without_a_final_observation_is_refused() {
             && error.to_string().contains("final observation"),
         "{error}"
     );
+}
+
+/// Two disks; the second has gone after the third step, which ends the episode, and in the next there is one.
+struct Leaver {
+    spec: EnvSpec,
+    step: u32,
+    /// Whether the episode ends where it goes.
+    ends: bool,
+}
+
+impl Leaver {
+    fn observe(&self) -> Observation {
+        let disks = if self.step < 3 { 2 } else { 1 };
+        let action = JointAction {
+            disks: Array2::zeros((disks, 1)),
+            devices: Array2::zeros((0, 0)),
+        };
+        Observation {
+            disk_ids: ["a", "b"][..disks]
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            disks: Table::zeros(disks, 4),
+            pairs: Array3::zeros((disks, 0, 0)),
+            host: Table::zeros(1, 0),
+            disk_group: vec![None; disks],
+            current: action.clone(),
+            default: action,
+            masks: Masks::all_allowed(&self.spec, disks, 0, 0),
+            ..Observation::default()
+        }
+    }
+}
+
+impl Environment for Leaver {
+    fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    fn reset(&mut self, _: Option<u64>, _: &ResetOptions) -> Result<Observation, EnvError> {
+        Ok(self.observe())
+    }
+
+    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+        let disks = action.disks.nrows();
+        self.step += 1;
+        Ok(Step {
+            observation: self.observe(),
+            rewards: Rewards {
+                total: Array1::ones(disks),
+                own: Array1::ones(disks),
+                terms: Array2::ones((disks, 1)),
+                counted: vec![true; disks],
+            },
+            executed: action.clone(),
+            terminated: false,
+            truncated: self.step == 3 && self.ends,
+            final_observation: None,
+        })
+    }
+}
+
+fn leaver(ends: bool) -> Collector<AutoresetEnv<Leaver>> {
+    let leaver = Leaver {
+        spec: CartPole::default_spec(),
+        step: 0,
+        ends,
+    };
+    let env = AutoresetEnv::new(leaver, Autoreset::SameStep);
+    Collector::new(vec![(env, 0)], Rng::seed_from_u64(0)).unwrap()
+}
+
+/// Reward 1, γ = ½, value 2 throughout: where the rollout goes on or is cut δ = 0, and nowhere else.
+#[test]
+fn the_step_in_which_a_guest_goes_is_not_learnt_from_and_the_one_before_is_cut() {
+    let spec = CartPole::default_spec();
+    let (network, normalisers) = (flat(&spec), identity(&spec));
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    let mut collector = leaver(true);
+    let rollout = collector.collect(actor, 5).unwrap();
+    let disks: Vec<usize> = rollout.tracks[0]
+        .iter()
+        .map(|s| s.disk_rows.len())
+        .collect();
+    assert_eq!(disks, [2, 2, 1, 1], "of five steps the third is left out");
+    let tails: Vec<bool> = rollout.tracks[0]
+        .iter()
+        .map(|step| matches!(step.tail, Tail::Cut(_)))
+        .collect();
+    assert_eq!(tails, [false, true, false, true]);
+    let begins: Vec<bool> = rollout.tracks[0]
+        .iter()
+        .map(|step| step.begins_episode)
+        .collect();
+    assert_eq!(begins, [true, false, true, false]);
+    assert_eq!(rollout.bootstraps.len(), 2 + 1);
+    assert_eq!((rollout.episodes[0].steps, rollout.env_steps), (3, 5));
+    let estimates = rollout.estimate(&network, HALF).unwrap();
+    assert_eq!(estimates.returns, vec![2.0; 2 * 3 + 2]);
+    let weights = [true, true, true, true, false, false, true, true];
+    assert_eq!(estimates.disk_weights, weights);
+    // The first step of a rollout has none before it.
+    let mut collector = leaver(true);
+    collector.collect(actor, 2).unwrap();
+    let rollout = collector.collect(actor, 1).unwrap();
+    assert!(rollout.tracks[0].is_empty() && rollout.bootstraps.is_empty());
+    rollout.estimate(&network, HALF).unwrap();
+}
+
+#[test]
+fn disks_that_change_without_an_end_of_the_episode_are_refused() {
+    let spec = CartPole::default_spec();
+    let (network, normalisers) = (flat(&spec), identity(&spec));
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    let error = leaver(false).collect(actor, 4).unwrap_err();
+    assert!(
+        error.to_string().contains("end the episode there"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_rollout_that_is_not_gone_on_with_comes_to_nothing() {
+    let spec = CartPole::default_spec();
+    let (network, normalisers) = (flat(&spec), identity(&spec));
+    let actor = Actor {
+        network: &network,
+        normalisers: &normalisers,
+    };
+    let env = (Timer::new(false), 0);
+    let mut collector = Collector::new(vec![env], Rng::seed_from_u64(0)).unwrap();
+    let mut asked = 0;
+    let stopped = collector.collect_while(actor, 4, || {
+        asked += 1;
+        asked < 3
+    });
+    assert!(stopped.unwrap().is_none());
+    assert_eq!(asked, 3);
 }

@@ -84,6 +84,7 @@ pub(super) fn training(name: &str, table: Table, check: &mut Check) -> Option<Tr
         env_steps: grad_steps,
         envs: 0,
         checkpoint_every: every.unwrap_or(grad_steps.div_ceil(10)),
+        start_from: None,
         learner: LearnerConfig::Offline(OfflineTraining {
             offline: offline?,
             report_every: report_every.unwrap_or(100),

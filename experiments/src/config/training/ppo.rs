@@ -1,5 +1,7 @@
 //! `[training]` of PPO.
 
+use std::path::Path;
+
 use blkpilot_learn::{Discount, PpoConfig};
 use serde::Deserialize;
 use toml::Table;
@@ -33,9 +35,10 @@ struct Raw {
     value_clip: Option<f64>,
     max_grad_norm: Option<f64>,
     target_kl: Option<f64>,
+    start_from: Option<String>,
 }
 
-pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
+pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<Training> {
     let raw: Raw = check.read("training", table);
     let mut at = Section {
         name: "training",
@@ -47,13 +50,19 @@ pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
         envs: raw.envs,
         checkpoint_every: raw.checkpoint_every,
     };
-    let least = 2 * rollout as u64;
-    let wanted = format!(
-        "must be at least {least}: one rollout of envs × steps to warm up and one to learn from"
-    );
+    let (rollouts, what) = match raw.start_from {
+        None => (2, "to warm up and one to learn from"),
+        Some(_) => (1, "to learn from"),
+    };
+    let least = rollouts * rollout as u64;
+    let wanted = format!("must be at least {least}: one rollout of envs × steps {what}");
     let play = play.check(&mut at, least, &wanted);
     let learner = learner(&raw, &mut at);
-    Some(play?.with(LearnerConfig::Ppo(learner?)))
+    let start_from = raw.start_from.map(|dir| base.join(dir));
+    Some(Training {
+        start_from,
+        ..play?.with(LearnerConfig::Ppo(learner?))
+    })
 }
 
 /// Host-steps of one rollout, at most as many as there may be.

@@ -102,3 +102,11 @@ fn the_next_episode_begins_with_nothing_waiting() {
     waiting.push(step(1, 1.0), &Then::Next, REACH, &mut out);
     assert_eq!(out.iter().map(seen).filter(|s| s.0 == 1).count(), 0);
 }
+
+/// The third step is left out: the first two are followed by its turns, and what it earned is nobody's.
+#[test]
+fn an_episode_ends_before_a_step_that_is_left_out() {
+    let found = played(3, &Then::LeftOut);
+    let wanted = [(0, 2.0, 0.25, Some(2)), (1, 2.0, 0.5, Some(2))];
+    assert_eq!(found, wanted);
+}
