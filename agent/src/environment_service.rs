@@ -275,6 +275,7 @@ fn generator(wire: &v1::sim_host::Generator) -> Generator {
             wire.steps
         },
         schedulers: wire.schedulers,
+        known_work: wire.known_work,
         ..default
     }
 }
@@ -345,5 +346,6 @@ fn generator_to_wire(generator: &Generator) -> v1::sim_host::Generator {
         devices: range(generator.devices),
         steps: generator.steps,
         schedulers: generator.schedulers,
+        known_work: generator.known_work,
     }
 }

@@ -200,6 +200,7 @@ async fn a_remote_environment_is_the_local_one_bit_for_bit() {
         let generator = v1::sim_host::Generator {
             schedulers: true,
             steps: 9,
+            known_work: 0.5,
             ..v1::sim_host::Generator::default()
         };
         let random = Kind::SimHost(v1::SimHost {
@@ -208,6 +209,7 @@ async fn a_remote_environment_is_the_local_one_bit_for_bit() {
         let generator = Generator {
             schedulers: true,
             steps: 9,
+            known_work: 0.5,
             ..Generator::default()
         };
         let host = SimHost::generated(generator).unwrap();

@@ -302,6 +302,7 @@ fn extreme() -> Generator {
         devices: (1, 4),
         noise: 0.8,
         schedulers: true,
+        known_work: 0.5,
         ..Generator::default()
     }
 }

@@ -10,6 +10,8 @@ use super::scenario::{
 };
 use crate::sample::{Cache, Polling};
 
+mod work;
+
 /// What random hosts are drawn from. Ranges are inclusive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -28,6 +30,9 @@ pub struct Generator {
     pub noise: f64,
     /// Whether the I/O scheduler of the devices may be chosen.
     pub schedulers: bool,
+    /// Share of the guests that do the kinds of work that guests are known to do, on images of the sizes
+    /// that these have: size of requests, share of reads and reuse go together there. The others do anything.
+    pub known_work: f64,
 }
 
 impl Default for Generator {
@@ -40,6 +45,7 @@ impl Default for Generator {
             interval_s: 1.0,
             noise: 0.05,
             schedulers: false,
+            known_work: 0.0,
         }
     }
 }
@@ -76,11 +82,10 @@ impl Generator {
                 format!("= {} must be in [0.001, 3600]", self.interval_s),
             ));
         }
-        if !(0.0..=1.0).contains(&self.noise) {
-            problems.push((
-                "noise".to_owned(),
-                format!("= {} must be in [0, 1]", self.noise),
-            ));
+        for (key, share) in [("noise", self.noise), ("known_work", self.known_work)] {
+            if !(0.0..=1.0).contains(&share) {
+                problems.push((key.to_owned(), format!("= {share} must be in [0, 1]")));
+            }
         }
         if problems.is_empty() {
             Ok(())
@@ -116,10 +121,72 @@ impl Generator {
         // How much CPU a request costs is a property of the host (its CPU, whether it emulates).
         let cost = log_uniform(rng, 0.5, 8.0);
         for disk in 0..disks {
-            let drawn = draw_disk(disk, &scenario, cost, rng);
+            let drawn = self.draw_disk(disk, &scenario, cost, rng);
             scenario.disks.push(drawn);
         }
         scenario
+    }
+
+    fn draw_disk(
+        &self,
+        index: usize,
+        host: &Scenario,
+        cost: f64,
+        rng: &mut crate::Rng,
+    ) -> DiskModel {
+        let channels = host.channels.len();
+        let vcpu_channel = chance(rng, 0.5).then(|| rng.random_range(0..channels));
+        // One disk in six shares the IOThread of the one before it, one in ten has none.
+        let iothread = match rng.random_range(0..60) {
+            0..6 => None,
+            6..16 if index > 0 => host.disks[index - 1].iothread.or(Some(index)),
+            _ => Some(index),
+        };
+        let tied = host
+            .disks
+            .iter()
+            .find(|d| iothread.is_some() && d.iothread == iothread)
+            .cloned();
+        let default_channel = match (&tied, iothread, vcpu_channel) {
+            (Some(tied), ..) => tied.default_channel,
+            (None, Some(_), Some(k)) if chance(rng, 0.5) => k as u16 + 1,
+            (None, Some(_), _) if chance(rng, 0.3) => rng.random_range(1..=channels) as u16,
+            _ => 0,
+        };
+        let is_known = self.known_work > 0.0 && chance(rng, self.known_work);
+        let capacity_gib = if is_known {
+            log_uniform(rng, 4.0, 1000.0)
+        } else {
+            log_uniform(rng, 0.05, 500.0)
+        };
+        DiskModel {
+            guest: format!("guest-{index}"),
+            target: "vda".to_owned(),
+            device: rng.random_range(0..host.devices.len()),
+            iothread,
+            vcpu_channel,
+            vcpu_cores: rng.random_range(0.02..0.8),
+            guest_us: 4.0 * cost * log_uniform(rng, 0.5, 2.0),
+            iothread_us: 6.0 * cost * log_uniform(rng, 0.7, 1.5),
+            capacity_gib,
+            default_channel,
+            default_cache: if chance(rng, 0.25) {
+                Cache::Buffered
+            } else {
+                Cache::Direct
+            },
+            default_polling: match &tied {
+                Some(tied) => tied.default_polling,
+                None if chance(rng, 0.7) => Polling::Adaptive,
+                None => Polling::Off,
+            },
+            phases: (0..rng.random_range(1..=3))
+                .map(|_| match is_known {
+                    true => work::draw(capacity_gib, rng),
+                    false => draw_phase(capacity_gib, rng),
+                })
+                .collect(),
+        }
     }
 }
 
@@ -161,54 +228,6 @@ fn draw_device(index: usize, nodes: usize, rng: &mut crate::Rng) -> DeviceModel 
     device
 }
 
-fn draw_disk(index: usize, host: &Scenario, cost: f64, rng: &mut crate::Rng) -> DiskModel {
-    let channels = host.channels.len();
-    let vcpu_channel = chance(rng, 0.5).then(|| rng.random_range(0..channels));
-    // One disk in six shares the IOThread of the one before it, one in ten has none.
-    let iothread = match rng.random_range(0..60) {
-        0..6 => None,
-        6..16 if index > 0 => host.disks[index - 1].iothread.or(Some(index)),
-        _ => Some(index),
-    };
-    let tied = host
-        .disks
-        .iter()
-        .find(|d| iothread.is_some() && d.iothread == iothread)
-        .cloned();
-    let default_channel = match (&tied, iothread, vcpu_channel) {
-        (Some(tied), ..) => tied.default_channel,
-        (None, Some(_), Some(k)) if chance(rng, 0.5) => k as u16 + 1,
-        (None, Some(_), _) if chance(rng, 0.3) => rng.random_range(1..=channels) as u16,
-        _ => 0,
-    };
-    let capacity_gib = log_uniform(rng, 0.05, 500.0);
-    DiskModel {
-        guest: format!("guest-{index}"),
-        target: "vda".to_owned(),
-        device: rng.random_range(0..host.devices.len()),
-        iothread,
-        vcpu_channel,
-        vcpu_cores: rng.random_range(0.02..0.8),
-        guest_us: 4.0 * cost * log_uniform(rng, 0.5, 2.0),
-        iothread_us: 6.0 * cost * log_uniform(rng, 0.7, 1.5),
-        capacity_gib,
-        default_channel,
-        default_cache: if chance(rng, 0.25) {
-            Cache::Buffered
-        } else {
-            Cache::Direct
-        },
-        default_polling: match &tied {
-            Some(tied) => tied.default_polling,
-            None if chance(rng, 0.7) => Polling::Adaptive,
-            None => Polling::Off,
-        },
-        phases: (0..rng.random_range(1..=3))
-            .map(|_| draw_phase(capacity_gib, rng))
-            .collect(),
-    }
-}
-
 fn draw_phase(capacity_gib: f64, rng: &mut crate::Rng) -> Phase {
     let read_share = match rng.random_range(0..4) {
         0 => 1.0,
@@ -245,5 +264,50 @@ fn draw_phase(capacity_gib: f64, rng: &mut crate::Rng) -> Phase {
         snapshot: chance(rng, 0.08),
         next: vec![],
         mean_intervals: log_uniform(rng, 8.0, 60.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    fn drawn(generator: &Generator, hosts: usize) -> Vec<Scenario> {
+        let mut rng = crate::Rng::seed_from_u64(1);
+        (0..hosts).map(|_| generator.draw(&mut rng)).collect()
+    }
+
+    /// Mean share of the image that reads of such sizes work on.
+    fn reuse(generator: &Generator, sizes: std::ops::Range<f64>) -> f64 {
+        let hosts = drawn(generator, 400);
+        let disks = hosts.iter().flat_map(|host| &host.disks);
+        let shares = disks.flat_map(|disk| {
+            let reads = disk
+                .phases
+                .iter()
+                .filter(|p| p.outstanding > 0.0 && p.read_share > 0.9);
+            let own = reads.filter(|phase| sizes.contains(&phase.request_kib));
+            own.map(|phase| phase.working_set_gib / disk.capacity_gib)
+        });
+        let shares: Vec<f64> = shares.collect();
+        assert!(shares.len() > 100);
+        shares.iter().sum::<f64>() / shares.len() as f64
+    }
+
+    #[test]
+    fn known_work_reads_a_hot_set_in_small_requests_and_the_whole_in_large_ones() {
+        let known = Generator {
+            known_work: 1.0,
+            ..Generator::default()
+        };
+        for host in drawn(&known, 400) {
+            host.validate().unwrap();
+        }
+        let (small, large) = (reuse(&known, 4.0..33.0), reuse(&known, 100.0..2000.0));
+        assert!(small < 0.5 * large && large > 0.6, "{small} {large}");
+        let any = Generator::default();
+        let (small, large) = (reuse(&any, 4.0..33.0), reuse(&any, 100.0..2000.0));
+        assert!((small - large).abs() < 0.1, "{small} {large}");
     }
 }
