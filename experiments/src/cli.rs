@@ -68,6 +68,9 @@ are put back at each episode's end and at the run's: docs/operations.md, Trainin
 
 --start-from fine-tunes a policy that was trained before, in simulation too. start/ holds a copy.
 
+With training.algorithm = distil the policy is told what each level would have cost, by a planner that
+knows the phases of simulated hosts; training.threads may play and plan.
+
 With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision
 log that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also
 has what the log's policy earned, what the learner expects of its own, and what `blkpilot evaluate`
@@ -167,6 +170,11 @@ enum Command {
     /// Compare a trained policy with keep_default, random, round_robin and least_loaded
     #[command(after_help = COMPARE_HELP)]
     Compare(CompareArgs),
+    /// Write a trained policy to a directory of its own, without what only its learner needs
+    ///
+    /// To serve, to package or to hand on: a smaller checkpoint that decides the same, and that no run can be resumed
+    /// from.
+    Export(ExportArgs),
     /// Judge policies by the oracle of a scenario: regret and assignment accuracy
     #[command(after_help = ORACLE_HELP)]
     Oracle(OracleArgs),
@@ -247,6 +255,14 @@ struct CompareArgs {
     /// Also write the JSON to a file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// Directory of the policy: `policy` in the directory of a training run
+    policy: PathBuf,
+    /// Directory to write, which must not be there yet
+    out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -394,6 +410,7 @@ impl Cli {
             Command::Reproduce(args) => reproduce::run(&args),
             Command::Runs(args) => runs::run(&args),
             Command::Compare(args) => run_compare(&args),
+            Command::Export(args) => run_export(&args),
             Command::Oracle(args) => run_oracle(&args),
             Command::Log(args) => run_log(&args),
             Command::Evaluate(args) => run_evaluate(&args),
@@ -540,6 +557,13 @@ fn run_compare(args: &CompareArgs) -> Result<ExitCode, LabError> {
     } else {
         comparison.table() + "\n"
     });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_export(args: &ExportArgs) -> Result<ExitCode, LabError> {
+    let mut policy = Checkpoint::load(&args.policy)?.to_serve();
+    policy.save(&args.out)?;
+    print(&format!("written to {}\n", args.out.display()));
     Ok(ExitCode::SUCCESS)
 }
 

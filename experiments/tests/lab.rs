@@ -10,6 +10,7 @@ use blkpilot_lab::compare::{BASELINES, TRAINED, compare};
 use blkpilot_lab::train::{Event, Existing, Run, Summary, train};
 use blkpilot_lab::{Config, LabError, sanity};
 use blkpilot_models::Checkpoint;
+use blkpilot_models::checkpoint::OPTIMISER;
 
 const TINY: &str = r#"
     version = 1
@@ -238,6 +239,39 @@ fn the_command_line_trains_and_compares_as_json() {
         table.contains("least_loaded") && table.contains("mean over 2 episodes"),
         "{table}"
     );
+}
+
+#[test]
+fn an_exported_policy_decides_the_same_and_has_nothing_of_its_learner() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = write_tiny(dir.path());
+    let run_dir = dir.path().join("run");
+    run(&run_dir, 3);
+    let (own, exported) = (run_dir.join("policy"), dir.path().join("exported"));
+    let [own, exported, config] = [&own, &exported, &config].map(|path| path.to_str().unwrap());
+    let export = || lab(&["export", own, exported]);
+    assert!(export().status.success());
+    let decides = |policy: &str| lab(&["compare", config, policy, "--json"]).stdout;
+    assert!(!decides(own).is_empty());
+    assert_eq!(decides(own), decides(exported));
+    let (whole, policy) = (
+        Checkpoint::load(Path::new(own)).unwrap(),
+        Checkpoint::load(Path::new(exported)).unwrap(),
+    );
+    assert!(whole.tensors.keys().any(|name| name.starts_with(OPTIMISER)));
+    assert!(
+        !policy
+            .tensors
+            .keys()
+            .any(|name| name.starts_with(OPTIMISER))
+    );
+    assert!(policy.manifest.extra.is_empty());
+    assert_eq!(policy.manifest.config, whole.manifest.config);
+
+    let again = export();
+    assert_ne!(again.status.code(), Some(0));
+    let text = String::from_utf8(again.stderr).unwrap();
+    assert!(text.contains(exported), "{text}");
 }
 
 #[test]

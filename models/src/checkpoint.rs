@@ -117,6 +117,14 @@ impl Checkpoint {
         }
     }
 
+    /// The same policy without what only its learner reads: nothing can be trained on from it.
+    #[must_use]
+    pub fn to_serve(mut self) -> Self {
+        self.tensors.retain(|name, _| !name.starts_with(OPTIMISER));
+        self.manifest.extra.clear();
+        self
+    }
+
     /// Reads and verifies the checkpoint in `dir`.
     ///
     /// # Errors
