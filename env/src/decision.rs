@@ -417,6 +417,12 @@ impl<'a> JointDecision<'a> {
         Ok(())
     }
 
+    /// The joint action so far; those who have not decided keep the levels in force.
+    #[must_use]
+    pub fn so_far(&self) -> &JointAction {
+        &self.action
+    }
+
     /// The joint action; those who have not decided keep the levels in force.
     #[must_use]
     pub fn finish(self) -> (JointAction, Vec<Turn>) {

@@ -66,6 +66,12 @@ impl<E: Repeatable> Recorded<E> {
         Ok((recorded, seen))
     }
 
+    /// The environment inside.
+    #[must_use]
+    pub fn inner(&self) -> &E {
+        &self.inner
+    }
+
     /// The environment inside, on its own again.
     pub fn into_inner(self) -> E {
         self.inner

@@ -287,10 +287,35 @@ fn check_together(
         let text = "= \"remote\" is only for learners that play: name what the log was written on, as a simulated host";
         check.problem("environment.kind", text);
     }
+    if matches!(training.learner, LearnerConfig::Distil(_)) {
+        check_planned(environment, check);
+    }
     if has_network && training.start_from.is_some() {
         let text =
             "stands beside training.start_from, whose policy has its own: remove one of them";
         check.problem("network", text);
+    }
+}
+
+/// What a planner can plan for.
+fn check_planned(environment: Option<&EnvironmentConfig>, check: &mut Check) {
+    match environment {
+        Some(EnvironmentConfig::SimHost { source, .. }) => {
+            let (key, has_schedulers) = match source {
+                HostSource::Generated(generator) => ("generator", generator.schedulers),
+                HostSource::Scenario(scenario) => ("scenario", scenario.schedulers),
+            };
+            if has_schedulers {
+                let text = "has schedulers = true, and only the turns of disks are distilled: leave it out, or train with \
+                            algorithm = \"ppo\"";
+                check.problem(format!("environment.{key}"), text);
+            }
+        }
+        Some(EnvironmentConfig::CartPole | EnvironmentConfig::Remote(_)) => {
+            let text = "must be \"sim_host\" for algorithm = \"distil\": what it learns from is a planner of simulated hosts";
+            check.problem("environment.kind", text);
+        }
+        None => {}
     }
 }
 

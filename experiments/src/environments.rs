@@ -66,6 +66,17 @@ pub fn spec(config: &EnvironmentConfig) -> Result<EnvSpec, LabError> {
     Ok(make(config, Purpose::Training)?.spec().clone())
 }
 
+impl AnyEnvironment {
+    /// The simulated host, if it is one.
+    #[must_use]
+    pub fn host(&self) -> Option<&SimHost> {
+        match self {
+            Self::CartPole(_) => None,
+            Self::SimHost(host) => Some(host),
+        }
+    }
+}
+
 impl Environment for AnyEnvironment {
     fn spec(&self) -> &EnvSpec {
         match self {

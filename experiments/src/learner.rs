@@ -1,5 +1,6 @@
 //! Learners as a run sees them: what goes on by updates, says what each came to, and can be saved and gone on with.
 
+mod distil;
 mod dqn;
 mod offline;
 mod ppo;
@@ -85,6 +86,11 @@ pub(crate) fn begin(config: &Config, seed: u64) -> Result<(Box<dyn Learner>, Ori
                 None,
             )
         }
+        LearnerConfig::Distil(distil) => {
+            let ready = Ready::make(config)?;
+            let run = distil::DistilRun::begin(config, distil, seed, ready)?;
+            (Box::new(run), None)
+        }
         LearnerConfig::Offline(offline) => {
             let run = offline::OfflineRun::begin(config, *offline, seed)?;
             (Box::new(run), None)
@@ -104,6 +110,9 @@ pub(crate) fn resume(
     Ok(match &config.training.learner {
         LearnerConfig::Ppo(ppo) => Box::new(ppo::PpoRun::resume(config, ppo, checkpoint, state)?),
         LearnerConfig::Dqn(dqn) => Box::new(dqn::DqnRun::resume(config, dqn, checkpoint, state)?),
+        LearnerConfig::Distil(distil) => Box::new(distil::DistilRun::resume(
+            config, distil, checkpoint, state,
+        )?),
         LearnerConfig::Offline(offline) => {
             Box::new(offline::OfflineRun::resume(config, *offline, checkpoint)?)
         }

@@ -1,11 +1,12 @@
 //! What a run plays on: environments of its own, or one at a service.
 
 use blkpilot_env::recorded::{EpisodeState, Recorded};
+use blkpilot_env::sim::SimHost;
 use blkpilot_env::vector::AutoresetEnv;
 use blkpilot_env::{
     Autoreset, EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Rng, Step,
 };
-use blkpilot_learn::{Collector, CollectorState, Continued, LearnError, Resumable};
+use blkpilot_learn::{Collector, CollectorState, Continued, LearnError, Planned, Resumable};
 use rand::SeedableRng as _;
 
 use crate::config::{Config, EnvironmentConfig};
@@ -137,6 +138,15 @@ impl Environment for Played {
         match self {
             Self::Local(env) => env.step(action),
             Self::Remote(env) => env.step(action),
+        }
+    }
+}
+
+impl Planned for Played {
+    fn host(&self) -> Option<&SimHost> {
+        match self {
+            Self::Local(env) => env.inner().inner().host(),
+            Self::Remote(_) => None,
         }
     }
 }

@@ -128,6 +128,32 @@ const DQN_CARTPOLE: &str = r#"
     episodes = 2
 "#;
 
+const DISTIL: &str = r#"
+    version = 1
+    [environment]
+    kind = "sim_host"
+    [environment.generator]
+    disks = [1, 2]
+    channels = [1, 2]
+    steps = 7
+    [network]
+    hidden = 8
+    channel_hidden = 4
+    [training]
+    algorithm = "distil"
+    env_steps = 96
+    envs = 4
+    steps = 4
+    epochs = 2
+    minibatch = 16
+    threads = 2
+    learning_rate = 1e-3
+    learning_rate_schedule = "linear_to_zero"
+    checkpoint_every = 32
+    [evaluation]
+    episodes = 2
+"#;
+
 const SCENARIO: &str = include_str!("../../env/scenarios/capped_device.toml");
 
 fn resumed(out: &Path) -> Summary {
@@ -142,6 +168,7 @@ fn a_run_that_is_interrupted_at_any_update_and_gone_on_with_is_the_same() {
         ("cartpole", CARTPOLE),
         ("dqn", DQN),
         ("dqn-cartpole", DQN_CARTPOLE),
+        ("distil", DISTIL),
     ];
     for (name, text) in all {
         let config = config(dir.path(), text);

@@ -45,7 +45,7 @@ use crate::episode::PlayError;
 pub use accuracy::Accuracy;
 pub use best_static::BestStatic;
 pub use knobs::{Knob, Knobs, Setting};
-pub use planner::{Limits, Planner};
+pub use planner::{LevelCost, Limits, Moment, Planner};
 pub use policies::{OraclePolicy, Sight, StaticPolicy};
 pub use pooled::{PooledFigures, Resampled, pooled};
 pub use regret::Estimate;

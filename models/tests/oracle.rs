@@ -9,14 +9,15 @@ use blkpilot_env::{Level, Rng};
 use blkpilot_models::Policy;
 use blkpilot_models::baseline::{KeepDefault, LeastLoaded, RandomPolicy, RoundRobin};
 use blkpilot_models::oracle::bound::{Bounds, alone};
+use blkpilot_models::oracle::knobs::Place;
 use blkpilot_models::oracle::phases::{expected_intervals, states};
 use blkpilot_models::oracle::planner::Moment;
 use blkpilot_models::oracle::search::random_setting;
-use blkpilot_models::oracle::steady::{frozen, settle};
+use blkpilot_models::oracle::steady::{MOST_BLOCKS, frozen, settle};
 use blkpilot_models::oracle::values::Values;
 use blkpilot_models::oracle::{
-    Limits, OracleError, Planner, Resampled, Setting, Study, StudyError, StudyOptions, pooled,
-    study,
+    LevelCost, Limits, OracleError, Planner, Resampled, Setting, Study, StudyError, StudyOptions,
+    pooled, study,
 };
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -73,7 +74,7 @@ fn studied(scenario: &Scenario, episodes: u64) -> Study {
 fn value(values: &Values, phases: &[usize], setting: &[Level]) -> f64 {
     let action = values.knobs().write(setting);
     let host = frozen(values.scenario(), phases, &action);
-    settle(host, &action, RewardConfig::default())
+    settle(host, &action, RewardConfig::default(), MOST_BLOCKS)
         .unwrap()
         .host_mean
         .unwrap()
@@ -135,7 +136,7 @@ fn a_disk_is_hardly_ever_better_off_in_company() {
         let setting = random_setting(values.knobs(), &mut rng);
         let action = values.knobs().write(&setting);
         let host = frozen(&scenario, &phases, &action);
-        let together = settle(host, &action, RewardConfig::default()).unwrap();
+        let together = settle(host, &action, RewardConfig::default(), MOST_BLOCKS).unwrap();
         for disk in values.active_disks(&phases) {
             let own = together.terms.row(disk).sum().clamp(-4.0, 1.0);
             let bound = alone(&values, disk, phases[disk], &setting).unwrap();
@@ -217,6 +218,69 @@ fn brute_force(planner: &mut Planner, moment: &Moment) -> f64 {
         });
     let net = |setting: &Vec<Level>| net_value(planner, moment, setting);
     all.iter().map(net).fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// Two disks on one IOThread, whose binding and polling are one choice, and one by itself.
+#[test]
+fn the_cost_of_a_level_is_what_trying_everything_says() {
+    let mut scenario = presets::identical_disks(3, 2);
+    scenario.disks[1].iothread = scenario.disks[0].iothread;
+    scenario.disks[1].default_channel = scenario.disks[0].default_channel;
+    let mut planner = planner(&scenario, Limits::default());
+    let mut rng = Rng::seed_from_u64(9);
+    let knobs = planner.values().knobs().list().to_vec();
+    for disk in 0..3 {
+        let own: Vec<usize> = (0..knobs.len())
+            .filter(|k| knobs[*k].disks.contains(&disk))
+            .collect();
+        assert_eq!(own.len(), 3);
+        let drawn =
+            |planner: &Planner, rng: &mut Rng| random_setting(planner.values().knobs(), rng);
+        let moment = Moment {
+            phases: vec![0; 3],
+            current: drawn(&planner, &mut rng),
+            left: 9,
+        };
+        let chosen = drawn(&planner, &mut rng);
+        // All that the disk could choose, with what it comes to.
+        let mut all = vec![(chosen.clone(), 0.0)];
+        for k in &own {
+            let with = |(setting, _): &(Setting, f64)| -> Vec<(Setting, f64)> {
+                let at = |level: &Level| {
+                    let mut next = setting.clone();
+                    next[*k] = *level;
+                    (next, 0.0)
+                };
+                knobs[*k].levels.iter().map(at).collect()
+            };
+            all = all.iter().flat_map(with).collect();
+        }
+        for (setting, net) in &mut all {
+            *net = net_value(&mut planner, &moment, setting);
+        }
+        let best = |fits: &dyn Fn(&Setting) -> bool| {
+            let fitting = all.iter().filter(|(setting, _)| fits(setting));
+            fitting
+                .map(|(_, net)| *net)
+                .fold(f64::NEG_INFINITY, f64::max)
+        };
+        let costs = planner.costs_alone(&moment, &chosen, disk).unwrap();
+        assert_eq!(
+            costs.len(),
+            own.iter().map(|k| knobs[*k].levels.len()).sum::<usize>()
+        );
+        for LevelCost { head, level, cost } in costs {
+            let k = own
+                .iter()
+                .find(|k| knobs[**k].place == Place::Disks { head });
+            let k = *k.unwrap();
+            let wanted = best(&|_| true) - best(&|setting| setting[k] == level);
+            assert!((cost - wanted).abs() < 1e-12, "{cost} {wanted}");
+        }
+        let own = net_value(&mut planner, &moment, &chosen);
+        let gain = planner.gain_alone(&moment, &chosen, disk).unwrap();
+        assert!((gain - (best(&|_| true) - own)).abs() < 1e-12);
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! The only crate that names `tch`. Reading order: [`gae`], [`adam`], [`turns`] (what a network is
 //! shown, as padded batches), [`network`] (the actor-critic of `blkpilot_models::architecture`, here
 //! with gradients), [`categorical`] (log-probabilities and entropies under masks), [`collector`]
-//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; [`q`], what a value
-//! learner reads from the same network; [`offline`], learners from decision logs; and [`fqe`], what a
+//! (playing many environments together), [`rollout`] (what it was worth), [`ppo`]; [`distil`], learning from a
+//! planner; [`q`], what a value learner reads from the same network; [`offline`], learners from decision logs; and [`fqe`], what a
 //! policy is worth from logged decisions of another.
 //!
 //! What is learnt leaves as a [`blkpilot_models::Checkpoint`] and is served without libtorch.
@@ -14,6 +14,7 @@
 pub mod adam;
 pub mod categorical;
 pub mod collector;
+pub mod distil;
 pub mod dqn;
 pub mod fqe;
 pub mod gae;
@@ -34,6 +35,7 @@ use blkpilot_env::{ActionError, EnvError};
 use thiserror::Error;
 
 pub use collector::{Collector, CollectorState, Continued, Resumable};
+pub use distil::{Distil, DistilConfig, DistilReport, Planned};
 pub use dqn::{Dqn, DqnConfig};
 pub use gae::Discount;
 pub use network::Network;
@@ -114,6 +116,9 @@ pub enum LearnError {
     /// The policy cannot play what an environment shows.
     #[error("the policy could not play")]
     Policy(#[from] blkpilot_models::PolicyError),
+    /// The planner that is distilled had no answer.
+    #[error("the planner had no answer")]
+    Planning(#[source] blkpilot_models::oracle::OracleError),
     /// A checkpoint that does not fit.
     #[error(transparent)]
     Checkpoint(#[from] blkpilot_models::CheckpointError),

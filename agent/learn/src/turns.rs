@@ -178,6 +178,69 @@ impl Turns {
         self.lane_starts.push(start + count);
     }
 
+    /// Appends the turns of another, made for the same spec and with the same normalisers.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        let after = |starts: &mut Vec<usize>, others: &[usize]| {
+            let end = *starts.last().expect("there is always the first start");
+            starts.extend(others[1..].iter().map(|start| end + start));
+        };
+        after(&mut self.lane_starts, &other.lane_starts);
+        after(&mut self.allowed_starts, &other.allowed_starts);
+        self.own.append(&mut other.own);
+        self.lanes.append(&mut other.lanes);
+        self.allowed.append(&mut other.allowed);
+        self.free.append(&mut other.free);
+        self.rows += other.rows;
+    }
+
+    /// Where what is laid out as the masks are has a turn's levels of a head.
+    pub(crate) fn levels_of(&self, row: usize, head: usize) -> Range<usize> {
+        let (start, end) = (self.allowed_starts[row], self.allowed_starts[row + 1]);
+        let named = |of: Range<usize>| -> usize {
+            let own = of.filter(|head| !self.is_pointer[*head]);
+            own.map(|head| self.named_levels[head]).sum()
+        };
+        let pointers = |of: Range<usize>| of.filter(|head| self.is_pointer[*head]).count();
+        let all = 0..self.heads();
+        let of_pointer = (end - start - named(all.clone()))
+            .checked_div(pointers(all))
+            .unwrap_or(0);
+        let first = start + named(0..head) + pointers(0..head) * of_pointer;
+        let count = if self.is_pointer[head] {
+            of_pointer
+        } else {
+            self.named_levels[head]
+        };
+        first..first + count
+    }
+
+    /// What is laid out as the masks are, of all turns: `[S, levels]` per head, 0 where a turn has no such level.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub(crate) fn batch_of_levels(&self, values: &[f32]) -> Result<Vec<Tensor>, TchError> {
+        let channels = (0..self.rows).map(|row| self.channels(row)).max();
+        let channels = channels.unwrap_or(0).max(1);
+        let of_head = |head: usize| {
+            let width = self.width(head, channels);
+            let mut padded = vec![0.0_f32; self.rows * width];
+            for row in 0..self.rows {
+                let own = &values[self.levels_of(row, head)];
+                padded[row * width..][..own.len()].copy_from_slice(own);
+            }
+            Tensor::f_from_slice(&padded)?.f_view([self.rows as i64, width as i64])
+        };
+        (0..self.heads()).map(of_head).collect()
+    }
+
+    fn width(&self, head: usize, channels: usize) -> usize {
+        if self.is_pointer[head] {
+            channels + 1
+        } else {
+            self.named_levels[head]
+        }
+    }
+
     /// The turns of `rows` as tensors, padded to the greatest number of channels among them.
     ///
     /// # Errors
@@ -236,11 +299,7 @@ impl Turns {
         head: usize,
         channels: usize,
     ) -> Result<Tensor, TchError> {
-        let width = if self.is_pointer[head] {
-            channels + 1
-        } else {
-            self.named_levels[head]
-        };
+        let width = self.width(head, channels);
         let mut allowed = vec![false; rows.len() * width];
         for (at, row) in rows.clone().enumerate() {
             let mask = self.head_mask(row, head);
@@ -254,25 +313,7 @@ impl Turns {
 
     /// Which levels of a head may be chosen in a turn; none where it has no choice to offer.
     pub(crate) fn head_mask(&self, row: usize, head: usize) -> &[bool] {
-        let mask = &self.allowed[self.allowed_starts[row]..self.allowed_starts[row + 1]];
-        let pointers = self.is_pointer.iter().filter(|p| **p).count();
-        let named: usize = self
-            .named_levels
-            .iter()
-            .zip(&self.is_pointer)
-            .filter(|(_, p)| !**p)
-            .map(|(n, _)| n)
-            .sum();
-        let pointer_levels = (mask.len() - named).checked_div(pointers).unwrap_or(0);
-        let len = |head: usize| {
-            if self.is_pointer[head] {
-                pointer_levels
-            } else {
-                self.named_levels[head]
-            }
-        };
-        let start: usize = (0..head).map(len).sum();
-        &mask[start..start + len(head)]
+        &self.allowed[self.levels_of(row, head)]
     }
 }
 

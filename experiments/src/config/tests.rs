@@ -106,6 +106,61 @@ const DQN: &str = r#"
 "#;
 
 #[test]
+fn distillation_has_defaults_and_bounds() {
+    let keys = r#"
+        algorithm = "distil"
+        env_steps = 1000
+        envs = 4
+        steps = 8
+        epochs = 2
+        minibatch = 64
+        learning_rate = 1e-3
+    "#;
+    let config = Config::parse(Path::new("x.toml"), &training(keys)).unwrap();
+    assert_eq!(config.training.learner.name(), "distil");
+    let LearnerConfig::Distil(distil) = config.training.learner else {
+        panic!("distillation was asked for");
+    };
+    assert_eq!(
+        (distil.temperature, distil.priced, distil.threads),
+        (0.02, 1.0, 1)
+    );
+    for (environment, wanted) in [
+        (
+            "kind = \"cartpole\"",
+            "environment.kind must be \"sim_host\"",
+        ),
+        (
+            "kind = \"sim_host\"\n[environment.generator]\nschedulers = true",
+            "environment.generator has schedulers",
+        ),
+    ] {
+        let text = format!("version = 1\n[environment]\n{environment}\n[training]\n{keys}");
+        let found = problems(&text);
+        assert!(
+            found.len() == 1 && found[0].starts_with(wanted),
+            "{found:#?}"
+        );
+    }
+    let bad = keys.replace(
+        "env_steps = 1000",
+        "env_steps = 31\npriced = 0\nthreads = 0\ngamma = 0.9",
+    );
+    let found = problems(&training(&bad));
+    let wanted = [
+        "training.gamma is unknown",
+        "training.env_steps = 31 must be at least 32",
+        "training.priced = 0 must be in (0, 1]",
+        "training.threads = 0 must be in [1, 1024]",
+    ];
+    for start in wanted {
+        let is_it = |line: &String| line.starts_with(start);
+        assert!(found.iter().any(is_it), "no `{start}` in {found:#?}");
+    }
+    assert_eq!(found.len(), wanted.len(), "{found:#?}");
+}
+
+#[test]
 fn each_learner_has_keys_of_its_own() {
     let parse = |keys: &str| Config::parse(Path::new("x.toml"), &training(keys));
     let config = parse(DQN).unwrap();

@@ -1,12 +1,13 @@
 //! How to learn: `[training]`. The key `algorithm` says by which learner; each has keys of its own.
 
+mod distil;
 mod dqn;
 mod offline;
 mod ppo;
 
 use std::path::{Path, PathBuf};
 
-use blkpilot_learn::{DqnConfig, PpoConfig, Schedule};
+use blkpilot_learn::{DistilConfig, DqnConfig, PpoConfig, Schedule};
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -38,13 +39,15 @@ pub enum LearnerConfig {
     Ppo(PpoConfig),
     /// Deep Q-learning.
     Dqn(DqnConfig),
+    /// Distillation of a planner.
+    Distil(DistilConfig),
     /// One of those that learn from a log.
     Offline(OfflineTraining),
 }
 
 impl LearnerConfig {
     /// Names of the learners, as `training.algorithm` has them.
-    pub const NAMES: [&str; 5] = ["ppo", "dqn", "bc", "cql", "iql"];
+    pub const NAMES: [&str; 6] = ["ppo", "dqn", "distil", "bc", "cql", "iql"];
 
     /// Its name.
     #[must_use]
@@ -52,6 +55,7 @@ impl LearnerConfig {
         match self {
             Self::Ppo(_) => "ppo",
             Self::Dqn(_) => "dqn",
+            Self::Distil(_) => "distil",
             Self::Offline(training) => training.offline.algorithm.name(),
         }
     }
@@ -64,6 +68,7 @@ pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<T
     match name.as_str() {
         Some("ppo") => ppo::training(table, base, check),
         Some("dqn") => dqn::training(table, check),
+        Some("distil") => distil::training(table, check),
         Some(offline @ ("bc" | "cql" | "iql")) => offline::training(offline, table, check),
         _ => {
             let known = LearnerConfig::NAMES.join(", ");

@@ -29,7 +29,7 @@ use blkpilot_env::sim::Scenario;
 use super::OracleError;
 use super::knobs::Setting;
 use super::search::own_moves;
-use super::steady::{frozen, settle};
+use super::steady::{MOST_BLOCKS, frozen, settle};
 use super::values::Values;
 
 /// What the bound of one disk allows for the swing of throttled writers, in reward.
@@ -108,6 +108,7 @@ pub fn alone(
         frozen(&relaxed, &phases, &action),
         &action,
         *values.reward(),
+        MOST_BLOCKS,
     )?;
     let (low, high) = RewardTerm::RANGE;
     let reward = steady.sum(disk, &RewardTerm::LOSS) + MARGIN;

@@ -12,6 +12,7 @@ use super::bound::Bounds;
 use super::knobs::{Place, Setting};
 use super::phases::{PhaseVector, States, expected_intervals, states};
 use super::search::{own_moves, random_setting, search};
+use super::steady::MOST_BLOCKS;
 use super::values::Values;
 
 /// Rounds over all disks in which a decision is refined.
@@ -28,6 +29,9 @@ pub struct Limits {
     pub states: usize,
     /// Random settings behind the mean value of one phase vector.
     pub random: u32,
+    /// Blocks of four intervals in which a host has to settle; the mean over the second half of them stands
+    /// where it does not.
+    pub blocks: u32,
 }
 
 impl Default for Limits {
@@ -37,6 +41,7 @@ impl Default for Limits {
             search: 4_000,
             states: 128,
             random: 64,
+            blocks: MOST_BLOCKS,
         }
     }
 }
@@ -73,6 +78,17 @@ pub struct Moment {
     pub left: u32,
 }
 
+/// What a level of a disk's head costs: see [`Planner::costs_alone`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LevelCost {
+    /// Index into `EnvSpec::disk_heads`.
+    pub head: usize,
+    /// The level.
+    pub level: Level,
+    /// In reward per interval.
+    pub cost: f64,
+}
+
 /// Values of a scenario and the oracle's rule over them.
 #[derive(Debug)]
 pub struct Planner {
@@ -93,7 +109,7 @@ impl Planner {
         limits: Limits,
     ) -> Result<Self, OracleError> {
         Ok(Self {
-            values: Values::new(scenario, reward)?,
+            values: Values::new(scenario, reward)?.with_most_blocks(limits.blocks),
             limits,
             bounds: Bounds::default(),
             known: HashMap::new(),
@@ -312,6 +328,49 @@ impl Planner {
             best = best.max(self.net(moment, &other)?);
         }
         Ok(best - own)
+    }
+
+    /// What each level of a disk's heads would cost, per interval, beside the best joint levels that the disk
+    /// has while all others do as in `chosen`: a level of a head goes with the best levels of its other heads.
+    /// At least 0, and 0 for some level of each head. Heads without a choice are left out.
+    ///
+    /// # Errors
+    /// If the host refuses a setting.
+    pub fn costs_alone(
+        &mut self,
+        moment: &Moment,
+        chosen: &Setting,
+        disk: usize,
+    ) -> Result<Vec<LevelCost>, OracleError> {
+        let mut tried = own_moves(self.values.knobs(), chosen, disk);
+        tried.push(chosen.clone());
+        let mut nets = Vec::with_capacity(tried.len());
+        for setting in &tried {
+            nets.push(self.net(moment, setting)?);
+        }
+        let best = nets.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut costs = Vec::new();
+        for (k, knob) in self.values.knobs().list().iter().enumerate() {
+            let Place::Disks { head } = knob.place else {
+                continue;
+            };
+            if !knob.disks.contains(&disk) {
+                continue;
+            }
+            for level in &knob.levels {
+                let with = tried
+                    .iter()
+                    .zip(&nets)
+                    .filter(|(setting, _)| setting[k] == *level);
+                let own = with.map(|(_, net)| *net).fold(f64::NEG_INFINITY, f64::max);
+                costs.push(LevelCost {
+                    head,
+                    level: *level,
+                    cost: best - own,
+                });
+            }
+        }
+        Ok(costs)
     }
 
     fn net(&mut self, moment: &Moment, setting: &[Level]) -> Result<f64, OracleError> {

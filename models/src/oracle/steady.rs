@@ -17,8 +17,8 @@ const BLOCK: u32 = 4;
 const SETTLED: f64 = 3e-4;
 /// Spread of the rewards within one block at which it has settled already.
 const STILL: f64 = 1e-5;
-/// Blocks after which the last one stands as it is: longer than phases last.
-const MOST_BLOCKS: u32 = 32;
+/// Blocks after which what it has come to stands: longer than phases last.
+pub const MOST_BLOCKS: u32 = 32;
 
 /// What a host comes to.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +79,7 @@ pub fn settle(
     frozen: Scenario,
     action: &JointAction,
     reward: RewardConfig,
+    most_blocks: u32,
 ) -> Result<Steady, OracleError> {
     let mut host = SimHost::fixed(frozen)?.with_reward(reward);
     let warm = ResetOptions::from([("page_cache".to_owned(), "warm".to_owned())]);
@@ -86,7 +87,7 @@ pub fn settle(
     // Schedulers have no default of their own in a scenario: their change falls into this interval.
     host.step(action)?;
     let mut blocks: Vec<Steady> = Vec::new();
-    for _ in 0..MOST_BLOCKS {
+    for _ in 0..most_blocks.clamp(1, MOST_BLOCKS) {
         let (next, is_still) = block(&mut host, action)?;
         let is_settled = is_still || blocks.last().is_some_and(|last| last.is_near(&next));
         blocks.push(Steady { is_settled, ..next });

@@ -9,7 +9,7 @@ use blkpilot_env::{EnvSpec, Environment as _, Level, Observation, ResetOptions};
 use super::OracleError;
 use super::knobs::{Knobs, Setting};
 use super::phases::is_active;
-use super::steady::{frozen, settle};
+use super::steady::{MOST_BLOCKS, frozen, settle};
 
 /// The values r(φ, a) of one scenario.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ pub struct Values {
     known: HashMap<Vec<usize>, HashMap<Setting, f64>>,
     evaluations: u64,
     unsettled: u64,
+    most_blocks: u32,
 }
 
 impl Values {
@@ -41,7 +42,17 @@ impl Values {
             known: HashMap::new(),
             evaluations: 0,
             unsettled: 0,
+            most_blocks: MOST_BLOCKS,
         })
+    }
+
+    /// The same, with less patience with hosts that do not settle: so many blocks of four intervals.
+    #[must_use]
+    pub fn with_most_blocks(self, most_blocks: u32) -> Self {
+        Self {
+            most_blocks,
+            ..self
+        }
     }
 
     /// The scenario.
@@ -136,6 +147,7 @@ impl Values {
             frozen(&self.scenario, phases, &action),
             &action,
             self.reward,
+            self.most_blocks,
         )?;
         self.evaluations += 1;
         self.unsettled += u64::from(!steady.is_settled);
