@@ -68,8 +68,8 @@ are put back at each episode's end and at the run's: docs/operations.md, Trainin
 
 --start-from fine-tunes a policy that was trained before, in simulation too. start/ holds a copy.
 
-With training.algorithm = distil the policy is told what each level would have cost, by a planner that
-knows the phases of simulated hosts; training.threads may play and plan.
+With training.algorithm = distil a planner that knows the phases of simulated hosts tells the policy
+what each level would have cost; training.threads may play and plan.
 
 With training.algorithm = bc, cql or iql nothing is played: the policy is learnt from the decision
 log that data.log (or --log) names, of `blkpilot serve` or `blkpilot-lab log`. The summary then also

@@ -220,7 +220,7 @@ fn every_problem_of_dqn_is_reported_at_once() {
     let unknown = problems(&training(&DQN.replace("\"dqn\"", "\"sarsa\"")));
     assert_eq!(
         unknown,
-        ["training.algorithm = \"sarsa\" must be one of ppo, dqn, bc, cql, iql"]
+        ["training.algorithm = \"sarsa\" must be one of ppo, dqn, distil, bc, cql, iql"]
     );
 }
 
