@@ -11,6 +11,9 @@
 //! 2014). Of costs that depend on what is not seen, least squares learns the mean, so that the policy minimises the
 //! expected cost; it never changes a setting only to find something out (Q-MDP: Littman, Cassandra and Kaelbling 1995).
 //!
+//! Features are normalised by what was seen before an update: in the first one they are as they are, and it teaches
+//! little.
+//!
 //! Scores are costs, negated, in units of `temperature`, relative to their mean over the levels allowed: a checkpoint is
 //! served as any other, and sampled from it is Boltzmann exploration.
 

@@ -332,7 +332,8 @@ impl Planner {
 
     /// What each level of a disk's heads would cost, per interval, beside the best joint levels that the disk
     /// has while all others do as in `chosen`: a level of a head goes with the best levels of its other heads.
-    /// At least 0, and 0 for some level of each head. Heads without a choice are left out.
+    /// At least 0, and 0 for some level of each head. Heads without a choice are left out. Where the disk has too many
+    /// joint levels to try, as [`own_moves`] has it, the other heads stay as chosen.
     ///
     /// # Errors
     /// If the host refuses a setting.
