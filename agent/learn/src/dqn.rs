@@ -16,7 +16,6 @@ mod lesson;
 mod play;
 mod replay;
 mod steps;
-mod turn;
 
 use std::collections::BTreeMap;
 

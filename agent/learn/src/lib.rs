@@ -26,6 +26,7 @@ pub mod ppo;
 pub mod q;
 mod reward_scale;
 pub mod rollout;
+mod seen;
 mod stored;
 pub mod turns;
 

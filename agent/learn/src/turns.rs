@@ -178,21 +178,6 @@ impl Turns {
         self.lane_starts.push(start + count);
     }
 
-    /// Appends the turns of another, made for the same spec and with the same normalisers.
-    pub(crate) fn append(&mut self, mut other: Self) {
-        let after = |starts: &mut Vec<usize>, others: &[usize]| {
-            let end = *starts.last().expect("there is always the first start");
-            starts.extend(others[1..].iter().map(|start| end + start));
-        };
-        after(&mut self.lane_starts, &other.lane_starts);
-        after(&mut self.allowed_starts, &other.allowed_starts);
-        self.own.append(&mut other.own);
-        self.lanes.append(&mut other.lanes);
-        self.allowed.append(&mut other.allowed);
-        self.free.append(&mut other.free);
-        self.rows += other.rows;
-    }
-
     /// Where what is laid out as the masks are has a turn's levels of a head.
     pub(crate) fn levels_of(&self, row: usize, head: usize) -> Range<usize> {
         let (start, end) = (self.allowed_starts[row], self.allowed_starts[row + 1]);

@@ -37,8 +37,9 @@ impl DistilRun {
         checkpoint: &Checkpoint,
         mut state: LearnerState,
     ) -> Result<Self, LabError> {
+        let memory = state.memory.take();
         Ok(Self {
-            distil: Distil::resume(checkpoint, distil.clone())?,
+            distil: Distil::resume(checkpoint, memory.as_deref(), distil.clone())?,
             collector: resume_collector(config, &mut state)?,
             planned: config.training.env_steps,
         })
@@ -69,7 +70,9 @@ impl Learner for DistilRun {
     }
 
     fn state(&self) -> LearnerState {
+        let is_done = self.distil.env_steps() >= self.planned;
         LearnerState {
+            memory: (!is_done).then(|| self.distil.memory()),
             collector: Some(self.collector.state()),
             ..LearnerState::default()
         }
@@ -94,6 +97,7 @@ fn scalars(report: &DistilReport) -> Vec<(String, f64)> {
         ("charts/cost", report.cost),
         ("charts/greedy_cost", report.greedy_cost),
         ("charts/turns", report.turns as f64),
+        ("charts/remembered", report.remembered as f64),
         ("charts/learning_rate", report.learning_rate),
         ("train/learning_rate", report.learning_rate),
         ("train/loss", report.loss),

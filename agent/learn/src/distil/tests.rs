@@ -1,12 +1,14 @@
 use blkpilot_env::Autoreset;
+use blkpilot_env::Observation;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_env::recorded::Recorded;
 use blkpilot_env::sim::{Generator, Scenario, presets};
 use blkpilot_env::vector::AutoresetEnv;
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
+use crate::turns::Batch;
 
 const SMALL: Architecture = Architecture {
     kind: blkpilot_models::architecture::Kind::PointerV1,
@@ -19,6 +21,7 @@ fn config() -> DistilConfig {
         steps: 4,
         epochs: 4,
         minibatch: 32,
+        replay_capacity: 100,
         temperature: 0.02,
         priced: 0.7,
         threads: 1,
@@ -65,10 +68,12 @@ fn row(values: &[f64]) -> Tensor {
     Tensor::from_slice(values).view([1, -1])
 }
 
-/// Scores 1, 5, 9 with the last masked are −2 and 2 about their mean; targets −1 and 1: errors 1 and 1, mean square 1.
-/// The second head is forced. A second turn: scores 4, 0 are 2 and −2, targets 2 and −2: no error.
+/// In the first turn, scores 0 and ln 3 with a third level masked: π = 1/4 and 3/4. Targets 1 and −1 are costs 0 and 2:
+/// 3/2 is expected. The scores are ∓ln 3 / 2 about their mean: errors ±(1 + ln 3 / 2). The second head is forced. In the
+/// second turn the scores are as far apart as the targets, 2 and −2: no error, and the cost is 4 times the share that
+/// the softmax gives to what is worse by 4.
 #[test]
-fn the_loss_is_about_differences_between_the_levels_allowed() {
+fn the_loss_is_the_expected_cost_and_a_little_of_the_squared_error() {
     let two = |a: Tensor, b: Tensor| Tensor::cat(&[a, b], 0);
     let mask = |a: &[bool], b: &[bool]| {
         two(
@@ -85,16 +90,20 @@ fn the_loss_is_about_differences_between_the_levels_allowed() {
         ],
         free: two(row(&[1.0, 0.0]), row(&[1.0, 0.0])),
     };
+    let apart = 3.0_f64.ln();
     let scores = [
-        two(row(&[1.0, 5.0, 9.0]), row(&[4.0, 70.0, 0.0])),
+        two(row(&[0.0, apart, 9.0]), row(&[4.0, 70.0, 0.0])),
         two(row(&[3.0, 8.0]), row(&[3.0, 8.0])),
     ];
     let targets = [
-        two(row(&[-1.0, 1.0, 0.0]), row(&[2.0, 0.0, -2.0])),
+        two(row(&[1.0, -1.0, 0.0]), row(&[2.0, 0.0, -2.0])),
         two(row(&[0.0, 0.0]), row(&[0.0, 0.0])),
     ];
     let loss = loss(&scores, &batch, &targets).unwrap().double_value(&[]);
-    assert!((loss - 0.5).abs() < 1e-12, "{loss}");
+    let first = 1.5 + 0.05 * (1.0 + apart / 2.0).powi(2);
+    let second = 4.0 / (1.0 + 4.0_f64.exp());
+    let expected = f64::midpoint(first, second);
+    assert!((loss - expected).abs() < 1e-12, "{loss} {expected}");
 }
 
 #[test]
@@ -147,6 +156,7 @@ fn a_learner_that_was_saved_goes_on_as_if_it_had_not_been() {
     };
     update(&mut straight, &mut hosts);
     let saved = straight.checkpoint(serde_json::Value::Null).unwrap();
+    let memory = straight.memory();
     let state = hosts.state();
     let reports = [0, 1].map(|_| update(&mut straight, &mut hosts));
 
@@ -155,13 +165,14 @@ fn a_learner_that_was_saved_goes_on_as_if_it_had_not_been() {
         tensors: saved,
         ..spec
     };
-    let mut resumed = Distil::resume(&checkpoint, config()).unwrap();
+    let mut resumed = Distil::resume(&checkpoint, Some(&memory), config()).unwrap();
     let generated = || drawn(3).into_environments().into_iter();
     let made = generated().map(|env| env.into_inner().into_inner());
     let mut hosts = Collector::resume(made.collect(), state).unwrap();
     assert_eq!(reports, [0, 1].map(|_| update(&mut resumed, &mut hosts)));
     let end = |learner: &Distil| learner.checkpoint(serde_json::Value::Null).unwrap();
     assert_eq!(end(&straight), end(&resumed));
+    assert_eq!(straight.memory(), resumed.memory());
     assert_eq!((resumed.env_steps(), resumed.updates()), (36, 3));
     assert!(!episodes.is_empty());
 }
@@ -208,6 +219,8 @@ fn what_cannot_be_planned_for_is_refused_with_the_way_out() {
     assert!(error.contains("schedulers = false"), "{error}");
 
     let other = Checkpoint::untrained(carts.spec(), SMALL, &mut Rng::seed_from_u64(1));
-    let error = Distil::resume(&other, config()).unwrap_err().to_string();
+    let error = Distil::resume(&other, None, config())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("extra.distil"), "{error}");
 }

@@ -11,12 +11,12 @@ use blkpilot_models::normaliser::Statistics;
 use rand::RngExt as _;
 
 use super::steps::{HostStep, Then};
-use super::turn::SeenTurn;
 use crate::LearnError;
 use crate::collector::{
     Collector, NOT_STARTED, do_disks_change, for_each_first_turn, last_of_episode,
 };
 use crate::rollout::EpisodeEnd;
+use crate::seen::SeenTurn;
 
 /// A turn, and the levels that were taken in it.
 type Taken = (Arc<SeenTurn>, Arc<[Level]>);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use blkpilot_env::{Level, Rng};
 use rand::RngExt as _;
 
-use super::turn::SeenTurn;
+use crate::seen::SeenTurn;
 use sum_tree::SumTree;
 
 pub(super) use file::Memory;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blkpilot_env::Level;
 
 use super::replay::Transition;
-use super::turn::SeenTurn;
+use crate::seen::SeenTurn;
 
 /// One host-step of one environment, by disk.
 #[derive(Debug, Clone, PartialEq)]

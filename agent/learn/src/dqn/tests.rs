@@ -8,8 +8,8 @@ use blkpilot_env::{Autoreset, JointAction, Observation, ResetOptions, Step};
 use tch::no_grad;
 
 use super::replay::{Drawn, Transition};
-use super::turn::SeenTurn;
 use super::*;
+use crate::seen::SeenTurn;
 
 const SMALL: Architecture = Architecture {
     kind: blkpilot_models::architecture::Kind::PointerV1,

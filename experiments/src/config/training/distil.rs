@@ -4,7 +4,7 @@ use blkpilot_learn::DistilConfig;
 use serde::Deserialize;
 use toml::Table;
 
-use super::{LearnerConfig, MOST_ROLLOUT_STEPS, RawPlay, RawSchedule, Training};
+use super::{LearnerConfig, MOST_REMEMBERED, MOST_ROLLOUT_STEPS, RawPlay, RawSchedule, Training};
 use crate::config::check::{Check, Section};
 
 #[derive(Debug, Default, Deserialize)]
@@ -17,6 +17,7 @@ struct Raw {
     steps: Option<usize>,
     epochs: Option<usize>,
     minibatch: Option<usize>,
+    replay_capacity: Option<usize>,
     temperature: Option<f64>,
     priced: Option<f64>,
     threads: Option<usize>,
@@ -57,6 +58,9 @@ fn learner(raw: &Raw, at: &mut Section<'_>) -> Option<DistilConfig> {
     let minibatch = at.need("minibatch", raw.minibatch, is_count, wanted);
     let wanted = "must be in [1, 1000]";
     let epochs = at.need("epochs", raw.epochs, |n| (1..=1000).contains(&n), wanted);
+    let wanted = format!("must be in [1, {MOST_REMEMBERED}]: all are held in memory");
+    let is_held = |n: usize| (1..=MOST_REMEMBERED).contains(&n);
+    let capacity = at.may("replay_capacity", raw.replay_capacity, is_held, &wanted);
     let wanted = "must be in (0, 1]";
     let is_share = |v: f64| v > 0.0 && v <= 1.0;
     let temperature = at.may("temperature", raw.temperature, is_share, wanted);
@@ -70,6 +74,7 @@ fn learner(raw: &Raw, at: &mut Section<'_>) -> Option<DistilConfig> {
         steps: steps?,
         epochs: epochs?,
         minibatch: minibatch?,
+        replay_capacity: capacity.unwrap_or(100_000),
         temperature: temperature.unwrap_or(0.02),
         priced: priced.unwrap_or(1.0),
         threads: threads.unwrap_or(1),

@@ -180,7 +180,7 @@ fn what_is_no_memory_is_refused_with_the_reason() {
     assert!(too_many.contains("do not hold together"), "{too_many}");
     let none = refusal(&spec, &bytes, 5, Some(PRIORITISED));
     assert!(
-        none.contains("priorities.raw of its replay is missing"),
+        none.contains("priorities.raw of its memory is missing"),
         "{none}"
     );
 }

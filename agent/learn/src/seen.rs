@@ -1,4 +1,6 @@
-//! A disk's turn as it was seen, before any normalisation.
+//! A disk's turn as it was seen, before any normalisation: what learners remember.
+
+pub(crate) mod file;
 
 use blkpilot_env::{EnvSpec, Level, MaskReason, Turn, TurnView};
 use ndarray::{ArrayView1, ArrayView2};
