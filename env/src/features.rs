@@ -183,6 +183,7 @@ fn disk_readings(
     intervals_per_s: f64,
 ) -> [Reading<f64>; DISK.len()] {
     let (did, settings, host) = (&disk.did, disk.settings, &window.host);
+    let last_hits = disk.last_hits.ok_or(Validity::Idle);
     [
         did.queue_depth,
         Ok(window.cpu_load(settings.channel)),
@@ -205,6 +206,11 @@ fn disk_readings(
         Ok(disk.capacity_bytes / GIB),
         disk.cached_bytes.map(|bytes| bytes / host.mem_total_bytes),
         Ok(host.mem_available_bytes / disk.capacity_bytes.max(1.0)),
+        last_hits.map(|hits| hits.rate),
+        last_hits.map(|hits| hits.cached_bytes / GIB),
+        Ok(last_hits.map_or(f64::INFINITY, |hits| {
+            hits.age.as_secs_f64() * intervals_per_s
+        })),
     ]
 }
 

@@ -156,6 +156,59 @@ pub struct DiskSample {
     pub dirty_bytes: Reading<u64>,
     /// Time since we last changed one of its settings.
     pub since_change: Duration,
+    /// What the page cache did for it when it last could; `None` if it was not seen.
+    #[serde(default)]
+    pub last_hits: Option<LastHits>,
+}
+
+/// What the page cache did for a disk's reads in the last window in which it was buffered and read.
+///
+/// A disk that is direct shows nothing of it: who does not remember tries the cache again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LastHits {
+    /// Share of read bytes served by the host page cache.
+    pub rate: f64,
+    /// Its pages in the host page cache when that window began, bytes: few where the cache was cold, and then the rate
+    /// tells little.
+    pub cached_bytes: f64,
+    /// Time since the end of that window.
+    pub age: Duration,
+}
+
+/// What one window showed of a disk's cache.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheUse {
+    /// What was in force at its end.
+    pub cache: Cache,
+    /// Completed reads.
+    pub reads: f64,
+    /// Share of read bytes served by the host page cache.
+    pub hit_rate: Reading<f64>,
+    /// Pages in the host page cache when it began, bytes.
+    pub cached_bytes: Reading<f64>,
+}
+
+impl LastHits {
+    /// Fewer reads than these tell nothing.
+    pub const LEAST_READS: f64 = 32.0;
+
+    /// What is known after a window that is `span` long, from what was known before it and what it showed.
+    #[must_use]
+    pub fn after(before: Option<Self>, span: Duration, seen: CacheUse) -> Option<Self> {
+        let tells = seen.cache == Cache::Buffered && seen.reads >= Self::LEAST_READS;
+        match (seen.hit_rate, seen.cached_bytes) {
+            (Ok(rate), Ok(cached_bytes)) if tells => Some(Self {
+                rate,
+                cached_bytes,
+                age: Duration::ZERO,
+            }),
+            _ => before.map(|known| Self {
+                age: known.age + span,
+                ..known
+            }),
+        }
+    }
 }
 
 /// Kind of a backing device.
@@ -306,6 +359,54 @@ pub fn quantile_us(counts: &[u64; LATENCY_BUCKETS], q: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hits_are_known_from_the_last_window_that_was_buffered_and_read() {
+        let second = Duration::from_secs(1);
+        let buffered = CacheUse {
+            cache: Cache::Buffered,
+            reads: 32.0,
+            hit_rate: Ok(0.7),
+            cached_bytes: Ok(5e9),
+        };
+        let direct = CacheUse {
+            cache: Cache::Direct,
+            hit_rate: Ok(0.0),
+            ..buffered
+        };
+        let known = Some(LastHits {
+            rate: 0.7,
+            cached_bytes: 5e9,
+            age: Duration::ZERO,
+        });
+        let aged = known.map(|hits| LastHits {
+            age: second,
+            ..hits
+        });
+        let idle = Err(Validity::Idle);
+        let tells_nothing = [
+            direct,
+            CacheUse {
+                reads: 31.0,
+                ..buffered
+            },
+            CacheUse {
+                hit_rate: idle,
+                ..buffered
+            },
+            CacheUse {
+                cached_bytes: idle,
+                ..buffered
+            },
+        ];
+        for seen in tells_nothing {
+            assert_eq!(LastHits::after(None, second, seen), None);
+            assert_eq!(LastHits::after(known, second, seen), aged);
+        }
+        for before in [None, known, aged] {
+            assert_eq!(LastHits::after(before, second, buffered), known);
+        }
+    }
 
     #[test]
     fn p99_lies_in_the_bucket_that_holds_it() {

@@ -10,7 +10,7 @@ mod rates;
 use crate::observation::{MaskReason, Validity};
 use crate::sample::{
     ChannelSample, DeviceClass, DeviceReference, DeviceSample, DiskMasks, DiskSample, DiskSettings,
-    HostSample, Reading,
+    HostSample, LastHits, Reading,
 };
 use crate::spec::Level;
 
@@ -41,6 +41,8 @@ pub struct DiskRow {
     pub capacity_bytes: f64,
     /// Time since we last changed one of its settings, seconds.
     pub since_change_s: f64,
+    /// What the page cache did for it when it last could, as known at the end.
+    pub last_hits: Option<LastHits>,
     /// Requests in flight at the end.
     pub in_flight: Reading<u32>,
     /// Its pages in the host page cache at the end, bytes.
@@ -182,6 +184,7 @@ fn disk_row(was: Option<&DiskSample>, is: &DiskSample, span_s: f64) -> DiskRow {
         vcpu_share: is.vcpu_share.clone(),
         capacity_bytes: is.capacity_bytes as f64,
         since_change_s: is.since_change.as_secs_f64(),
+        last_hits: is.last_hits,
         in_flight: is.in_flight,
         cached_bytes: is.cached_bytes.map(|bytes| bytes as f64),
         dirty_bytes: is.dirty_bytes.map(|bytes| bytes as f64),

@@ -72,9 +72,7 @@ pub(crate) fn begin(config: &Config, seed: u64) -> Result<(Box<dyn Learner>, Ori
     Ok(match &config.training.learner {
         LearnerConfig::Ppo(ppo) => {
             let ready = Ready::make(config)?;
-            // Before any of the environments is touched.
-            let dir = config.training.start_from.as_deref();
-            let origin = dir.map(|dir| Start::load(dir, ready.spec())).transpose()?;
+            let origin = origin(config, &ready)?;
             let start = origin.as_ref().map(|(_, policy)| policy);
             let run = ppo::PpoRun::begin(config, ppo, seed, ready, start)?;
             (Box::new(run), origin)
@@ -88,14 +86,22 @@ pub(crate) fn begin(config: &Config, seed: u64) -> Result<(Box<dyn Learner>, Ori
         }
         LearnerConfig::Distil(distil) => {
             let ready = Ready::make(config)?;
-            let run = distil::DistilRun::begin(config, distil, seed, ready)?;
-            (Box::new(run), None)
+            let origin = origin(config, &ready)?;
+            let start = origin.as_ref().map(|(_, policy)| policy);
+            let run = distil::DistilRun::begin(config, distil, seed, ready, start)?;
+            (Box::new(run), origin)
         }
         LearnerConfig::Offline(offline) => {
             let run = offline::OfflineRun::begin(config, *offline, seed)?;
             (Box::new(run), None)
         }
     })
+}
+
+/// Read before any of the environments is touched.
+fn origin(config: &Config, ready: &Ready) -> Result<Origin, LabError> {
+    let dir = config.training.start_from.as_deref();
+    dir.map(|dir| Start::load(dir, ready.spec())).transpose()
 }
 
 /// The policy that a run begins from.

@@ -26,12 +26,12 @@ use std::collections::BTreeMap;
 use blkpilot_env::sim::SimHost;
 use blkpilot_env::{EnvSpec, Environment, Rng};
 use blkpilot_models::network::{ActorCritic, Scratch};
-use blkpilot_models::normaliser::{Normaliser, PerTable, Statistics};
+use blkpilot_models::normaliser::{Normaliser, PerTable, Range, Statistics};
 use blkpilot_models::oracle::{OracleError, Planner};
 use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::adam::{Adam, AdamConfig, clip_gradients};
 use crate::collector::{Collector, Resumable, unfit};
@@ -107,6 +107,9 @@ struct State {
     adam_steps: u64,
     statistics: Statistics,
     rng: Rng,
+    /// Ranges of the policy that it began from, if it began from one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    start: Option<PerTable<Range>>,
 }
 
 /// Key of the learner's state in a manifest.
@@ -122,6 +125,8 @@ pub struct Distil {
     adam: Adam,
     statistics: Statistics,
     normalisers: PerTable<Normaliser>,
+    /// Ranges of the policy that it began from; its normalisers stay then.
+    start: Option<PerTable<Range>>,
     memory: Memory,
     rng: Rng,
     updates: u64,
@@ -142,14 +147,49 @@ impl Distil {
         seed: u64,
     ) -> Result<Self, LearnError> {
         use_one_thread();
+        let mut rng = Rng::seed_from_u64(seed);
+        let network = Network::new(spec, architecture, &mut rng)?;
+        Self::with_network(spec, network, config, seed, rng)
+    }
+
+    /// A learner that begins from a policy, whoever has learnt it: weights, normalisers and ranges are that policy's,
+    /// all else is new. The weights know their inputs as these normalisers show them, so they stay as they are; ranges
+    /// are widened to what is seen.
+    ///
+    /// # Errors
+    /// As [`Distil::new`]; `Checkpoint` if the policy's spec does not fit `spec`, with the difference.
+    pub fn start_from(
+        checkpoint: &Checkpoint,
+        spec: &EnvSpec,
+        config: DistilConfig,
+        seed: u64,
+    ) -> Result<Self, LearnError> {
+        use_one_thread();
+        checkpoint.check_fits(spec)?;
+        let Checkpoint { manifest, tensors } = checkpoint;
+        let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
+        let learner = Self::with_network(spec, network, config, seed, Rng::seed_from_u64(seed))?;
+        Ok(Self {
+            normalisers: manifest.normalisers.clone(),
+            start: Some(manifest.seen.clone()),
+            ..learner
+        })
+    }
+
+    fn with_network(
+        spec: &EnvSpec,
+        network: Network,
+        config: DistilConfig,
+        seed: u64,
+        rng: Rng,
+    ) -> Result<Self, LearnError> {
         if !spec.device_heads.is_empty() {
             let problem = "its devices decide too, and only the turns of disks are distilled; take them out \
                            (generator.schedulers = false), or train with PPO";
             return Err(unfit(0, problem));
         }
-        let mut rng = Rng::seed_from_u64(seed);
-        let network = Network::new(spec, architecture, &mut rng)?;
         Ok(Self {
+            start: None,
             adam: Adam::new(AdamConfig::default(), network.parameters())?,
             normalisers: PerTable::build(spec, |_, features| Normaliser::identity(features.len())),
             spec: spec.clone(),
@@ -197,6 +237,7 @@ impl Distil {
             network,
             normalisers: manifest.normalisers.clone(),
             statistics: state.statistics,
+            start: state.start,
             rng: state.rng,
             updates: state.updates,
             env_steps: manifest.env_steps,
@@ -234,7 +275,9 @@ impl Distil {
             .drain(..)
             .for_each(|own| self.memory.push(own));
         self.statistics.merge(&played.seen);
-        self.normalisers = self.statistics.normalisers();
+        if self.start.is_none() {
+            self.normalisers = self.statistics.normalisers();
+        }
         let mut report = self.learn(turns, progress)?;
         report.cost = mean(&played.taken);
         report.greedy_cost = mean(&played.greedy);
@@ -254,11 +297,15 @@ impl Distil {
             adam_steps: self.adam.steps(),
             statistics: self.statistics.clone(),
             rng: self.rng.clone(),
+            start: self.start.clone(),
         };
         let state = serde_json::to_value(state).expect("numbers and text");
         let manifest = Manifest {
             normalisers: self.normalisers.clone(),
-            seen: self.statistics.ranges(),
+            seen: match &self.start {
+                Some(start) => self.statistics.widened(start),
+                None => self.statistics.ranges(),
+            },
             algorithm: "distil".to_owned(),
             config,
             seed: self.seed,

@@ -82,7 +82,7 @@ pub(super) fn policy(
             None
         }
         (None, Some(dir)) => Some(PolicyConfig::Checkpoint {
-            dir: base.join(dir),
+            dir: found(base, &dir),
             selection: selection.unwrap_or(Selection::Greedy),
         }),
         (None, None) if is_given => None,
@@ -104,6 +104,18 @@ pub(super) fn policy(
     };
     section.finish();
     policy
+}
+
+/// Where packages keep what is the same on every host.
+const SHARED: &str = "/usr/share/blkpilot";
+
+/// A directory beside the configuration, or else one that a package has brought.
+fn found(base: &Path, dir: &str) -> PathBuf {
+    let (own, shared) = (base.join(dir), Path::new(SHARED).join(dir));
+    if !own.exists() && shared.exists() {
+        return shared;
+    }
+    own
 }
 
 /// One that learns while it serves.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use blkpilot_env::observation::{MaskReason, Validity};
 use blkpilot_env::sample::{
     Cache, ChannelSample, DeviceClass, DeviceReference, DeviceSample, DiskMasks, DiskSample,
-    DiskSettings, HostGauges, HostSample, OpCounters, Polling, Reading,
+    DiskSettings, HostGauges, HostSample, LastHits, OpCounters, Polling, Reading,
 };
 
 use crate::backing_device::BackingDevice;
@@ -45,8 +45,8 @@ pub(crate) struct Telemetry {
     sys_root: PathBuf,
     references: BTreeMap<String, DeviceReference>,
     readers: BTreeMap<GuestLife, MonitorReader>,
-    /// What each disk had done at the last sample, by disk id.
-    last: BTreeMap<String, DiskCounters>,
+    /// Each disk at the last sample, by disk id.
+    last: BTreeMap<String, Last>,
     /// Disks without a latency histogram, by their guest's life and target, as last seen.
     without_histogram: Vec<(GuestLife, String)>,
     /// When we last changed a disk, by disk id.
@@ -55,6 +55,15 @@ pub(crate) struct Telemetry {
     paused_on_error: BTreeSet<GuestLife>,
     /// Guests that are migrating to another host, as last seen.
     migrating: Vec<GuestLife>,
+}
+
+/// A disk at the last sample.
+#[derive(Debug)]
+struct Last {
+    at: Duration,
+    /// What it had done.
+    counters: DiskCounters,
+    sample: DiskSample,
 }
 
 /// What one sample is made from.
@@ -180,8 +189,17 @@ impl Telemetry {
                     is_shared: is_on_shared_storage(&stack),
                     has_write_errors: self.has_write_errors(sources, running, disk, monitor),
                 };
-                let sample = self.disk(sources, &from, device, &mut groups);
-                last.insert(sample.id.clone(), counters);
+                let mut sample = self.disk(sources, &from, device, &mut groups);
+                sample.last_hits = self.last.get(&sample.id).and_then(|last| {
+                    let span = sources.now.saturating_sub(last.at);
+                    LastHits::between(&last.sample, &sample, span)
+                });
+                let own = Last {
+                    at: sources.now,
+                    counters,
+                    sample: sample.clone(),
+                };
+                last.insert(sample.id.clone(), own);
                 disks.push(sample);
             }
         }
@@ -268,7 +286,7 @@ impl Telemetry {
         let disks = stats.disks.iter().filter(|disk| {
             let last = self.last.get(&disk_id(running, &disk.target));
             last.zip(disk.counters)
-                .is_some_and(|(last, now)| completed(last) == completed(&now))
+                .is_some_and(|(last, now)| completed(&last.counters) == completed(&now))
         });
         disks.map(|disk| disk.target.clone()).collect()
     }
@@ -281,7 +299,10 @@ impl Telemetry {
         stats: &GuestStats,
     ) -> Option<DiskCounters> {
         let disk = stats.disks.iter().find(|disk| disk.target == target);
-        let last = || self.last.get(&disk_id(running, target)).copied();
+        let last = || {
+            let last = self.last.get(&disk_id(running, target));
+            last.map(|last| last.counters)
+        };
         disk.and_then(|disk| disk.counters).or_else(last)
     }
 
@@ -373,6 +394,7 @@ impl Telemetry {
             since_change: sources
                 .now
                 .saturating_sub(self.changed_at.get(&id).copied().unwrap_or_default()),
+            last_hits: None, // of two samples
             id,
         }
     }

@@ -24,7 +24,7 @@ pub(super) const HOST_BOUNDS: [(f32, f32); HOST.len()] = bounds(&HOST);
 /// Name, unit, least and greatest value, scale, description.
 pub(super) type Column = (&'static str, Unit, f32, f32, Scale, &'static str);
 
-pub(super) const DISK: [Column; 21] = [
+pub(super) const DISK: [Column; 24] = [
     (
         "queue_depth",
         Unit::Count,
@@ -192,6 +192,30 @@ pub(super) const DISK: [Column; 21] = [
         1e4,
         Log,
         "Available host memory over the size of its image.",
+    ),
+    (
+        "last_hit_rate",
+        Unit::Share,
+        0.0,
+        1.0,
+        Linear,
+        "Hit rate when it was last buffered and read.",
+    ),
+    (
+        "last_cached_gib",
+        Unit::Gibibytes,
+        0.0,
+        65536.0,
+        Log,
+        "What was cached of it before; of a cold cache, a hit rate tells little.",
+    ),
+    (
+        "intervals_since_hit_rate",
+        Unit::Intervals,
+        0.0,
+        1000.0,
+        Log,
+        "Intervals since then; 1000 if it was not seen.",
     ),
 ];
 

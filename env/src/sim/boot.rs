@@ -97,6 +97,7 @@ fn first_disk(model: &DiskModel, channels: usize) -> DiskRow {
         vcpu_share: (0..channels).map(vcpu_share).collect(),
         capacity_bytes: model.capacity_gib * GIB,
         since_change_s: 3600.0,
+        last_hits: None,
         in_flight: Ok(0),
         cached_bytes: Ok(0.0),
         dirty_bytes: Ok(0.0),

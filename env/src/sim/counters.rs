@@ -74,6 +74,7 @@ fn disk(row: &DiskRow) -> DiskSample {
         cached_bytes: row.cached_bytes.map(|bytes| bytes as u64),
         dirty_bytes: row.dirty_bytes.map(|bytes| bytes as u64),
         since_change: Duration::from_secs_f64(row.since_change_s),
+        last_hits: row.last_hits,
     }
 }
 
@@ -134,6 +135,7 @@ fn advance_disk(sample: &mut DiskSample, row: &DiskRow, span_s: f64) {
     sample.settings = row.settings;
     sample.in_flight = row.in_flight;
     sample.since_change = Duration::from_secs_f64(row.since_change_s);
+    sample.last_hits = row.last_hits;
     sample.cached_bytes = row.cached_bytes.map(|bytes| bytes as u64);
     sample.dirty_bytes = row.dirty_bytes.map(|bytes| bytes as u64);
     add(

@@ -145,6 +145,7 @@ impl Repeatable for SimHost {
 mod tests {
     use super::*;
     use crate::features::{CACHE_HEAD, CHANNEL_HEAD, POLLING_HEAD};
+    use crate::observation::Validity;
     use crate::sample::Cache;
     use crate::sim::presets;
     use crate::spec::Level;
@@ -232,6 +233,40 @@ mod tests {
             moved.reward,
             poor.reward
         );
+    }
+
+    #[test]
+    fn what_the_cache_did_is_seen_after_a_disk_has_gone_direct() {
+        let mut host = SimHost::fixed(presets::capped_device()).unwrap();
+        let mut seen = host.reset(Some(1), &ResetOptions::default()).unwrap();
+        let column = |name: &str| {
+            let features = &host.spec().disk_features;
+            features.iter().position(|feature| feature.name == name)
+        };
+        let columns = ["hit_rate", "last_hit_rate", "intervals_since_hit_rate"];
+        let columns = columns.map(|name| column(name).unwrap());
+        let [now, last, since] = columns;
+        let of = |obs: &Observation| columns.map(|column| obs.disks.values[[0, column]]);
+        assert_eq!(of(&seen)[1..], [0.0, 1000.0]);
+        assert_eq!(seen.disks.validity[[0, last]], Validity::Idle);
+        let mut play = |cache: u16, intervals: usize| {
+            let mut action = seen.current.clone();
+            action.disks.column_mut(CACHE_HEAD).fill(cache);
+            for _ in 0..intervals {
+                seen = host.step(&action).unwrap().observation;
+            }
+            seen.clone()
+        };
+        let buffered = play(1, 30);
+        assert!(of(&buffered)[0] > 0.2);
+        assert_eq!(of(&buffered)[1..], [of(&buffered)[0], 0.0]);
+        // Its dirty pages are written back before.
+        let direct = play(0, 6);
+        assert_eq!(direct.disks.values[[0, now]], 0.0);
+        assert!(direct.disks.values[[0, last]] > 0.2);
+        let age = direct.disks.values[[0, since]];
+        assert!((1.0..=6.0).contains(&age), "{age}");
+        assert_eq!(play(0, 2).disks.values[[0, since]], age + 2.0);
     }
 
     #[test]

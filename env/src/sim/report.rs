@@ -1,11 +1,13 @@
 //! Writes what an interval showed into the window.
 
+use std::time::Duration;
+
 use super::device_state::{WRITEBACK_BYTES, Wear};
 use super::disk_state::CLUSTER_BYTES;
 use super::episode::Episode;
 use super::network::Flow;
 use crate::observation::Validity;
-use crate::sample::{Cache, Reading};
+use crate::sample::{Cache, CacheUse, LastHits, Reading};
 use crate::window::{DeviceWindow, DiskWindow};
 
 /// Requests in an interval below which a disk or device has done nothing.
@@ -80,10 +82,18 @@ impl Episode {
         let (did, in_flight) = self.did(disk, &flow, cores);
         let dt = self.scenario.interval_s;
         let copied = flow.throughput * flow.visits[1] * self.disks[disk].copying * dt;
+        let reads = did.iops.unwrap_or(0.0) * did.read_share.unwrap_or(0.0) * dt;
         let row = &mut self.window.disks[disk];
+        let seen = CacheUse {
+            cache: row.settings.cache,
+            reads,
+            hit_rate: did.hit_rate,
+            cached_bytes: row.cached_bytes, // not yet of this interval
+        };
         row.did = did;
         row.in_flight = Ok(in_flight.round() as u32);
         row.since_change_s += dt;
+        row.last_hits = LastHits::after(row.last_hits, Duration::from_secs_f64(dt), seen);
         let state = &mut self.disks[disk];
         state.copied_bytes += copied * CLUSTER_BYTES;
         state.stall_s = 0.0;

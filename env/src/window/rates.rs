@@ -1,7 +1,11 @@
 //! What one disk or device did in a window, as rates: from the counters of two samples.
 
+use std::time::Duration;
+
 use crate::observation::Validity;
-use crate::sample::{Cache, DeviceSample, DiskSample, LATENCY_BUCKETS, Reading, quantile_us};
+use crate::sample::{
+    Cache, CacheUse, DeviceSample, DiskSample, LATENCY_BUCKETS, LastHits, Reading, quantile_us,
+};
 
 /// What one disk did in a window. Rates are per second, latencies in microseconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -99,6 +103,21 @@ impl Ops {
 
     fn requests(&self) -> u64 {
         self.reads + self.writes
+    }
+}
+
+impl LastHits {
+    /// What is known at a sample, from the one before it of the same disk.
+    #[must_use]
+    pub fn between(before: &DiskSample, after: &DiskSample, span: Duration) -> Option<Self> {
+        let reads = after.reads.requests.saturating_sub(before.reads.requests);
+        let seen = CacheUse {
+            cache: after.settings.cache,
+            reads: reads as f64,
+            hit_rate: hit_rate(before, after),
+            cached_bytes: before.cached_bytes.map(|bytes| bytes as f64),
+        };
+        Self::after(before.last_hits, span, seen)
     }
 }
 

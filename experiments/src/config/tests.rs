@@ -125,6 +125,11 @@ fn distillation_has_defaults_and_bounds() {
         (distil.temperature, distil.priced, distil.threads),
         (0.02, 1.0, 1)
     );
+    assert_eq!(distil.replay_capacity, 100_000);
+    let start = format!("{keys}\nstart_from = \"p/policy\"");
+    let start = Config::parse(Path::new("configs/x.toml"), &training(&start)).unwrap();
+    let dir = start.training.start_from.unwrap();
+    assert_eq!(dir, Path::new("configs/p/policy"));
     for (environment, wanted) in [
         (
             "kind = \"cartpole\"",

@@ -68,7 +68,7 @@ pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<T
     match name.as_str() {
         Some("ppo") => ppo::training(table, base, check),
         Some("dqn") => dqn::training(table, check),
-        Some("distil") => distil::training(table, check),
+        Some("distil") => distil::training(table, base, check),
         Some(offline @ ("bc" | "cql" | "iql")) => offline::training(offline, table, check),
         _ => {
             let known = LearnerConfig::NAMES.join(", ");

@@ -23,9 +23,14 @@ impl DistilRun {
         distil: &DistilConfig,
         seed: u64,
         ready: Ready,
+        start: Option<&Checkpoint>,
     ) -> Result<Self, LabError> {
+        let learner = match start {
+            Some(policy) => Distil::start_from(policy, ready.spec(), distil.clone(), seed)?,
+            None => Distil::new(ready.spec(), config.architecture, distil.clone(), seed)?,
+        };
         Ok(Self {
-            distil: Distil::new(ready.spec(), config.architecture, distil.clone(), seed)?,
+            distil: learner,
             collector: ready.begin(seed)?,
             planned: config.training.env_steps,
         })

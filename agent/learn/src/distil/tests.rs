@@ -178,6 +178,35 @@ fn a_learner_that_was_saved_goes_on_as_if_it_had_not_been() {
 }
 
 #[test]
+fn a_learner_that_begins_from_a_policy_keeps_how_it_sees_and_widens_what_it_has_seen() {
+    let mut hosts = drawn(3);
+    let mut taught = learner(&hosts, config());
+    taught.update(&mut hosts, 0.0).unwrap();
+    let policy = taught.checkpoint(serde_json::Value::Null).unwrap();
+    let begin = || Distil::start_from(&policy, hosts.spec(), config(), 8).unwrap();
+    let unchanged = begin().checkpoint(serde_json::Value::Null).unwrap();
+    for (name, tensor) in taught.network.tensors().unwrap() {
+        assert_eq!(unchanged.tensors[&name], tensor, "{name}");
+    }
+    let mut further = begin();
+    let mut others = fixed(&presets::capped_device(), 2);
+    others.spec = policy.manifest.spec.clone();
+    further.update(&mut others, 0.0).unwrap();
+    let after = further.checkpoint(serde_json::Value::Null).unwrap();
+    assert_eq!(after.manifest.normalisers, policy.manifest.normalisers);
+    let (was, is) = (&policy.manifest.seen.disk, &after.manifest.seen.disk);
+    let widened = |(was, is): (&f32, &f32)| is >= was;
+    assert!(was.max.iter().zip(&is.max).all(widened));
+    assert_ne!(was, is);
+    let resumed = Distil::resume(&after, Some(&further.memory()), config()).unwrap();
+    assert_eq!(resumed.checkpoint(serde_json::Value::Null).unwrap(), after);
+
+    let cart = Checkpoint::untrained(&CartPole::default_spec(), SMALL, &mut Rng::seed_from_u64(1));
+    let error = Distil::start_from(&cart, hosts.spec(), config(), 8).unwrap_err();
+    assert!(error.to_string().contains("spec"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_planned_for_is_refused_with_the_way_out() {
     struct Cart(AutoresetEnv<CartPole>);
     impl Environment for Cart {

@@ -67,6 +67,25 @@ impl Bench {
 }
 
 #[test]
+fn what_the_cache_did_is_remembered_from_sample_to_sample() {
+    let mut bench = Bench::new();
+    let before = bench.sample_in(1).disks.remove(0);
+    assert_eq!(before.last_hits, None);
+    // As if it had been buffered until now, and had read.
+    let id = before.id.clone();
+    let hits = LastHits {
+        rate: 0.6,
+        cached_bytes: 1e9,
+        age: Duration::from_secs(2),
+    };
+    let last = bench.telemetry.last.get_mut(&id).unwrap();
+    last.sample.last_hits = Some(hits);
+    assert_eq!(bench.sample_in(1).disks[0].last_hits, Some(hits));
+    bench.telemetry.last.clear();
+    assert_eq!(bench.sample_in(1).disks[0].last_hits, None);
+}
+
+#[test]
 fn a_disk_whose_writes_have_failed_is_not_buffered() {
     let mut bench = Bench::new();
     assert_eq!(bench.cache_mask(), [MaskReason::Allowed; 2]);

@@ -1,5 +1,7 @@
 //! `[training]` of distillation.
 
+use std::path::Path;
+
 use blkpilot_learn::DistilConfig;
 use serde::Deserialize;
 use toml::Table;
@@ -24,9 +26,10 @@ struct Raw {
     learning_rate: Option<f64>,
     learning_rate_schedule: Option<RawSchedule>,
     max_grad_norm: Option<f64>,
+    start_from: Option<String>,
 }
 
-pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
+pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<Training> {
     let raw: Raw = check.read("training", table);
     let mut at = Section {
         name: "training",
@@ -48,7 +51,11 @@ pub(super) fn training(table: Table, check: &mut Check) -> Option<Training> {
     let wanted = format!("must be at least {least}: envs × steps of one update");
     let play = play.check(&mut at, least, &wanted);
     let learner = learner(&raw, &mut at);
-    Some(play?.with(LearnerConfig::Distil(learner?)))
+    let start_from = raw.start_from.map(|dir| base.join(dir));
+    Some(Training {
+        start_from,
+        ..play?.with(LearnerConfig::Distil(learner?))
+    })
 }
 
 fn learner(raw: &Raw, at: &mut Section<'_>) -> Option<DistilConfig> {
