@@ -9,6 +9,7 @@ if [[ $# -ne 2 ]]; then
     exit 2
 fi
 readonly lab=$1 out=$2
+# The oracle is only what the range is measured by: a search of 400 values a phase vector does for that.
 readonly hosts=${BLKPILOT_DIAL_HOSTS:-40} episodes=${BLKPILOT_DIAL_EPISODES:-4}
 mkdir -p "$out"
 
@@ -37,7 +38,7 @@ for name in default latency thrift objective; do
     "$lab" train "$config" --out "$out/$name" --overwrite --json >"$out/$name.json"
     for policy in conditioned "$name"; do
         "$lab" oracle "$config" --hosts "$hosts" --episodes "$episodes" --first-seed 20000 \
-            --policy "$out/$policy/policy" --json >"$out/$name-$policy-regret.json"
+            --exhaustive 2000 --search 400 --policy "$out/$policy/policy" --json >"$out/$name-$policy-regret.json"
     done
 done
 python3 - "$out" "$hosts" "$episodes" <<'PYTHON'

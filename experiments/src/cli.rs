@@ -294,6 +294,9 @@ struct OracleArgs {
     /// Values that a search may compute in one phase vector
     #[arg(long, value_name = "N", default_value_t = 4_000, value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
     search: u64,
+    /// Scenarios studied at a time [default: one for each CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -580,6 +583,7 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
             search: args.search,
             ..Limits::default()
         },
+        threads: args.threads.map_or_else(all_cpus, usize::from),
     };
     let stop = stop_flag();
     let mut progress = Progress::over(0);
@@ -602,6 +606,10 @@ fn run_oracle(args: &OracleArgs) -> Result<ExitCode, LabError> {
         report.text()
     });
     Ok(ExitCode::SUCCESS)
+}
+
+fn all_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn run_evaluate(args: &EvaluateLogArgs) -> Result<ExitCode, LabError> {

@@ -4,6 +4,8 @@
 //! scripts see of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::Scenario;
@@ -101,6 +103,8 @@ pub struct OracleOptions {
     pub epsilon: f64,
     /// What the oracle may spend.
     pub limits: Limits,
+    /// Scenarios that are studied at a time; how many changes no figure.
+    pub threads: usize,
 }
 
 impl Default for OracleOptions {
@@ -111,6 +115,7 @@ impl Default for OracleOptions {
             tolerance: 0.02,
             epsilon: 0.01,
             limits: Limits::default(),
+            threads: 1,
         }
     }
 }
@@ -152,7 +157,8 @@ pub struct ScenarioReport {
 }
 
 /// Studies each scenario with the baselines and, if there is one, a trained policy, greedy. `watch` is
-/// told the number of the scenario and how far it is, and says whether to go on.
+/// told the number of the scenario and how far it is, and says whether to go on; of several that are studied at a time,
+/// by turns.
 ///
 /// # Errors
 /// `Interrupted` if not; `Policy` if the checkpoint does not fit; `Study` if the oracle has no answer.
@@ -160,13 +166,9 @@ pub fn oracle(
     cases: &Cases,
     checkpoint: Option<&Checkpoint>,
     options: &OracleOptions,
-    watch: &mut dyn FnMut(usize, Progress) -> bool,
+    watch: &mut (dyn FnMut(usize, Progress) -> bool + Send),
 ) -> Result<OracleReport, LabError> {
-    let mut reports = Vec::with_capacity(cases.cases.len());
-    for (number, case) in cases.cases.iter().enumerate() {
-        let mut watch_one = |progress| watch(number, progress);
-        reports.push(one(case, checkpoint, options, &mut watch_one)?);
-    }
+    let reports = each(cases, checkpoint, options, watch)?;
     let studies: Vec<Study> = reports.iter().map(|report| report.study.clone()).collect();
     Ok(OracleReport {
         resampled: match cases.resampled {
@@ -190,6 +192,51 @@ pub fn oracle(
         ),
         scenarios: reports,
     })
+}
+
+/// The scenarios one by one, several at a time; the first error ends those that are not done.
+fn each(
+    cases: &Cases,
+    checkpoint: Option<&Checkpoint>,
+    options: &OracleOptions,
+    watch: &mut (dyn FnMut(usize, Progress) -> bool + Send),
+) -> Result<Vec<ScenarioReport>, LabError> {
+    let (next, has_failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let watch = Mutex::new(watch);
+    let study_some = || {
+        let mut own = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(case) = cases.cases.get(number) else {
+                return own;
+            };
+            let mut watch_one = |progress| {
+                let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+                !has_failed.load(Ordering::Relaxed) && watch(number, progress)
+            };
+            let report = one(case, checkpoint, options, &mut watch_one);
+            let is_last = report.is_err();
+            // Those that are interrupted for it say only that they were.
+            let is_first = !is_last || !has_failed.swap(true, Ordering::Relaxed);
+            if is_first {
+                own.push((number, report));
+            }
+            if is_last {
+                return own;
+            }
+        }
+    };
+    let mut done = std::thread::scope(|scope| {
+        let workers = options.threads.clamp(1, cases.cases.len().max(1));
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(study_some)).collect();
+        let joined = workers.into_iter().map(|worker| match worker.join() {
+            Ok(own) => own,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.flatten().collect::<Vec<_>>()
+    });
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, report)| report).collect()
 }
 
 fn one(

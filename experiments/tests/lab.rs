@@ -359,18 +359,25 @@ fn the_oracle_judges_the_baselines_and_a_checkpoint() {
     let scenario = dir.path().join("two_minded.toml");
     std::fs::write(&scenario, TWO_MINDED).unwrap();
     let (policy, report) = (out.join("policy"), dir.path().join("report.json"));
-    let output = lab(&[
-        "oracle",
-        scenario.to_str().unwrap(),
-        "capped_device",
-        "--policy",
-        policy.to_str().unwrap(),
-        "--episodes",
-        "3",
-        "--out",
-        report.to_str().unwrap(),
-    ]);
-    assert!(output.status.success(), "{output:?}");
+    let judged = |threads: &str| {
+        let output = lab(&[
+            "oracle",
+            scenario.to_str().unwrap(),
+            "capped_device",
+            "--policy",
+            policy.to_str().unwrap(),
+            "--episodes",
+            "3",
+            "--threads",
+            threads,
+            "--out",
+            report.to_str().unwrap(),
+        ]);
+        assert!(output.status.success(), "{output:?}");
+        (output, std::fs::read_to_string(&report).unwrap())
+    };
+    let (output, written) = judged("2");
+    assert_eq!(judged("1").1, written);
     let text = String::from_utf8(output.stdout).unwrap();
     for part in [
         "two_minded: 1 disks",
@@ -380,7 +387,7 @@ fn the_oracle_judges_the_baselines_and_a_checkpoint() {
     ] {
         assert!(text.contains(part), "no `{part}` in {text}");
     }
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&written).unwrap();
     let first = &json["scenarios"][0];
     assert_eq!(first["scenario"], "two_minded");
     for name in BASELINES
