@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a PROOFS=(
-    cartpole quickstart four-identical discrete-event simulator-properties journal oracle
+    cartpole dial quickstart four-identical discrete-event simulator-properties journal oracle oracle-hosts
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
     shift live-training log-power log-kills log-readers coverage exposure ranking large-log sampling cache
     learning-memory bench
@@ -16,7 +16,7 @@ Usage: scripts/verify.sh [PROOF...]
 
 Runs the long proofs, all of them or those named, and writes their figures to docs/verification:
   ${PROOFS[*]}
-The oracle, the trials, shift and live-training want the policy that quickstart trains.
+The trials, shift and live-training want the policy that quickstart trains.
 TEXT
 }
 for proof in "$@"; do
@@ -89,6 +89,8 @@ for proof in "${chosen[@]}"; do
 done
 record cartpole "CartPole-v1 by PPO and DQN, five seeds each" \
     "$lab" sanity --seeds 5 --out "$out/cartpole"
+record dial "One policy for all reward weights beside policies trained for one" \
+    scripts/dial.sh "$lab" "$out/dial"
 record quickstart "The quickstart policy against the baselines on unseen hosts" \
     "$lab" train experiments/configs/quickstart.toml --out "$out/quickstart"
 record four-identical "Four identical disks on four channels" \
@@ -100,7 +102,10 @@ record simulator-properties "What holds on every simulated host" \
 record journal "Journal and tuner against a model, under crashes and faults" \
     env BLKPILOT_FULL=1 cargo test --quiet --release -p blkpilot-host --lib tuner:: -- --nocapture
 record oracle "Policies against the oracle of each scenario" \
-    "$lab" oracle env/scenarios/mixed_*.toml --episodes 32 --policy "$out/quickstart/policy"
+    "$lab" oracle env/scenarios/mixed_{bursts,tenants,cache,crowded,numa}.toml --episodes 32 --policy agent/configs/policies/default
+record oracle-hosts "Policies against the oracle of hosts that none has seen" \
+    "$lab" oracle experiments/configs/default.toml --hosts 24 --episodes 4 --first-seed 10000 \
+    --exhaustive 2000 --search 400 --policy agent/configs/policies/default
 for guest in poor-cache poor-binding; do
     record "trial-$guest" "Default against tuned windows on the guest $guest" \
         scripts/trial-guest.sh "$guest" "$out/quickstart/policy" "$out/trials" "$alternations"

@@ -7,11 +7,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use blkpilot_agent::config::{Config, HostKind, Listen, OnExit};
+use blkpilot_agent::config::{Config, HostKind, Listen, OnExit, PolicyConfig};
 use blkpilot_agent::mode::Mode;
+use blkpilot_env::features::kvm_host_spec;
+use blkpilot_models::Checkpoint;
 use blkpilot_tests::live;
 
 const CONFIG: &str = "configs/libvirt.toml";
+const POLICY: &str = "policies/default";
 
 /// Where the package's manifest is, from which its paths count.
 fn agent() -> PathBuf {
@@ -83,6 +86,34 @@ fn the_packed_configuration_advises_and_fits_the_unit() {
     assert_eq!(config.service.data_dir, Path::new("/var/lib/blkpilot"));
     let socket = PathBuf::from("/run/blkpilot/blkpilot.sock");
     assert_eq!(config.service.listen, Listen::Unix(socket));
+}
+
+/// What is configured is what is packed, and a host's spec takes it.
+#[test]
+fn the_packed_policy_is_configured_and_fits_a_host() {
+    for file in [CONFIG, "configs/simulated.toml"] {
+        let config = Config::load(&agent().join(file)).unwrap();
+        let PolicyConfig::Checkpoint { dir, .. } = &config.policy else {
+            panic!("{file} serves {:?}", config.policy);
+        };
+        assert_eq!(dir, &agent().join("configs").join(POLICY));
+        let policy = Checkpoint::load(dir).unwrap();
+        policy.check_fits(&kvm_host_spec(&[])).unwrap();
+        assert!(
+            policy.manifest.extra.is_empty(),
+            "a learner's state is packed"
+        );
+        let packed: Vec<String> = assets(&metadata())
+            .into_iter()
+            .filter(|(_, target)| *target == format!("usr/share/blkpilot/{POLICY}/"))
+            .map(|(source, _)| source)
+            .collect();
+        for entry in fs::read_dir(dir).unwrap() {
+            let name = entry.unwrap().file_name();
+            let source = format!("configs/{POLICY}/{}", name.to_str().unwrap());
+            assert!(packed.contains(&source), "{source} is not packed");
+        }
+    }
 }
 
 #[test]
