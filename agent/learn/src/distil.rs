@@ -31,7 +31,7 @@ use blkpilot_models::oracle::{OracleError, Planner};
 use blkpilot_models::{Architecture, Checkpoint, Manifest};
 use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::adam::{Adam, AdamConfig, clip_gradients};
 use crate::collector::{Collector, Resumable, unfit};
@@ -165,9 +165,7 @@ impl Distil {
         seed: u64,
     ) -> Result<Self, LearnError> {
         use_one_thread();
-        checkpoint.check_fits(spec)?;
-        let Checkpoint { manifest, tensors } = checkpoint;
-        let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
+        let (network, manifest) = (Network::of_policy(checkpoint, spec)?, &checkpoint.manifest);
         let learner = Self::with_network(spec, network, config, seed, Rng::seed_from_u64(seed))?;
         Ok(Self {
             normalisers: manifest.normalisers.clone(),
@@ -286,8 +284,8 @@ impl Distil {
         Ok((report, played.episodes))
     }
 
-    /// The policy as it stands, with all but the memory that [`Distil::resume`] needs. `config` is kept as it is, for whoever reads
-    /// the manifest.
+    /// The policy as it stands, with all but the memory that [`Distil::resume`] needs. `config` is kept as it is, for
+    /// whoever reads the manifest.
     ///
     /// # Errors
     /// If libtorch fails.

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use blkpilot_env::{EnvSpec, Head, Rng};
 use blkpilot_models::architecture::has_channels;
-use blkpilot_models::{Architecture, Tensor as Plain};
+use blkpilot_models::{Architecture, Checkpoint, Tensor as Plain};
 use tch::{Kind, TchError, Tensor};
 
+use crate::LearnError;
 use crate::adam::Parameters;
 use crate::initial::initial_tensors;
 use crate::turns::{Batch, Lanes};
@@ -50,6 +51,21 @@ impl Network {
             &initial_tensors(&architecture, spec, rng),
             Kind::Float,
         )
+    }
+
+    /// The network of a policy, to go on learning from, whoever has learnt it.
+    ///
+    /// # Errors
+    /// `Checkpoint` if its spec does not fit `spec`, with the difference; `Torch` if libtorch fails.
+    pub(crate) fn of_policy(policy: &Checkpoint, spec: &EnvSpec) -> Result<Self, LearnError> {
+        policy.check_fits(spec)?;
+        let architecture = policy.manifest.architecture;
+        Ok(Self::from_tensors(
+            spec,
+            architecture,
+            &policy.tensors,
+            Kind::Float,
+        )?)
     }
 
     /// A network with given weights, computing in `kind`. `tensors` has the names and shapes of

@@ -184,9 +184,7 @@ impl Ppo {
         seed: u64,
     ) -> Result<Self, LearnError> {
         use_one_thread();
-        checkpoint.check_fits(spec)?;
-        let Checkpoint { manifest, tensors } = checkpoint;
-        let network = Network::from_tensors(spec, manifest.architecture, tensors, Kind::Float)?;
+        let (network, manifest) = (Network::of_policy(checkpoint, spec)?, &checkpoint.manifest);
         Ok(Self {
             adam: Adam::new(AdamConfig::default(), network.flat())?,
             normalisers: manifest.normalisers.clone(),
