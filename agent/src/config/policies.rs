@@ -82,7 +82,7 @@ pub(super) fn policy(
             None
         }
         (None, Some(dir)) => Some(PolicyConfig::Checkpoint {
-            dir: found(base, &dir),
+            dir: found([base, Path::new(SHARED)], &dir),
             selection: selection.unwrap_or(Selection::Greedy),
         }),
         (None, None) if is_given => None,
@@ -109,9 +109,9 @@ pub(super) fn policy(
 /// Where packages keep what is the same on every host.
 const SHARED: &str = "/usr/share/blkpilot";
 
-/// A directory beside the configuration, or else one that a package has brought.
-fn found(base: &Path, dir: &str) -> PathBuf {
-    let (own, shared) = (base.join(dir), Path::new(SHARED).join(dir));
+/// A directory beside the configuration, or else one that a package has brought; where there is neither, the first.
+fn found(bases: [&Path; 2], dir: &str) -> PathBuf {
+    let [own, shared] = bases.map(|base| base.join(dir));
     if !own.exists() && shared.exists() {
         return shared;
     }
@@ -157,4 +157,21 @@ fn bandit(mut section: Section, taken: Option<&str>) -> Option<PolicyConfig> {
     }
     section.finish();
     checked.is_ok().then_some(PolicyConfig::Bandit(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_is_looked_for_beside_the_configuration_and_then_among_what_packages_brought() {
+        let [own, shared] = [0, 1].map(|_| tempfile::tempdir().unwrap());
+        let look = |dir: &str| found([own.path(), shared.path()], dir);
+        assert_eq!(look("p"), own.path().join("p"));
+        std::fs::create_dir(shared.path().join("p")).unwrap();
+        assert_eq!(look("p"), shared.path().join("p"));
+        std::fs::create_dir(own.path().join("p")).unwrap();
+        assert_eq!(look("p"), own.path().join("p"));
+        assert_eq!(look("/elsewhere"), Path::new("/elsewhere"));
+    }
 }
