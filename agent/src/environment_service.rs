@@ -276,6 +276,13 @@ fn generator(wire: &v1::sim_host::Generator) -> Generator {
         },
         schedulers: wire.schedulers,
         known_work: wire.known_work,
+        templates: wire.templates.clone(),
+        template_share: wire.template_share,
+        template_spread: if wire.template_spread == 0.0 {
+            default.template_spread
+        } else {
+            wire.template_spread
+        },
         ..default
     }
 }
@@ -347,5 +354,8 @@ fn generator_to_wire(generator: &Generator) -> v1::sim_host::Generator {
         steps: generator.steps,
         schedulers: generator.schedulers,
         known_work: generator.known_work,
+        templates: generator.templates.clone(),
+        template_share: generator.template_share,
+        template_spread: generator.template_spread,
     }
 }

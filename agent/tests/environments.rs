@@ -201,6 +201,9 @@ async fn a_remote_environment_is_the_local_one_bit_for_bit() {
             schedulers: true,
             steps: 9,
             known_work: 0.5,
+            templates: vec!["mixed_numa".to_owned()],
+            template_share: 0.5,
+            template_spread: 2.0,
             ..v1::sim_host::Generator::default()
         };
         let random = Kind::SimHost(v1::SimHost {
@@ -210,6 +213,9 @@ async fn a_remote_environment_is_the_local_one_bit_for_bit() {
             schedulers: true,
             steps: 9,
             known_work: 0.5,
+            templates: vec!["mixed_numa".to_owned()],
+            template_share: 0.5,
+            template_spread: 2.0,
             ..Generator::default()
         };
         let host = SimHost::generated(generator).unwrap();

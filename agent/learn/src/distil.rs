@@ -58,8 +58,9 @@ pub struct DistilConfig {
     pub replay_capacity: usize,
     /// Cost that a unit of score stands for, in reward per interval.
     pub temperature: f64,
-    /// Share of the turns that the planner prices; it takes most of the time.
-    pub priced: f64,
+    /// Turns of a host-step that the planner prices, on average, however many disks there are; no turn is priced twice.
+    /// It takes most of the time.
+    pub priced_per_step: f64,
     /// Threads that play and price.
     pub threads: usize,
     /// Step size of Adam.

@@ -1,7 +1,8 @@
 //! What may be in a scenario. All problems are reported at once, each with the path of its key.
 
 use super::scenario::{
-    ChannelModel, DeviceModel, DiskModel, MAX_CHANNELS, MAX_DISKS, Phase, Scenario, ScenarioErrors,
+    ChannelModel, DeviceModel, DiskModel, MAX_CHANNELS, MAX_DISKS, MAX_MEAN_INTERVALS, Phase,
+    Scenario, ScenarioErrors,
 };
 
 /// Greatest number of CPUs of a channel.
@@ -202,7 +203,12 @@ impl Check {
                 ("skew", phase.skew, 0.0, 5.0),
                 ("sequential_share", phase.sequential_share, 0.0, 1.0),
                 ("flush_share", phase.flush_share, 0.0, 1.0),
-                ("mean_intervals", phase.mean_intervals, 1.0, 1e9),
+                (
+                    "mean_intervals",
+                    phase.mean_intervals,
+                    1.0,
+                    MAX_MEAN_INTERVALS,
+                ),
             ],
         );
         if phase.outstanding > 0.0 && phase.outstanding < 1.0 {

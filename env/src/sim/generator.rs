@@ -10,6 +10,7 @@ use super::scenario::{
 };
 use crate::sample::{Cache, Polling};
 
+mod template;
 mod work;
 
 /// What random hosts are drawn from. Ranges are inclusive.
@@ -33,7 +34,17 @@ pub struct Generator {
     /// Share of the guests that do the kinds of work that guests are known to do, on images of the sizes
     /// that these have: size of requests, share of reads and reuse go together there. The others do anything.
     pub known_work: f64,
+    /// Names of scenarios that come with the crate, hosts like which are drawn in `template_share` of the episodes;
+    /// their disks, channels and devices are as many as there.
+    pub templates: Vec<String>,
+    /// Share of the hosts that are like one of the templates.
+    pub template_share: f64,
+    /// Factor, at least 1, up to which each size, rate and cost of such a host is above or below its template's.
+    pub template_spread: f64,
 }
+
+/// Greatest `template_spread`.
+pub const MAX_TEMPLATE_SPREAD: f64 = 10.0;
 
 impl Default for Generator {
     fn default() -> Self {
@@ -46,6 +57,9 @@ impl Default for Generator {
             noise: 0.05,
             schedulers: false,
             known_work: 0.0,
+            templates: vec![],
+            template_share: 0.0,
+            template_spread: 1.0,
         }
     }
 }
@@ -82,11 +96,16 @@ impl Generator {
                 format!("= {} must be in [0.001, 3600]", self.interval_s),
             ));
         }
-        for (key, share) in [("noise", self.noise), ("known_work", self.known_work)] {
+        for (key, share) in [
+            ("noise", self.noise),
+            ("known_work", self.known_work),
+            ("template_share", self.template_share),
+        ] {
             if !(0.0..=1.0).contains(&share) {
                 problems.push((key.to_owned(), format!("= {share} must be in [0, 1]")));
             }
         }
+        self.validate_templates(&mut problems);
         if problems.is_empty() {
             Ok(())
         } else {
@@ -94,9 +113,35 @@ impl Generator {
         }
     }
 
+    fn validate_templates(&self, problems: &mut Vec<(String, String)>) {
+        let is_known = |name: &&String| presets::text(name).is_some();
+        for name in self.templates.iter().filter(|name| !is_known(name)) {
+            let known = presets::NAMES.join(", ");
+            let problem = format!("has \"{name}\", which is none of {known}");
+            problems.push(("templates".to_owned(), problem));
+        }
+        if self.templates.is_empty() && self.template_share > 0.0 {
+            let problem = format!(
+                "= {} needs templates: name scenarios, or leave it out",
+                self.template_share
+            );
+            problems.push(("template_share".to_owned(), problem));
+        }
+        if !(1.0..=MAX_TEMPLATE_SPREAD).contains(&self.template_spread) {
+            let problem = format!(
+                "= {} must be in [1, {MAX_TEMPLATE_SPREAD}]",
+                self.template_spread
+            );
+            problems.push(("template_spread".to_owned(), problem));
+        }
+    }
+
     /// Draws a host.
     #[must_use]
     pub fn draw(&self, rng: &mut crate::Rng) -> Scenario {
+        if self.template_share > 0.0 && chance(rng, self.template_share) {
+            return template::draw(self, rng);
+        }
         let disks = rng.random_range(self.disks.0..=self.disks.1);
         let channels = rng.random_range(self.channels.0..=self.channels.1);
         let devices = rng.random_range(self.devices.0..=self.devices.1);
@@ -309,5 +354,98 @@ mod tests {
         let any = Generator::default();
         let (small, large) = (reuse(&any, 4.0..33.0), reuse(&any, 100.0..2000.0));
         assert!((small - large).abs() < 0.1, "{small} {large}");
+    }
+
+    fn like(name: &str, spread: f64) -> Generator {
+        Generator {
+            steps: 64,
+            templates: vec![name.to_owned()],
+            template_share: 1.0,
+            template_spread: spread,
+            ..Generator::default()
+        }
+    }
+
+    #[test]
+    fn hosts_like_every_scenario_hold_together_and_differ_by_at_most_the_spread() {
+        for name in presets::NAMES {
+            let template = presets::by_name(name).unwrap();
+            for host in drawn(&like(name, 3.0), 50) {
+                host.validate()
+                    .unwrap_or_else(|error| panic!("{name}: {error}"));
+                let pairs = host.disks.iter().zip(&template.disks);
+                for (disk, own) in pairs {
+                    let factor = disk.iothread_us / own.iothread_us;
+                    assert!((1.0 / 3.0..=3.0).contains(&factor), "{name}: {factor}");
+                    assert_eq!(disk.phases.len(), own.phases.len());
+                }
+                let caches = (
+                    host.cache_gib / template.cache_gib,
+                    host.memory_gib / template.memory_gib,
+                );
+                assert!(
+                    (caches.0 - caches.1).abs() < 1e-9,
+                    "one factor for all memory: {caches:?}"
+                );
+            }
+            let exact = Scenario {
+                name: "generated".to_owned(),
+                interval_s: 1.0,
+                steps: 64,
+                noise: 0.05,
+                schedulers: false,
+                ..template
+            };
+            assert_eq!(drawn(&like(name, 1.0), 2), [exact.clone(), exact]);
+        }
+    }
+
+    #[test]
+    fn templates_are_drawn_in_their_share_and_leave_the_other_hosts_as_they_are() {
+        let generator = Generator {
+            disks: (1, 2),
+            template_share: 0.25,
+            ..like("mixed_numa", 1.0)
+        };
+        let hosts = drawn(&generator, 1000);
+        let share = hosts.iter().filter(|host| host.disks.len() == 4).count();
+        assert!((200..300).contains(&share), "{share}");
+        let no_share = Generator {
+            template_share: 0.0,
+            ..generator.clone()
+        };
+        let none = Generator {
+            disks: (1, 2),
+            steps: 64,
+            ..Generator::default()
+        };
+        assert_eq!(drawn(&no_share, 20), drawn(&none, 20));
+    }
+
+    #[test]
+    fn templates_that_do_not_hold_together_are_refused() {
+        let wrong = Generator {
+            templates: vec!["mixed_nothing".to_owned()],
+            template_spread: 0.5,
+            ..Generator::default()
+        };
+        let error = wrong.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("templates has \"mixed_nothing\", which is none of mixed,"),
+            "{error}"
+        );
+        assert!(
+            error.contains("template_spread = 0.5 must be in [1, 10]"),
+            "{error}"
+        );
+        let empty = Generator {
+            template_share: 0.5,
+            ..Generator::default()
+        };
+        let error = empty.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("template_share = 0.5 needs templates"),
+            "{error}"
+        );
     }
 }

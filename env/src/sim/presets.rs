@@ -4,12 +4,14 @@ use super::scenario::{DeviceModel, DiskModel, Phase, Scenario};
 use crate::sample::{DeviceClass, DeviceReference};
 
 /// Names that [`by_name`] knows.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 19] = [
     "mixed",
+    "mixed_bursts",
     "mixed_cache",
     "mixed_crowded",
     "mixed_numa",
     "mixed_sata",
+    "mixed_tenants",
     "identical_disks",
     "poor_binding",
     "capped_device",
@@ -27,10 +29,12 @@ pub const NAMES: [&str; 17] = [
 /// The TOML text of each name, in the same order.
 const TEXTS: [&str; NAMES.len()] = [
     include_str!("../../scenarios/mixed.toml"),
+    include_str!("../../scenarios/mixed_bursts.toml"),
     include_str!("../../scenarios/mixed_cache.toml"),
     include_str!("../../scenarios/mixed_crowded.toml"),
     include_str!("../../scenarios/mixed_numa.toml"),
     include_str!("../../scenarios/mixed_sata.toml"),
+    include_str!("../../scenarios/mixed_tenants.toml"),
     include_str!("../../scenarios/identical_disks.toml"),
     include_str!("../../scenarios/poor_binding.toml"),
     include_str!("../../scenarios/capped_device.toml"),

@@ -265,6 +265,8 @@ impl std::error::Error for ScenarioErrors {}
 
 /// Greatest number of disks of a simulated host.
 pub const MAX_DISKS: usize = 1024;
+/// Greatest mean length of a phase, intervals: one that is never left in practice.
+pub const MAX_MEAN_INTERVALS: f64 = 1e9;
 /// Greatest number of channels of a simulated host.
 pub const MAX_CHANNELS: usize = 1024;
 

@@ -122,7 +122,7 @@ fn distillation_has_defaults_and_bounds() {
         panic!("distillation was asked for");
     };
     assert_eq!(
-        (distil.temperature, distil.priced, distil.threads),
+        (distil.temperature, distil.priced_per_step, distil.threads),
         (0.02, 1.0, 1)
     );
     assert_eq!(distil.replay_capacity, 100_000);
@@ -149,13 +149,13 @@ fn distillation_has_defaults_and_bounds() {
     }
     let bad = keys.replace(
         "env_steps = 1000",
-        "env_steps = 31\npriced = 0\nthreads = 0\ngamma = 0.9",
+        "env_steps = 31\npriced_per_step = 0\nthreads = 0\ngamma = 0.9",
     );
     let found = problems(&training(&bad));
     let wanted = [
         "training.gamma is unknown",
         "training.env_steps = 31 must be at least 32",
-        "training.priced = 0 must be in (0, 1]",
+        "training.priced_per_step = 0 must be > 0",
         "training.threads = 0 must be in [1, 1024]",
     ];
     for start in wanted {

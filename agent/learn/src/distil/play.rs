@@ -114,6 +114,7 @@ impl<E: Planned> Pupil<'_, E> {
             current,
             left,
         };
+        let priced = class.config.priced_per_step / self.seen.disk_count().max(1) as f64;
         while let Some(view) = joint.view() {
             self.played.seen.observe(&view);
             let drawn = draw(
@@ -125,7 +126,7 @@ impl<E: Planned> Pupil<'_, E> {
             )?;
             if let Turn::Disk(disk) = view.turn
                 && planner.has_choice(disk)
-                && self.rng.random::<f64>() < class.config.priced
+                && self.rng.random::<f64>() < priced
             {
                 let chosen = planner.values().knobs().read(joint.so_far());
                 let costs = planner.costs_alone(&moment, &chosen, disk)?;

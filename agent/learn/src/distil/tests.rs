@@ -23,7 +23,7 @@ fn config() -> DistilConfig {
         minibatch: 32,
         replay_capacity: 100,
         temperature: 0.02,
-        priced: 0.7,
+        priced_per_step: 1.4,
         threads: 1,
         learning_rate: Schedule::Constant(5e-3),
         max_grad_norm: 10.0,
@@ -110,7 +110,7 @@ fn the_loss_is_the_expected_cost_and_a_little_of_the_squared_error() {
 fn what_the_best_scored_levels_cost_falls() {
     let mut hosts = fixed(&presets::poor_binding(), 4);
     let own = DistilConfig {
-        priced: 1.0,
+        priced_per_step: 100.0,
         ..config()
     };
     let mut learner = learner(&hosts, own);

@@ -21,7 +21,7 @@ struct Raw {
     minibatch: Option<usize>,
     replay_capacity: Option<usize>,
     temperature: Option<f64>,
-    priced: Option<f64>,
+    priced_per_step: Option<f64>,
     threads: Option<usize>,
     learning_rate: Option<f64>,
     learning_rate_schedule: Option<RawSchedule>,
@@ -71,8 +71,9 @@ fn learner(raw: &Raw, at: &mut Section<'_>) -> Option<DistilConfig> {
     let wanted = "must be in (0, 1]";
     let is_share = |v: f64| v > 0.0 && v <= 1.0;
     let temperature = at.may("temperature", raw.temperature, is_share, wanted);
-    let priced = at.may("priced", raw.priced, is_share, wanted);
     let rate = at.need("learning_rate", raw.learning_rate, is_share, wanted);
+    let priced = raw.priced_per_step;
+    let priced = at.may("priced_per_step", priced, |v| v > 0.0, "must be > 0");
     let wanted = "must be in [1, 1024]";
     let threads = at.may("threads", raw.threads, |n| (1..=1024).contains(&n), wanted);
     let norm = raw.max_grad_norm;
@@ -83,7 +84,7 @@ fn learner(raw: &Raw, at: &mut Section<'_>) -> Option<DistilConfig> {
         minibatch: minibatch?,
         replay_capacity: capacity.unwrap_or(100_000),
         temperature: temperature.unwrap_or(0.02),
-        priced: priced.unwrap_or(1.0),
+        priced_per_step: priced.unwrap_or(1.0),
         threads: threads.unwrap_or(1),
         learning_rate: RawSchedule::of(raw.learning_rate_schedule, rate?),
         max_grad_norm: norm.unwrap_or(10.0),
