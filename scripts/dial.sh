@@ -9,8 +9,9 @@ if [[ $# -ne 2 ]]; then
     exit 2
 fi
 readonly lab=$1 out=$2
-# The oracle is only what the range is measured by: a search of 400 values a phase vector does for that.
-readonly hosts=${BLKPILOT_DIAL_HOSTS:-40} episodes=${BLKPILOT_DIAL_EPISODES:-4}
+# The oracle is only what the range is measured by: a search of 400 values a phase vector does for that, on hosts of at most
+# 4 disks. One of 6 may have 729 phase vectors, and takes as long as all of these.
+readonly hosts=${BLKPILOT_DIAL_HOSTS:-16} episodes=${BLKPILOT_DIAL_EPISODES:-4}
 mkdir -p "$out"
 
 # Weights that no training has met: those of the ranges are drawn, and never twice.
@@ -36,8 +37,9 @@ for name in default latency thrift objective; do
         experiments/configs/dial.toml | sed 's/^env_steps = .*/env_steps = 250_000/' >"$config"
     printf '\n[environment.reward]\n%s\n' "${weights[$name]}" >>"$config"
     "$lab" train "$config" --out "$out/$name" --overwrite --json >"$out/$name.json"
+    sed 's/^disks = .*/disks = [1, 4]/' "$config" >"$out/$name-hosts.toml"
     for policy in conditioned "$name"; do
-        "$lab" oracle "$config" --hosts "$hosts" --episodes "$episodes" --first-seed 20000 \
+        "$lab" oracle "$out/$name-hosts.toml" --hosts "$hosts" --episodes "$episodes" --first-seed 20000 \
             --exhaustive 2000 --search 400 --policy "$out/$policy/policy" --json >"$out/$name-$policy-regret.json"
     done
 done
