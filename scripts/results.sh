@@ -9,7 +9,8 @@ if [[ $lab == target/release/blkpilot-lab ]]; then
     cargo build --release --workspace --bin blkpilot-lab
 fi
 
-for sweep in "${@:-four_identical_seeds}"; do
+if [[ $# == 0 ]]; then set -- four_identical_seeds quickstart_seeds quickstart_dqn_seeds; fi
+for sweep in "$@"; do
     out=out/results/$sweep
     rm -rf "$out"
     "$lab" sweep "experiments/sweeps/$sweep.toml" --out "$out" --json >"experiments/results/$sweep.json"
