@@ -62,12 +62,12 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
     if ! is_chosen "$file"; then return; fi
     printf '\n== %s\n' "$title"
     local start=$SECONDS
-    "$@" 2>"$out/stderr" | tee "$out/stdout" || { cat "$out/stderr" >&2; exit 1; }
+    "$@" 2>"$out/$file.stderr" | tee "$out/$file.stdout" || { cat "$out/$file.stderr" >&2; exit 1; }
     {
         printf '# %s\n\n' "$title"
         printf 'Command: `%s`  \n' "${*//$PWD\//}"
         printf 'Commit: `%s`  \nMachine: %s  \nTook: %d s\n\n' "$commit" "$machine" $((SECONDS - start))
-        printf '```text\n%s\n```\n' "$(sed -E "s/^\.+//; /^(running [0-9]+ test|test [^r]|test result|test r.* (\.\.\.|has been running))/d; s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/stdout")"
+        printf '```text\n%s\n```\n' "$(sed -E "s/^\.+//; /^(running [0-9]+ test|test [^r]|test result|test r.* (\.\.\.|has been running))/d; s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/$file.stdout")"
     } >"$docs/$file.md"
 }
 
