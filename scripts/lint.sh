@@ -13,3 +13,14 @@ if cargo clippy --version >/dev/null 2>&1; then
 else
     echo "lint: clippy is not installed (rustup component add clippy): lints were not checked"
 fi
+
+# The API: its style, its format, and that nobody who speaks the released one is broken. Every import of it
+# is here or comes with buf, so that this needs no network once buf is there.
+if scripts/setup.sh --lint; then
+    PATH="${BLKPILOT_TOOLS:-.deps/tools}/buf/node_modules/.bin:$PATH"
+    buf lint proto
+    buf format proto --diff --exit-code
+    buf breaking proto --against proto/released.binpb
+else
+    echo "lint: buf is not installed (see above): the .proto files were not checked"
+fi

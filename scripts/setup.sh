@@ -2,7 +2,7 @@
 # Brings a fresh Debian or Ubuntu machine to where `make test` and `make demo` work.
 set -euo pipefail
 
-readonly TORCH=2.13.0 CUDA_RUNTIME=13.0.96 CUDA_CUPTI=13.0.85
+readonly TORCH=2.13.0 CUDA_RUNTIME=13.0.96 CUDA_CUPTI=13.0.85 BUF=1.75.0
 readonly -a BUILD_PACKAGES=(ca-certificates g++ gcc libvirt-dev make pkg-config python3)
 readonly -a LIVE_PACKAGES=(
     busybox-static cpio dmsetup dpkg-dev libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu
@@ -11,7 +11,7 @@ readonly -a LIVE_PACKAGES=(
 
 usage() {
     cat <<TEXT
-Usage: scripts/setup.sh [--no-live] [--help]
+Usage: scripts/setup.sh [--no-live | --lint] [--help]
 
 Does three things, each only where it is missing, and is quick when all is there:
   1. Debian packages to build with (${BUILD_PACKAGES[*]})
@@ -22,16 +22,19 @@ Does three things, each only where it is missing, and is quick when all is there
   3. The test guest: a kernel and an initramfs in .deps/guest (scripts/build-guest.sh).
 
   --no-live   leave out what only the live tests need (test guests, part 3)
+  --lint      only what scripts/lint.sh wants: buf $BUF in .deps/tools/buf (or \$BLKPILOT_TOOLS/buf),
+              by npm, which is Debian's package where there is none (93 MB on disk)
 
 With BLKPILOT_REQUIRE_LIVE=1 a machine that cannot run the live tests is an error;
 without, it is a loud warning and the live tests are skipped and counted.
 TEXT
 }
 
-live=yes
+live=yes lint=no
 for argument in "$@"; do
     case "$argument" in
         --no-live) live=no ;;
+        --lint) lint=yes ;;
         --help | -h) usage; exit 0 ;;
         *) echo "setup: unknown argument '$argument'; see --help" >&2; exit 2 ;;
     esac
@@ -162,6 +165,20 @@ setup_guest() {
     "$root/scripts/build-guest.sh" || give_up_live "the test guest could not be built (see above)"
 }
 
+# buf, which lints the API and compares it with what was released. Fails where it cannot be had.
+setup_buf() {
+    local home=${BLKPILOT_TOOLS:-$deps/tools}/buf
+    if [[ $("$home/node_modules/.bin/buf" --version 2>/dev/null) == "$BUF" ]]; then return; fi
+    if ! command -v npm >/dev/null && ! { command -v dpkg-query >/dev/null && complete_packages npm; }; then
+        die "npm is missing and could not be installed; run: sudo apt-get update && sudo apt-get install -y --no-install-recommends npm"
+    fi
+    say "installing buf $BUF into $home"
+    mkdir -p "$home"
+    npm install --silent --no-audit --no-fund --prefix "$home" "@bufbuild/buf@$BUF" ||
+        die "npm could not install buf $BUF; look at its message above"
+}
+
+if [[ $lint == yes ]]; then setup_buf; exit 0; fi
 command -v python3 >/dev/null || command -v dpkg-query >/dev/null || die "python3 is missing: install it"
 setup_packages
 setup_libtorch

@@ -18,6 +18,7 @@ use crate::config::OnExit;
 use crate::decision::{Decision, PolicyRef};
 use crate::history::History;
 use crate::mode::{Knob, Mode};
+use crate::pulse::Pulse;
 use crate::status::Failure;
 use blkpilot_host::device::DeviceState;
 use blkpilot_host::{DeviceKnob, DiskState};
@@ -282,6 +283,8 @@ pub struct HostHandle {
     pub view: watch::Receiver<HostView>,
     /// What has been recorded.
     pub history: History,
+    /// Whether the owner comes round.
+    pub pulse: Arc<Pulse>,
     pub(crate) commands: Arc<SyncSender<Command>>,
     pub(crate) stop: StopSlot,
     /// Weak, so that watchers see the end when the owner has gone.

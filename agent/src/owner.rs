@@ -54,6 +54,7 @@ use crate::history::Recorder;
 use crate::last_good::Proof;
 use crate::learner::Learner;
 use crate::names::decision_name;
+use crate::pulse::Pulse;
 use crate::status::Failure;
 
 /// Decisions that a watcher may be behind.
@@ -105,6 +106,7 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
     let (commands, inbox) = sync_channel(MOST_WAITING);
     let commands = Arc::new(commands);
     let bell = Bell::new(&commands);
+    let pulse = Pulse::new(Instant::now());
     let (decisions, _) = broadcast::channel(MOST_UNSEEN);
     let (shown, view) = watch::channel(HostView {
         state: HostState::Starting,
@@ -131,13 +133,14 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         info,
         view,
         history: config.recorder.history(),
+        pulse: Arc::clone(&pulse),
         commands,
         decisions: decisions.downgrade(),
     };
     let name = format!("host-{}", config.name);
     let owner = Owner::new(config, shown, decisions, bell);
     let thread = std::thread::Builder::new().name(name).spawn(move || {
-        owner.run(&inbox, &stop);
+        owner.run(&inbox, &stop, &pulse);
         drop(inbox);
         // Whoever asked too late hears so.
         stop.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -234,8 +237,9 @@ impl Owner {
         }
     }
 
-    fn run(mut self, inbox: &Receiver<Command>, stop: &Mutex<Option<Stop>>) {
+    fn run(mut self, inbox: &Receiver<Command>, stop: &Mutex<Option<Stop>>, pulse: &Pulse) {
         loop {
+            pulse.beat(self.next_look.max(Instant::now()) + self.config.interval);
             let asked = stop.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(Stop { on_exit, reply }) = asked {
                 self.config.learners.iter_mut().for_each(Learner::keep);

@@ -12,11 +12,12 @@ use blkpilot_env::features::kvm_host_spec;
 use blkpilot_host::BootClock;
 use blkpilot_log::LogError;
 use blkpilot_proto::v1;
-use blkpilot_proto::v1::environment_service_server::EnvironmentServiceServer;
-use blkpilot_proto::v1::tuner_service_server::TunerServiceServer;
+use blkpilot_proto::v1::environment_service_server::{self, EnvironmentServiceServer};
+use blkpilot_proto::v1::tuner_service_server::{self, TunerServiceServer};
 use thiserror::Error;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::server::{Router, TcpIncoming};
+use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::admission::Modes;
@@ -26,7 +27,7 @@ use crate::backend::{BackendKind, Connect};
 use crate::chain::Chain;
 use crate::config::{Config, HostKind, Listen, OnExit};
 use crate::environments::Environments;
-use crate::gate::LoopbackChanges;
+use crate::gate::{Intake, LoopbackChanges};
 use crate::handle::{HostHandle, HostState};
 use crate::history::Recorder;
 use crate::last_good::{self, Proof};
@@ -44,6 +45,12 @@ const STOP: Duration = Duration::from_secs(30);
 const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Share of an interval that a policy may take for a joint decision.
 const PATIENCE: f64 = 0.25;
+/// What health is told of, beside the service as a whole.
+const SERVICES: [&str; 3] = [
+    "",
+    environment_service_server::SERVICE_NAME,
+    tuner_service_server::SERVICE_NAME,
+];
 /// Calls of one connection that run at once.
 const MOST_CALLS: usize = 128;
 
@@ -104,6 +111,8 @@ pub struct Server {
     owner: JoinHandle<()>,
     on_exit: OnExit,
     health: HealthReporter,
+    intake: Intake,
+    drain: Duration,
 }
 
 impl Server {
@@ -136,7 +145,8 @@ impl Server {
         } else {
             LoopbackChanges::Refused
         };
-        let (health, router) = router(&host, Arc::clone(&environments), changes)?;
+        let intake = Intake::default();
+        let (health, router) = router(&host, Arc::clone(&environments), changes, &intake)?;
         Ok(Self {
             environments,
             listener,
@@ -145,7 +155,22 @@ impl Server {
             owner,
             on_exit,
             health,
+            intake,
+            drain: DRAIN,
         })
+    }
+
+    /// The host that it looks after.
+    #[must_use]
+    pub fn host(&self) -> &HostHandle {
+        &self.host
+    }
+
+    /// How long calls under way may take to end when it stops, in place of 10 s.
+    #[must_use]
+    pub fn drain_within(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
     }
 
     /// Where it listens.
@@ -154,12 +179,25 @@ impl Server {
         self.listener.address()
     }
 
-    /// Serves until `shutdown` is ready; then puts the host back if it shall be, and lets calls
-    /// under way end.
+    /// Serves until `shutdown` is ready; then says so in its health, takes no more calls, puts the host
+    /// back if it shall be, and lets calls under way end.
     ///
     /// # Errors
     /// `Transport`; `Owner` if the host's owner has ended by itself or does not end; `NotPutBack`.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        self.run_until(shutdown, std::future::pending()).await
+    }
+
+    /// As [`Server::run`]; once `hurry` is ready too, calls under way are cut off. Putting the host back is
+    /// not.
+    ///
+    /// # Errors
+    /// Those of [`Server::run`].
+    pub async fn run_until(
+        self,
+        shutdown: impl Future<Output = ()>,
+        hurry: impl Future<Output = ()>,
+    ) -> Result<(), ServeError> {
         let Self {
             environments,
             listener,
@@ -168,15 +206,17 @@ impl Server {
             owner,
             on_exit,
             health,
+            intake,
+            drain,
         } = self;
-        let watching = tokio::spawn(follow_health(host.clone(), health));
+        let watching = tokio::spawn(follow_health(host.clone(), health.clone()));
         let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stopped = async move {
             // Both a message and a sender that has gone mean stop.
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(router, listener, stopped));
+        let mut serving = tokio::spawn(serve(router, listener, stopped));
         let mut owner_view = host.view.clone();
         let ended = async move { while owner_view.changed().await.is_ok() {} };
         let by_itself = tokio::select! {
@@ -184,38 +224,83 @@ impl Server {
             () = ended => true,
         };
         tracing::info!(?on_exit, "stopping");
+        watching.abort();
+        // Ended or aborted: nothing says any more that it serves.
+        let _ = watching.await;
+        stop_serving(&health).await;
+        intake.close();
         let left = leave(&host, on_exit).await;
         // Its streams end with the owner.
         let info = Arc::clone(&host.info);
         drop(host);
         let _ = stop.send(());
-        let drained = tokio::time::timeout(DRAIN, serving).await;
-        watching.abort();
+        let drained = tokio::select! {
+            drained = tokio::time::timeout(drain, &mut serving) => drained.ok(),
+            () = hurry => None,
+        };
+        if drained.is_none() {
+            serving.abort();
+            // With it goes the socket.
+            let _ = serving.await;
+        }
         expiring.abort();
-        let host = info.name.clone();
-        let ended_well = join(owner).await;
-        if by_itself || ended_well == Some(false) {
-            return Err(ServeError::Owner {
-                host,
-                problem: "its owner ended by itself, which is our bug: restart the service"
-                    .to_owned(),
-            });
-        }
-        if let Err(problem) = left {
-            tracing::error!(host, problem, "not put back");
-            return Err(ServeError::NotPutBack { host, problem });
-        }
-        if ended_well.is_none() {
-            let problem = format!("its owner did not end in {STOP:?}: a call to the host hangs");
-            return Err(ServeError::Owner { host, problem });
-        }
+        let ended = Ended {
+            by_itself,
+            well: join(owner).await,
+            left,
+        };
+        ended.check(&info.name)?;
         match drained {
-            Ok(Ok(served)) => Ok(served?),
-            Ok(Err(_)) | Err(_) => {
-                tracing::warn!("calls were cut off: they did not end in {DRAIN:?}");
+            Some(Ok(served)) => Ok(served?),
+            Some(Err(_)) | None => {
+                tracing::warn!(
+                    "calls were cut off: they did not end in {drain:?}, or it had to be quick"
+                );
                 Ok(())
             }
         }
+    }
+}
+
+/// How the owner of a host has ended.
+struct Ended {
+    by_itself: bool,
+    /// `None` if it has not.
+    well: Option<bool>,
+    /// What it left behind.
+    left: Result<(), String>,
+}
+
+impl Ended {
+    fn check(self, host: &str) -> Result<(), ServeError> {
+        let owner = |problem: String| ServeError::Owner {
+            host: host.to_owned(),
+            problem,
+        };
+        if self.by_itself || self.well == Some(false) {
+            let problem = "its owner ended by itself, which is our bug: restart the service";
+            return Err(owner(problem.to_owned()));
+        }
+        if let Err(problem) = self.left {
+            tracing::error!(host, problem, "not put back");
+            let host = host.to_owned();
+            return Err(ServeError::NotPutBack { host, problem });
+        }
+        match self.well {
+            Some(_) => Ok(()),
+            None => Err(owner(format!(
+                "its owner did not end in {STOP:?}: a call to the host hangs"
+            ))),
+        }
+    }
+}
+
+/// Whoever balances load by health goes elsewhere before anything is refused.
+async fn stop_serving(health: &HealthReporter) {
+    for service in SERVICES {
+        health
+            .set_service_status(service, ServingStatus::NotServing)
+            .await;
     }
 }
 
@@ -385,6 +470,7 @@ fn router(
     host: &HostHandle,
     environments: Arc<Environments>,
     changes: LoopbackChanges,
+    intake: &Intake,
 ) -> Result<(HealthReporter, Router), ServeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
@@ -399,8 +485,14 @@ fn router(
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(EnvironmentServiceServer::new(environment_service))
-        .add_service(TunerServiceServer::new(tuner_service));
+        .add_service(EnvironmentServiceServer::with_interceptor(
+            environment_service,
+            intake.clone(),
+        ))
+        .add_service(TunerServiceServer::with_interceptor(
+            tuner_service,
+            intake.clone(),
+        ));
     Ok((reporter, router))
 }
 

@@ -4,16 +4,23 @@
 
 mod support;
 
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use blkpilot_agent::client::connect;
 use blkpilot_env::sim::presets;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::{Settings, socket};
 use tempfile::TempDir;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot");
 
@@ -23,15 +30,21 @@ struct Daemon(Child);
 impl Daemon {
     /// Starts one and waits until it listens.
     fn start(dir: &Path) -> Self {
+        Self::start_with(dir, |_| {})
+    }
+
+    /// As `start`; `prepare` is done to its command before.
+    fn start_with(dir: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
         let file = dir.join("blkpilot.toml");
         std::fs::write(&file, Settings::default().toml(dir)).unwrap();
-        let mut child = Command::new(BLKPILOT)
+        let mut command = Command::new(BLKPILOT);
+        command
             .args(["serve", "--config"])
             .arg(&file)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::null());
+        prepare(&mut command);
+        let mut child = command.spawn().unwrap();
         let line = first_line(&mut child);
         assert!(line.contains("listening on unix:"), "{line}");
         Self(child)
@@ -46,6 +59,61 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// systemd's end of a NOTIFY_SOCKET.
+struct Systemd {
+    socket: UnixDatagram,
+    path: PathBuf,
+    /// Assignments that have come and were not asked for yet.
+    told: VecDeque<String>,
+}
+
+impl Systemd {
+    fn listen(dir: &Path) -> Self {
+        let path = dir.join("notify.sock");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        // What does not come in a minute never will.
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        Self {
+            socket,
+            path,
+            told: VecDeque::new(),
+        }
+    }
+
+    /// A daemon that is told of it, and when it is to be taken for hung.
+    fn start(&self, dir: &Path, watchdog: Option<Duration>) -> Daemon {
+        Daemon::start_with(dir, |command| {
+            command.env("NOTIFY_SOCKET", &self.path);
+            if let Some(watchdog) = watchdog {
+                command.env("WATCHDOG_USEC", watchdog.as_micros().to_string());
+            }
+        })
+    }
+
+    /// The next assignment, such as `READY=1`.
+    fn next(&mut self) -> String {
+        while self.told.is_empty() {
+            let mut datagram = [0; 4096];
+            let length = self.socket.recv(&mut datagram).unwrap();
+            let text = std::str::from_utf8(&datagram[..length]).unwrap();
+            self.told.extend(text.lines().map(str::to_owned));
+        }
+        self.told.pop_front().unwrap()
+    }
+
+    /// The next one that begins so.
+    fn wait_for(&mut self, prefix: &str) -> String {
+        loop {
+            let assignment = self.next();
+            if assignment.starts_with(prefix) {
+                return assignment;
+            }
+        }
     }
 }
 
@@ -114,6 +182,66 @@ fn a_daemon_ends_in_order_at_sigterm_and_sigint() {
         assert!(daemon.0.wait().unwrap().success());
         assert!(!socket(dir.path()).exists());
     }
+}
+
+#[test]
+fn systemd_is_told_that_it_is_ready_how_it_stands_that_it_lives_and_that_it_stops() {
+    let dir = TempDir::new().unwrap();
+    let mut systemd = Systemd::listen(dir.path());
+    let mut daemon = systemd.start(dir.path(), Some(Duration::from_millis(200)));
+    let (mut statuses, mut is_ready, mut pings) = (vec![], false, 0);
+    while !(is_ready && pings >= 3 && statuses.iter().any(|s: &String| s.contains("guests"))) {
+        match systemd.next().split_once('=').unwrap() {
+            ("READY", _) => is_ready = true,
+            ("WATCHDOG", "1") => pings += 1,
+            ("STATUS", text) => statuses.push(text.to_owned()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(
+        statuses.contains(&"hosts/local: 4 guests, 4 of them opted in".to_owned()),
+        "{statuses:?}"
+    );
+    daemon.signal(Signal::SIGTERM);
+    systemd.wait_for("STOPPING=1");
+    assert!(daemon.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_second_signal_cuts_off_calls_that_do_not_end() {
+    let dir = TempDir::new().unwrap();
+    let mut systemd = Systemd::listen(dir.path());
+    let mut daemon = systemd.start(dir.path(), None);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // Whoever watches health does not end by himself.
+    let channel = runtime
+        .block_on(connect(&format!("unix:{}", socket(dir.path()).display())))
+        .unwrap();
+    let mut client = HealthClient::new(channel);
+    let watched = runtime.block_on(client.watch(HealthCheckRequest::default()));
+    let mut health = watched.unwrap().into_inner();
+    let mut next = || {
+        runtime
+            .block_on(health.message())
+            .unwrap()
+            .unwrap()
+            .status()
+    };
+    assert_eq!(next(), ServingStatus::Serving);
+    let started = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(next(), ServingStatus::NotServing);
+    assert!(
+        daemon.0.try_wait().unwrap().is_none(),
+        "it waits for the call"
+    );
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.0.wait().unwrap().success());
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "it waited all the same"
+    );
+    assert!(!socket(dir.path()).exists());
 }
 
 #[test]

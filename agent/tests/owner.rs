@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blkpilot_agent::admission::{Choice, Modes};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
@@ -23,6 +23,7 @@ use blkpilot_agent::hosted::HostedEnvironment;
 use blkpilot_agent::mode::{Knob, Mode};
 use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_agent::pulse::PulseWatch;
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::reward::RewardConfig;
@@ -507,6 +508,27 @@ async fn a_policy_that_fails_is_reported_and_the_heuristic_stands_in() {
         case.host.propose().await.unwrap_err().reason(),
         "POLICY_FAILED"
     );
+}
+
+/// What systemd's watchdog is fed by.
+#[tokio::test]
+async fn a_look_that_does_not_end_stops_the_pulse_until_it_does() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let mut watch = PulseWatch::new(Arc::clone(&case.host.pulse));
+    // When whatever was due is overdue; only one that has come round meanwhile is alive then.
+    let much_later = Instant::now() + Duration::from_secs(3600);
+    assert!(watch.is_alive(much_later));
+    case.fate.is_stuck.store(true, Ordering::SeqCst);
+    while !case.fate.has_stuck.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    let _what_came_before = watch.is_alive(much_later);
+    assert!(!watch.is_alive(much_later));
+    case.fate.is_stuck.store(false, Ordering::SeqCst);
+    while !watch.is_alive(much_later) {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

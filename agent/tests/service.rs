@@ -8,9 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use blkpilot_agent::client::connect;
 use blkpilot_agent::config::{Config, ConfigError, HostKind};
 use blkpilot_agent::last_good;
-use blkpilot_agent::server::ServeError;
+use blkpilot_agent::server::{ServeError, Server};
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_env::reward::RewardConfig;
@@ -19,10 +20,13 @@ use blkpilot_env::{EnvSpec, Rng};
 use blkpilot_host::{BufferedLimits, DeviceKnob, DeviceRules, DiskBounds};
 use blkpilot_models::{Architecture, Checkpoint};
 use blkpilot_proto::v1;
+use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use rand::SeedableRng as _;
 use support::{HOST, Service, Settings, socket};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 use tokio_stream::StreamExt as _;
+use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -555,17 +559,13 @@ async fn a_stale_socket_is_replaced_but_nothing_else_is() {
     let text = Settings::default().toml(service.dir.path());
     let text = text.replace("/data\"", "/second\"");
     let second = Config::parse(&file, &text).unwrap();
-    let error = blkpilot_agent::server::Server::start(second)
-        .await
-        .unwrap_err();
+    let error = Server::start(second).await.unwrap_err();
     assert!(
         error.to_string().contains("another server listens there"),
         "{error}"
     );
     let same_data = Config::parse(&file, &Settings::default().toml(service.dir.path())).unwrap();
-    let error = blkpilot_agent::server::Server::start(same_data)
-        .await
-        .unwrap_err();
+    let error = Server::start(same_data).await.unwrap_err();
     assert!(matches!(error, ServeError::Log(_)), "{error}");
     service.guests().await;
 
@@ -606,6 +606,51 @@ async fn health_follows_the_host() {
     assert_eq!(status(&service, environments).await, ServingStatus::Serving);
     // Its thread is in libvirt's library every so often, which the end of the process must not meet.
     service.stop().await;
+}
+
+/// A watch of health never ends by itself.
+#[tokio::test]
+async fn a_service_that_stops_says_so_first_takes_no_calls_and_waits_for_those_under_way_so_long() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("blkpilot.toml");
+    let config = Config::parse(&file, &Settings::default().toml(dir.path())).unwrap();
+    let server = Server::start(config).await.unwrap();
+    let server = server.drain_within(Duration::from_millis(300));
+    let channel = connect(&server.address().to_string()).await.unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(server.run(async {
+        let _ = stopped.await;
+    }));
+    let mut watched = vec![];
+    for name in [
+        "",
+        "blkpilot.v1.EnvironmentService",
+        "blkpilot.v1.TunerService",
+    ] {
+        let request = HealthCheckRequest {
+            service: name.to_owned(),
+        };
+        let answer = HealthClient::new(channel.clone()).watch(request).await;
+        watched.push(answer.unwrap().into_inner());
+    }
+    drop(stop);
+    for health in &mut watched {
+        while health.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+    }
+    let mut tuner = TunerServiceClient::new(channel);
+    let refused = loop {
+        let call = tuner.list_hosts(v1::ListHostsRequest::default());
+        let code = call.await.unwrap_err().code();
+        // What this client says of a call that meets the end of its connection.
+        if code != Code::Cancelled {
+            break code;
+        }
+    };
+    assert_eq!(refused, Code::Unavailable);
+    // Those that hang are waited for no longer, which is no failure of the service.
+    let ended = tokio::time::timeout(PATIENCE, serving).await;
+    ended.unwrap().unwrap().unwrap();
+    assert!(!socket(dir.path()).exists());
 }
 
 #[tokio::test]

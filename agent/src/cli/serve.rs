@@ -1,12 +1,14 @@
 //! `blkpilot serve`.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::output::print;
 use super::{CliError, ServeArgs};
 use crate::config::Config;
 use crate::server::{Server, check};
+use crate::supervisor;
 
 pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let config = Config::load(&args.config)?;
@@ -16,25 +18,77 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
         return Ok(());
     }
     // Before anything is opened: a signal during the start must end in order too.
-    let stop = interrupted()?;
+    let (stop, hurry) = stops()?;
     let server = Server::start(config).await?;
     // It serves whether or not anybody reads this.
     if let Err(error) = print(format_args!("listening on {}", server.address())) {
         warn!("{error}");
     }
-    server.run(stop).await?;
-    Ok(())
+    let host = server.host();
+    let (name, view) = (host.info.name.clone(), host.view.clone());
+    let telling = tokio::spawn(supervisor::follow_status(name, view));
+    let feeding = tokio::spawn(supervisor::feed_watchdog(host.pulse.clone()));
+    supervisor::ready();
+    let shutdown = async {
+        // A sender that has gone is a bug that must not keep it from ending.
+        let _ = stop.await;
+        telling.abort();
+        supervisor::stopping();
+    };
+    let hurry = async {
+        let _ = hurry.await;
+    };
+    let ended = server.run_until(shutdown, hurry).await;
+    feeding.abort();
+    Ok(ended?)
+}
+
+/// Told of the first SIGINT or SIGTERM, and of the second. Both are counted as they come: two that wait to be
+/// looked at are one.
+fn stops() -> Result<(oneshot::Receiver<()>, oneshot::Receiver<()>), CliError> {
+    let mut stops = Stops::listen()?;
+    let (first, stop) = oneshot::channel();
+    let (second, hurry) = oneshot::channel();
+    tokio::spawn(async move {
+        for told in [first, second] {
+            stops.next().await;
+            // Whoever has ended already need not be told.
+            let _ = told.send(());
+        }
+        std::future::pending::<()>().await;
+    });
+    Ok((stop, hurry))
+}
+
+/// SIGINT and SIGTERM as they come.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stops {
+    /// From now on they end nothing by themselves.
+    fn listen() -> Result<Self, CliError> {
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, CliError> {
+    signal(kind).map_err(|e| CliError::Failed(format!("cannot listen for signals: {e}")))
 }
 
 /// Ready at the first SIGINT or SIGTERM.
 pub(super) fn interrupted() -> Result<impl Future<Output = ()>, CliError> {
-    let failed = |e: std::io::Error| CliError::Failed(format!("cannot listen for signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
+    let mut stops = Stops::listen()?;
+    Ok(async move { stops.next().await })
 }
