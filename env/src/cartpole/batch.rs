@@ -153,11 +153,17 @@ impl CartPoleBatch {
         observe(&self.spec, self.observations[cart])
     }
 
+    /// Whether a cart's episode has ended in the last step and the next was begun in it.
+    #[must_use]
+    pub fn has_final_observation(&self, cart: usize) -> bool {
+        let has_ended = self.terminated[cart] | self.truncated[cart];
+        has_ended && self.spec.autoreset == Autoreset::SameStep
+    }
+
     /// The last observation of a cart's episode, where `observation` is already the next one's first.
     #[must_use]
     pub fn final_observation(&self, cart: usize) -> Option<Observation> {
-        let has_ended = self.terminated[cart] | self.truncated[cart];
-        (has_ended && self.spec.autoreset == Autoreset::SameStep)
+        self.has_final_observation(cart)
             .then(|| observe(&self.spec, self.final_observations[cart]))
     }
 
