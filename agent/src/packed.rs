@@ -65,8 +65,8 @@ impl Packing {
                 )
             }
             _ => (
-                self.observations(seen(vector).map(|seen| seen.observation)),
-                self.observations(seen(vector).filter_map(|seen| seen.final_observation)),
+                self.observations(&seen(vector).map(|seen| seen.observation)),
+                self.observations(&seen(vector).filter_map(|seen| seen.final_observation)),
             ),
         };
         let has_last = !last.disks.is_empty();
@@ -108,7 +108,7 @@ impl Packing {
 
     fn observations<'a>(
         &mut self,
-        seen: impl Iterator<Item = &'a Observation> + Clone,
+        seen: &(impl Iterator<Item = &'a Observation> + Clone),
     ) -> v1::PackedObservations {
         let each = || seen.clone();
         v1::PackedObservations {

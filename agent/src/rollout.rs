@@ -44,7 +44,7 @@ pub(crate) fn answers(
         requests,
     };
     // The stream opens when it is polled, so that a client has its headers before it has sent anything.
-    try_unfold(State::Unopened(unopened), |state| async {
+    try_unfold(State::Unopened(Box::new(unopened)), |state| async {
         let mut rollout = match state {
             State::Unopened(unopened) => Box::new(unopened.open().await?),
             State::Open(rollout) => rollout,
@@ -55,7 +55,7 @@ pub(crate) fn answers(
 }
 
 enum State {
-    Unopened(Unopened),
+    Unopened(Box<Unopened>),
     Open(Box<Rollout>),
 }
 

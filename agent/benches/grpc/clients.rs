@@ -35,41 +35,49 @@ pub(crate) struct Taken {
 
 /// Empty calls of so many clients.
 pub(crate) fn empty(runtime: &Runtime, server: &str, clients: usize) -> Taken {
-    let each = async |channel: Channel| {
-        let mut health = HealthClient::new(channel);
-        times(async || {
+    at_once(runtime, server, clients, empty_calls)
+}
+
+async fn empty_calls(channel: Channel) -> (Instant, Vec<f64>) {
+    let health = HealthClient::new(channel);
+    times(|| {
+        let mut health = health.clone();
+        async move {
             let answer = health.check(HealthCheckRequest::default()).await;
             answer.expect("the server is healthy");
-        })
-        .await
-    };
-    at_once(runtime, server, clients, each)
+        }
+    })
+    .await
 }
 
 /// Steps of so many clients, a cart each.
 pub(crate) fn steps(runtime: &Runtime, server: &str, clients: usize) -> Taken {
-    let each = async |channel: Channel| {
-        let mut client = EnvironmentServiceClient::new(channel);
-        let name = create(&mut client, 1).await;
-        let request = v1::ResetRequest {
-            name: name.clone(),
-            seed: Some(1),
-            ..v1::ResetRequest::default()
-        };
-        let first = client.reset(request).await.expect("resets").into_inner();
-        let step = v1::StepRequest {
-            name: name.clone(),
-            action: first.observation.and_then(|seen| seen.current),
-            ..v1::StepRequest::default()
-        };
-        let taken = times(async || {
-            client.step(step.clone()).await.expect("steps");
-        })
-        .await;
-        delete(&mut client, name).await;
-        taken
+    at_once(runtime, server, clients, step_calls)
+}
+
+async fn step_calls(channel: Channel) -> (Instant, Vec<f64>) {
+    let mut client = EnvironmentServiceClient::new(channel);
+    let name = create(&mut client, 1).await;
+    let request = v1::ResetRequest {
+        name: name.clone(),
+        seed: Some(1),
+        ..v1::ResetRequest::default()
     };
-    at_once(runtime, server, clients, each)
+    let first = client.reset(request).await.expect("resets").into_inner();
+    let step = v1::StepRequest {
+        name: name.clone(),
+        action: first.observation.and_then(|seen| seen.current),
+        ..v1::StepRequest::default()
+    };
+    let taken = times(|| {
+        let (mut client, step) = (client.clone(), step.clone());
+        async move {
+            client.step(step).await.expect("steps");
+        }
+    })
+    .await;
+    delete(&mut client, name).await;
+    taken
 }
 
 /// Steps of carts per second over one rollout, with several requests under way.
@@ -164,7 +172,7 @@ async fn delete(client: &mut EnvironmentServiceClient<Channel>, name: String) {
 }
 
 /// Nanoseconds of each call, and when the first that counts began.
-async fn times(mut call: impl AsyncFnMut()) -> (Instant, Vec<f64>) {
+async fn times<F: Future<Output = ()>>(mut call: impl FnMut() -> F) -> (Instant, Vec<f64>) {
     for _ in 0..WARM_UP {
         call().await;
     }

@@ -29,8 +29,8 @@ pub(crate) struct Running {
 
 #[derive(Debug, Clone)]
 enum Answer {
-    Reset(v1::ResetResponse),
-    Step(v1::StepResponse),
+    Reset(Box<v1::ResetResponse>),
+    Step(Box<v1::StepResponse>),
 }
 
 impl Running {
@@ -102,11 +102,12 @@ impl Running {
         repeat: Option<Repeat>,
     ) -> Result<v1::ResetResponse, Failure> {
         if let Some(Answer::Reset(answer)) = self.answers.find(repeat)? {
-            return Ok(answer);
+            return Ok(*answer);
         }
         self.reset(resetting)?;
         let answer = self.reset_to_wire();
-        self.answers.note(repeat, || Answer::Reset(answer.clone()));
+        self.answers
+            .note(repeat, || Answer::Reset(Box::new(answer.clone())));
         Ok(answer)
     }
 
@@ -117,7 +118,7 @@ impl Running {
         repeat: Option<Repeat>,
     ) -> Result<v1::StepResponse, Failure> {
         if let Some(Answer::Step(answer)) = self.answers.find(repeat)? {
-            return Ok(answer);
+            return Ok(*answer);
         }
         let mut levels = std::mem::take(&mut self.levels);
         self.vector
@@ -127,7 +128,8 @@ impl Running {
         self.levels = levels;
         stepped?;
         let answer = self.step_to_wire();
-        self.answers.note(repeat, || Answer::Step(answer.clone()));
+        self.answers
+            .note(repeat, || Answer::Step(Box::new(answer.clone())));
         Ok(answer)
     }
 

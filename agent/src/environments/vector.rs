@@ -20,7 +20,7 @@ pub enum Vector {
     /// Carts with their poles.
     Carts {
         /// The carts.
-        carts: CartPoleBatch,
+        carts: Box<CartPoleBatch>,
         /// The levels of the last step.
         levels: Vec<Level>,
     },
@@ -135,6 +135,7 @@ impl Vector {
     #[must_use]
     pub fn carts(carts: CartPoleBatch) -> Self {
         let levels = vec![0; carts.len()];
+        let carts = Box::new(carts);
         Self::Carts { carts, levels }
     }
 
