@@ -19,6 +19,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("blkpilot_v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Tensors are slices of one buffer, and what is compared by its bytes has them in one order.
+    tonic_prost_build::configure()
+        .bytes(".blkpilot.v1.PackedObservations")
+        .bytes(".blkpilot.v1.PackedOutcomes")
+        .bytes(".blkpilot.v1.RolloutRequest")
+        .btree_map(".blkpilot.v1.ResetRequest.options")
+        .btree_map(".blkpilot.v1.RolloutReset.options")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ readonly -a PROOFS=(
     cartpole dial quickstart four-identical discrete-event simulator-properties journal oracle oracle-mixed oracle-hosts
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
     shift live-training log-power log-kills log-readers coverage exposure ranking large-log sampling cache
-    learning-memory bench
+    learning-memory remote-cartpole bench
 )
 usage() {
     cat <<TEXT
@@ -162,4 +162,6 @@ record cache "The cache strategy where it is dangerous: misses, and the stall of
     env BLKPILOT_CACHE_FULL=1 "${live_test[@]}" --test live_cache -- --nocapture --test-threads=1
 record learning-memory "Memory of PPO over many updates" \
     env BLKPILOT_UPDATES="$updates" "${live_test[@]}" --test memory -- --nocapture
+record remote-cartpole "Remote environments under Gymnasium's checks, and PPO of stable-baselines3 on remote CartPole" \
+    scripts/remote-cartpole.sh "$out/remote_cartpole"
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh

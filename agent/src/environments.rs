@@ -1,148 +1,31 @@
 //! Environments held for clients, each under a lease.
 
+pub mod recipe;
+pub mod resetting;
+mod running;
+pub(crate) mod stage;
+pub mod vector;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use blkpilot_env::cartpole::CartPole;
-use blkpilot_env::sim::{Generator, Scenario, SimHost, presets};
-use blkpilot_env::vector::AutoresetEnv;
-use blkpilot_env::{
-    Autoreset, EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Step,
-};
+use blkpilot_env::{EnvSpec, JointAction};
+use blkpilot_proto::v1;
+use tokio::sync::watch;
 use tonic::Code;
 
+pub use self::recipe::{Access, Kind, Recipe};
+use self::resetting::Resetting;
+pub(crate) use self::running::Running;
+use self::stage::{Scene, Stage};
 use crate::handle::HostHandle;
-use crate::hosted::HostedEnvironment;
 use crate::names::{environment_name, host_name};
+use crate::repeat::Repeat;
 use crate::status::Failure;
 
-/// Largest scenario that is taken as text, bytes.
-const LONGEST_SCENARIO: usize = 1 << 20;
-
-/// What an environment is made from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Recipe {
-    /// What it is.
-    pub kind: Kind,
-    /// Seed of the first episode if `reset` gives none.
-    pub seed: u64,
-    /// What `step` does after the end of an episode.
-    pub autoreset: Autoreset,
-    /// How long it is kept without a call.
-    pub lease: Duration,
-}
-
-/// What an environment is.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
-    /// A simulated host with a built-in scenario.
-    Preset(String),
-    /// A simulated host with this scenario, as TOML.
-    Scenario(String),
-    /// A simulated host drawn anew for each episode.
-    Generated(Generator),
-    /// The cart and its pole.
-    CartPole,
-    /// A managed host.
-    Host {
-        /// Its name.
-        name: String,
-        /// Why the guard is passed by; `None` if it is not.
-        force_reason: Option<String>,
-    },
-}
-
-impl Recipe {
-    /// Makes the environment. `hosts` are those that can be attached.
-    ///
-    /// # Errors
-    /// `INVALID_ARGUMENT` with everything that is wrong with a scenario; for a host, `NOT_FOUND` and
-    /// `HOST_ATTACHED`.
-    pub async fn make(
-        &self,
-        hosts: &BTreeMap<String, HostHandle>,
-    ) -> Result<Box<dyn Environment + Send>, Failure> {
-        match self.understand()? {
-            Understood::Made(env) => Ok(env),
-            Understood::Host(name, force_reason) => {
-                let host = find_host(hosts, name)?.clone();
-                let host = HostedEnvironment::attach(host, force_reason.cloned()).await?;
-                Ok(Box::new(AutoresetEnv::new(host, self.autoreset)))
-            }
-        }
-    }
-
-    /// Checks what [`Recipe::make`] checks, without taking a host over.
-    ///
-    /// # Errors
-    /// As [`Recipe::make`].
-    pub fn check(&self, hosts: &BTreeMap<String, HostHandle>) -> Result<(), Failure> {
-        match self.understand()? {
-            Understood::Made(_) => Ok(()),
-            Understood::Host(name, _) => find_host(hosts, name).map(drop),
-        }
-    }
-
-    fn understand(&self) -> Result<Understood<'_>, Failure> {
-        let mode = self.autoreset;
-        let field = "environment.sim_host";
-        let host = match &self.kind {
-            Kind::CartPole => {
-                let env = AutoresetEnv::new(CartPole::new(self.seed), mode);
-                return Ok(Understood::Made(Box::new(env)));
-            }
-            Kind::Host { name, force_reason } => {
-                return Ok(Understood::Host(name, force_reason.as_ref()));
-            }
-            Kind::Preset(name) => {
-                let scenario = presets::by_name(name).ok_or_else(|| {
-                    let known = presets::NAMES.join(", ");
-                    Failure::field(
-                        format!("{field}.preset"),
-                        format!("\"{name}\" is not one of {known}"),
-                    )
-                })?;
-                SimHost::fixed(scenario)
-            }
-            Kind::Scenario(text) => SimHost::fixed(parse(&format!("{field}.scenario_toml"), text)?),
-            Kind::Generated(generator) => SimHost::generated(generator.clone()),
-        };
-        let env = AutoresetEnv::new(host.map_err(EnvError::from)?, mode);
-        Ok(Understood::Made(Box::new(env)))
-    }
-}
-
-/// What an environment is, once its recipe has been understood.
-enum Understood<'a> {
-    /// It needs nothing else.
-    Made(Box<dyn Environment + Send>),
-    /// A host is to be taken over, by name, and why the guard is passed by.
-    Host(&'a str, Option<&'a String>),
-}
-
-fn find_host<'a>(
-    hosts: &'a BTreeMap<String, HostHandle>,
-    name: &str,
-) -> Result<&'a HostHandle, Failure> {
-    hosts
-        .get(name)
-        .ok_or_else(|| Failure::not_found(&host_name(name), "ListHosts names those there are"))
-}
-
-fn parse(field: &str, text: &str) -> Result<Scenario, Failure> {
-    if text.len() > LONGEST_SCENARIO {
-        let problem = format!(
-            "has {} bytes, at most {LONGEST_SCENARIO} are taken",
-            text.len()
-        );
-        return Err(Failure::field(field, problem));
-    }
-    toml::from_str(text).map_err(|error| Failure::field(field, error.to_string()))
-}
-
-/// An environment held for a client.
+/// An environment, or many of a kind, held for a client.
 pub struct Held {
     /// Last segment of its name.
     pub id: String,
@@ -159,12 +42,6 @@ pub struct Held {
     state: Arc<tokio::sync::Mutex<Running>>,
 }
 
-struct Running {
-    env: Box<dyn Environment + Send>,
-    /// The seed of the first episode, until it has been started.
-    first_seed: Option<u64>,
-}
-
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held")
@@ -174,47 +51,49 @@ impl fmt::Debug for Held {
 }
 
 impl Held {
-    /// Starts an episode.
+    /// Starts episodes; a call that repeats one has its answer.
     ///
     /// # Errors
-    /// As the environment.
-    pub async fn reset(
+    /// As the environments.
+    pub(crate) async fn reset(
         &self,
-        seed: Option<u64>,
-        options: ResetOptions,
-    ) -> Result<Observation, Failure> {
-        self.run(move |running| {
-            let seed = seed.or(running.first_seed);
-            let observation = running.env.reset(seed, &options)?;
-            running.first_seed = None;
-            Ok(observation)
-        })
-        .await
+        resetting: Resetting,
+        repeat: Option<Repeat>,
+    ) -> Result<v1::ResetResponse, Failure> {
+        self.run(move |running| running.answer_reset(&resetting, repeat))
+            .await?
     }
 
-    /// Applies an action for one interval.
+    /// Applies a joint action per environment for one interval; a call that repeats one has its answer.
     ///
     /// # Errors
-    /// As the environment.
-    pub async fn step(&self, action: JointAction) -> Result<Step, Failure> {
-        self.run(move |running| running.env.step(&action)).await
+    /// As the environments.
+    pub(crate) async fn step(
+        &self,
+        actions: Vec<JointAction>,
+        repeat: Option<Repeat>,
+    ) -> Result<v1::StepResponse, Failure> {
+        self.run(move |running| running.answer_step(&actions, repeat))
+            .await?
     }
 
     /// Runs on a thread that may be kept busy: a step of a large host takes milliseconds.
-    async fn run<T: Send + 'static>(
+    ///
+    /// # Errors
+    /// `ENVIRONMENT_PANICKED`.
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
-        act: impl FnOnce(&mut Running) -> Result<T, EnvError> + Send + 'static,
+        act: impl FnOnce(&mut Running) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let mut running = Arc::clone(&self.state).lock_owned().await;
         let done = tokio::task::spawn_blocking(move || act(&mut running)).await;
-        let done = done.map_err(|_| {
+        done.map_err(|_| {
             let message = format!(
                 "{} panicked, which is our bug: delete it",
                 environment_name(&self.id)
             );
             Failure::new(Code::Internal, "ENVIRONMENT_PANICKED", message)
-        })?;
-        Ok(done?)
+        })
     }
 
     fn expires(&self) -> MutexGuard<'_, Instant> {
@@ -226,6 +105,12 @@ impl Held {
     pub fn expires_at(&self) -> Instant {
         *self.expires()
     }
+
+    /// When its lease ends, by the clock on the wall.
+    #[must_use]
+    pub fn lease_end(&self) -> SystemTime {
+        SystemTime::now() + self.expires_at().saturating_duration_since(Instant::now())
+    }
 }
 
 /// All environments held.
@@ -234,6 +119,8 @@ pub struct Environments {
     most: usize,
     /// Those that can be attached, by name.
     pub(crate) hosts: BTreeMap<String, HostHandle>,
+    /// What their holders are shown.
+    scenes: BTreeMap<String, watch::Sender<Scene>>,
     held: Mutex<Registry>,
 }
 
@@ -243,22 +130,43 @@ struct Registry {
     made: u64,
 }
 
+impl Registry {
+    fn holder(&self, host: &str) -> Option<&Arc<Held>> {
+        let mut held = self.by_id.values();
+        held.find(|held| held.recipe.held_host() == Some(host))
+    }
+}
+
 impl Environments {
     /// Holds at most `most` environments at once; `hosts` can be attached.
     #[must_use]
     pub fn new(most: usize, hosts: impl IntoIterator<Item = HostHandle>) -> Self {
         let by_name = |host: HostHandle| (host.info.name.clone(), host);
+        let hosts: BTreeMap<_, _> = hosts.into_iter().map(by_name).collect();
+        let scene = |name: &String| (name.clone(), watch::Sender::default());
         Self {
             most,
-            hosts: hosts.into_iter().map(by_name).collect(),
+            scenes: hosts.keys().map(scene).collect(),
+            hosts,
             held: Mutex::default(),
         }
+    }
+
+    /// Checks what [`Environments::create`] checks, and takes nothing over.
+    ///
+    /// # Errors
+    /// As [`Environments::create`].
+    pub fn check(&self, id: &str, recipe: &Recipe, now: Instant) -> Result<(), Failure> {
+        recipe.check(&self.hosts)?;
+        let registry = self.sweep(now);
+        self.admit(&registry, id)?;
+        refuse_second_holder(&registry, recipe)
     }
 
     /// Makes an environment and holds it.
     ///
     /// # Errors
-    /// As [`Recipe::make`]; `ALREADY_EXISTS`; `TOO_MANY_ENVIRONMENTS`.
+    /// As [`Recipe::make`]; `ALREADY_EXISTS`; `TOO_MANY_ENVIRONMENTS`; `HOST_ATTACHED`.
     pub async fn create(
         &self,
         id: String,
@@ -266,20 +174,64 @@ impl Environments {
         now: Instant,
     ) -> Result<Arc<Held>, Failure> {
         // Before a host is taken over; and again behind, for somebody may have been quicker.
-        self.admit(&self.sweep(now), &id)?;
-        let env = recipe.make(&self.hosts).await?;
+        self.check(&id, &recipe, now)?;
+        let vector = recipe.make(&self.hosts).await?;
+        let stage = recipe.held_host().and_then(|host| {
+            let scene = self.scenes.get(host)?.clone();
+            Some(Stage::new(environment_name(&id), scene))
+        });
+        let running = Running::new(vector, recipe.seed, stage);
+        self.hold(id, recipe, running, now)
+    }
+
+    /// Holds the same environments again, in the state in which they are.
+    ///
+    /// # Errors
+    /// `CANNOT_FORK` of a managed host; `ALREADY_EXISTS`; `TOO_MANY_ENVIRONMENTS`.
+    pub async fn fork(
+        &self,
+        original: &Held,
+        id: String,
+        lease: Duration,
+        now: Instant,
+    ) -> Result<Arc<Held>, Failure> {
+        self.check_fork(original, &id, now)?;
+        let forked = original.run(|running| running.fork()).await?;
+        let running = forked.ok_or_else(|| cannot_fork(original))?;
+        let recipe = Recipe {
+            lease,
+            ..original.recipe.clone()
+        };
+        self.hold(id, recipe, running, now)
+    }
+
+    /// Checks what [`Environments::fork`] checks, and makes nothing.
+    ///
+    /// # Errors
+    /// As [`Environments::fork`].
+    pub fn check_fork(&self, original: &Held, id: &str, now: Instant) -> Result<(), Failure> {
+        if matches!(original.recipe.kind, Kind::Host { .. }) {
+            return Err(cannot_fork(original));
+        }
+        self.admit(&self.sweep(now), id)
+    }
+
+    fn hold(
+        &self,
+        id: String,
+        recipe: Recipe,
+        running: Running,
+        now: Instant,
+    ) -> Result<Arc<Held>, Failure> {
         let mut registry = self.sweep(now);
         self.admit(&registry, &id)?;
         registry.made += 1;
         let held = Arc::new(Held {
-            spec: env.spec().clone(),
+            spec: running.vector().spec().clone(),
             created: SystemTime::now(),
             sequence: registry.made,
             expires: Mutex::new(now + recipe.lease),
-            state: Arc::new(tokio::sync::Mutex::new(Running {
-                env,
-                first_seed: Some(recipe.seed),
-            })),
+            state: Arc::new(tokio::sync::Mutex::new(running)),
             recipe,
             id: id.clone(),
         });
@@ -314,6 +266,45 @@ impl Environments {
         let held = registry.by_id.get(id).ok_or_else(|| unknown(id))?;
         *held.expires() = now + held.recipe.lease;
         Ok(Arc::clone(held))
+    }
+
+    /// An environment to act on; its lease starts anew.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; `OBSERVER_ONLY`, with the one who may act, for one that only observes.
+    pub fn get_acting(&self, id: &str, now: Instant) -> Result<Arc<Held>, Failure> {
+        let held = self.get(id, now)?;
+        let Some(host) = held.recipe.observed_host() else {
+            return Ok(held);
+        };
+        let registry = self.sweep(now);
+        Err(observer_only(id, host, registry.holder(host)))
+    }
+
+    /// Renews the lease of an environment that somebody is at work on.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if it was deleted, also where another one has its name now.
+    pub fn renew(&self, held: &Arc<Held>, now: Instant) -> Result<(), Failure> {
+        let known = self.get(&held.id, now)?;
+        if Arc::ptr_eq(&known, held) {
+            return Ok(());
+        }
+        Err(unknown(&held.id))
+    }
+
+    /// What the holder of a host is shown; `None` of a host that is not known.
+    pub(crate) fn scene(&self, host: &str) -> Option<watch::Receiver<Scene>> {
+        self.scenes.get(host).map(watch::Sender::subscribe)
+    }
+
+    /// Ends when the service stops; never without a host.
+    pub(crate) async fn stopped(&self) {
+        let mut views = self.hosts.values().map(|host| host.view.clone());
+        let Some(mut view) = views.next() else {
+            return std::future::pending().await;
+        };
+        while view.changed().await.is_ok() {}
     }
 
     /// All environments, oldest first; their leases go on.
@@ -355,13 +346,74 @@ fn unknown(id: &str) -> Failure {
     )
 }
 
+fn cannot_fork(original: &Held) -> Failure {
+    let message = format!(
+        "{} is a managed host, of which there is but one: fork simulated hosts and carts",
+        environment_name(&original.id)
+    );
+    Failure::new(Code::FailedPrecondition, "CANNOT_FORK", message)
+}
+
+fn refuse_second_holder(registry: &Registry, recipe: &Recipe) -> Result<(), Failure> {
+    let Some((host, holder)) = recipe
+        .held_host()
+        .and_then(|host| Some((host, registry.holder(host)?)))
+    else {
+        return Ok(());
+    };
+    let message = format!(
+        "{} is in use as {}: delete that, or observe (access = HOST_ACCESS_OBSERVER)",
+        host_name(host),
+        held_until(holder)
+    );
+    let failure = Failure::new(Code::FailedPrecondition, "HOST_ATTACHED", message);
+    Err(with_holder(failure, holder))
+}
+
+fn observer_only(id: &str, host: &str, holder: Option<&Arc<Held>>) -> Failure {
+    let name = environment_name(id);
+    let host = host_name(host);
+    let refuse = |message| Failure::new(Code::FailedPrecondition, "OBSERVER_ONLY", message);
+    let Some(holder) = holder else {
+        return refuse(format!(
+            "{name} only observes {host}, which nobody holds: create an environment with exclusive access"
+        ));
+    };
+    let message = format!(
+        "{name} only observes {host}, held as {}",
+        held_until(holder)
+    );
+    with_holder(refuse(message), holder)
+}
+
+fn held_until(holder: &Held) -> String {
+    format!(
+        "{}, whose lease ends at {} unless it is renewed",
+        environment_name(&holder.id),
+        humantime::format_rfc3339_seconds(holder.lease_end())
+    )
+}
+
+fn with_holder(failure: Failure, holder: &Held) -> Failure {
+    let end = humantime::format_rfc3339_seconds(holder.lease_end());
+    failure
+        .with("holder", environment_name(&holder.id))
+        .with("lease_end", end)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
+    use blkpilot_env::Autoreset;
+    use blkpilot_env::sim::Generator;
+
     use super::*;
 
     fn recipe() -> Recipe {
         Recipe {
             kind: Kind::CartPole,
+            count: NonZeroUsize::MIN,
             seed: 1,
             autoreset: Autoreset::Disabled,
             lease: Duration::from_secs(60),

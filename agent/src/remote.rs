@@ -1,6 +1,9 @@
 //! An environment held by a server, as an [`Environment`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod lease;
+mod rollout;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blkpilot_env::{EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Step};
@@ -9,12 +12,16 @@ use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use self::lease::{Silence, renew};
+use self::rollout::Rollout;
 use crate::client::{ConnectError, connect};
+use crate::packed::{pack_action, reading};
 use crate::status::env_error;
-use crate::wire::{self, WireError};
+use crate::wire;
+pub use crate::wire::{WireError, observation_from_wire, step_from_wire};
 
 /// Observations of the largest simulated host.
 const LARGEST_MESSAGE_BYTES: usize = 64 << 20;
@@ -23,12 +30,13 @@ const LARGEST_MESSAGE_BYTES: usize = 64 << 20;
 const LEASE: Duration = Duration::from_secs(60);
 /// How often the lease is renewed while it lasts.
 const RENEWALS: u32 = 4;
-/// Between two calls: a client that is silent for longer hangs, and its environment is let go.
-const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 /// How long a client waits for its environment to be deleted; a lease that runs out does the same.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An environment held by a server; deleted there when this is dropped.
+///
+/// It is reset and stepped over one rollout, which spares each step what a call costs to begin and end. What the server
+/// refuses ends that; the next call opens another.
 ///
 /// Between two calls its lease is renewed, on a thread of its own, however long the client thinks; after ten
 /// minutes of that it is not any more. Calls block, so this must not be used on a thread of an asynchronous
@@ -37,6 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct RemoteEnvironment {
     held: Held,
     spec: EnvSpec,
+    /// Open from the first call on.
+    rollout: Option<Rollout>,
 }
 
 /// What is held at the server, until this is dropped.
@@ -117,6 +127,7 @@ impl RemoteEnvironment {
         Ok(Self {
             spec: wire::spec_from_wire(spec.into_inner())?,
             held,
+            rollout: None,
         })
     }
 
@@ -125,20 +136,37 @@ impl RemoteEnvironment {
     pub fn name(&self) -> &str {
         &self.held.name
     }
+
+    /// The rollout, which is opened where there is none.
+    fn open(&mut self) -> Result<Rollout, EnvError> {
+        match self.rollout.take() {
+            Some(rollout) => Ok(rollout),
+            None => self
+                .held
+                .call(async |client, name| Rollout::open(client, name).await),
+        }
+    }
+
+    /// Asks over a rollout, which ends with what is refused.
+    fn ask(
+        &mut self,
+        mut rollout: Rollout,
+        request: v1::rollout_request::Request,
+    ) -> Result<(Rollout, v1::RolloutResponse), EnvError> {
+        let asked = self.held.call(async |_, _| rollout.ask(request).await);
+        asked.map(|answer| (rollout, answer))
+    }
 }
 
 impl Held {
     fn call<T>(
         &mut self,
-        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Channel>) -> Result<Response<T>, Status>,
+        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Channel>, &str) -> Result<T, Status>,
     ) -> Result<T, EnvError> {
         self.silence.end();
-        let answer = self.runtime.block_on(ask(&mut self.client));
+        let answer = self.runtime.block_on(ask(&mut self.client, &self.name));
         self.silence.begin(Instant::now());
-        match answer {
-            Ok(answer) => Ok(answer.into_inner()),
-            Err(status) => Err(self.explain(status)),
-        }
+        answer.map_err(|status| self.explain(status))
     }
 
     /// What a status says, with the way out. What an environment refuses is what it would be here.
@@ -183,55 +211,6 @@ pub fn is_host_unavailable(error: &EnvError) -> bool {
     status.code() == Code::Unavailable && reason == Some("HOST_FAILED")
 }
 
-/// Since when a client has not called; `None` while it does.
-#[derive(Debug)]
-struct Silence(Mutex<Option<Instant>>);
-
-impl Default for Silence {
-    fn default() -> Self {
-        Self(Mutex::new(Some(Instant::now())))
-    }
-}
-
-impl Silence {
-    fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    fn begin(&self, now: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-    }
-
-    /// Whether nobody can be at work any more.
-    fn is_too_long(&self, now: Instant) -> bool {
-        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| now.saturating_duration_since(since) > LONGEST_SILENCE)
-    }
-}
-
-/// Renews a lease until the environment has gone, or its client is silent for too long.
-async fn renew(
-    mut client: EnvironmentServiceClient<Channel>,
-    name: String,
-    every: Duration,
-    silence: Arc<Silence>,
-) {
-    loop {
-        tokio::time::sleep(every).await;
-        if silence.is_too_long(Instant::now()) {
-            tracing::warn!(name, "silent for too long: its lease is let run out");
-            return;
-        }
-        let request = v1::GetEnvironmentRequest { name: name.clone() };
-        // Whatever else fails may be better the next time; the client's own calls say what it was.
-        if let Err(status) = client.get_environment(request).await
-            && status.code() == Code::NotFound
-        {
-            return;
-        }
-    }
-}
-
 fn foreign(error: WireError) -> EnvError {
     EnvError::Host {
         message: format!("the server's answer: {error}: use a client of the server's version"),
@@ -249,22 +228,35 @@ impl Environment for RemoteEnvironment {
         seed: Option<u64>,
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
-        let request = v1::ResetRequest {
-            name: self.held.name.clone(),
+        let request = v1::rollout_request::Request::Reset(v1::RolloutReset {
             seed,
-            options: options.clone().into_iter().collect(),
-        };
-        let answer = self.held.call(async |client| client.reset(request).await)?;
-        wire::observation_from_wire(answer.observation.unwrap_or_default()).map_err(foreign)
+            options: options.clone(),
+            ..v1::RolloutReset::default()
+        });
+        let rollout = self.open()?;
+        let (mut rollout, answer) = self.ask(rollout, request)?;
+        rollout.see(answer.layout).map_err(foreign)?;
+        let seen = answer.observations.unwrap_or_default();
+        let observation =
+            reading::observation(&self.spec, rollout.rows(), &seen).map_err(foreign)?;
+        self.rollout = Some(rollout);
+        Ok(observation)
     }
 
     fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
-        let request = v1::StepRequest {
-            name: self.held.name.clone(),
-            action: Some(wire::action_to_wire(action)),
-        };
-        let answer = self.held.call(async |client| client.step(request).await)?;
-        wire::step_from_wire(answer).map_err(foreign)
+        let rollout = self.open()?;
+        // Packed, a wrong shape may have a right length.
+        if let Err(misshapen) = rollout.check_shape(&self.spec, action) {
+            self.rollout = Some(rollout);
+            return Err(misshapen.into());
+        }
+        let request = v1::rollout_request::Request::Actions(pack_action(action));
+        let (mut rollout, mut answer) = self.ask(rollout, request)?;
+        let before = rollout.see(answer.layout.take()).map_err(foreign)?;
+        let before = before.as_ref().unwrap_or(rollout.rows());
+        let step = reading::step(&self.spec, before, rollout.rows(), &answer).map_err(foreign)?;
+        self.rollout = Some(rollout);
+        Ok(step)
     }
 }
 
@@ -280,25 +272,5 @@ impl Drop for Held {
         let _ = self
             .runtime
             .block_on(async { tokio::time::timeout(PATIENCE, deleted).await });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_client_that_is_at_work_is_not_silent_and_one_that_hangs_is() {
-        let silence = Silence::default();
-        let start = Instant::now();
-        silence.begin(start);
-        assert!(!silence.is_too_long(start + LONGEST_SILENCE));
-        let late = start + LONGEST_SILENCE + Duration::from_secs(1);
-        assert!(silence.is_too_long(late));
-        // A call may last as long as its interval does.
-        silence.end();
-        assert!(!silence.is_too_long(late));
-        silence.begin(late);
-        assert!(!silence.is_too_long(late));
     }
 }

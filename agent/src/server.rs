@@ -53,6 +53,10 @@ const SERVICES: [&str; 3] = [
 ];
 /// Calls of one connection that run at once.
 const MOST_CALLS: usize = 128;
+/// Bytes that a client may have on the way to us, in one stream and in all of a connection: streams that are not read
+/// on, as a rollout is not whose answers are not taken, leave room for the other calls.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// Why the service did not start, or ended.
 #[derive(Debug, Error)]
@@ -482,6 +486,8 @@ fn router(
     let tuner_service = tuner_service::Service::new([host.clone()], changes);
     let router = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(MOST_CALLS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

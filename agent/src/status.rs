@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use blkpilot_env::{ActionError, EnvError, MaskReason};
+use blkpilot_env::{ActionError, BatchError, EnvError, MaskReason};
 use blkpilot_proto::ERROR_DOMAIN;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, ErrorInfo, StatusExt as _};
@@ -78,6 +78,25 @@ impl Failure {
     pub fn violating(mut self, field: impl Into<String>, problem: impl Into<String>) -> Self {
         self.violations.push((field.into(), problem.into()));
         self
+    }
+
+    /// As that of one of several environments.
+    #[must_use]
+    pub fn of_environment(mut self, environment: usize) -> Self {
+        self.message = format!("environment {environment}: {}", self.message);
+        for (field, _) in &mut self.violations {
+            if let Some(rest) = field.strip_prefix("action") {
+                *field = format!("actions[{environment}]{rest}");
+            }
+        }
+        self.with("environment", environment)
+    }
+
+    /// As that of one request of a stream, counted from 0.
+    #[must_use]
+    pub fn of_request(mut self, request: u64) -> Self {
+        self.message = format!("request {request}: {}", self.message);
+        self.with("request", request)
     }
 
     /// The stable reason.
@@ -209,6 +228,26 @@ impl From<EnvError> for Failure {
                 errors.0.into_iter().fold(failure, violate)
             }
             EnvError::Host { .. } => Self::new(Code::Unavailable, "HOST_FAILED", message),
+        }
+    }
+}
+
+impl From<BatchError> for Failure {
+    fn from(error: BatchError) -> Self {
+        let message = error.to_string();
+        match error {
+            BatchError::Environment { source, .. } | BatchError::Option(source) => source.into(),
+            BatchError::Length { got, want } => {
+                Self::new(Code::InvalidArgument, "ACTION_LENGTH", message.clone())
+                    .with("got", got)
+                    .with("want", want)
+                    .violating("actions", message)
+            }
+            BatchError::Count { got, want } => {
+                let problem =
+                    format!("has {got} entries, needs one for each of {want} environments");
+                Self::field("actions", problem)
+            }
         }
     }
 }

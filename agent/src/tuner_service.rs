@@ -19,7 +19,6 @@ use uuid::Uuid;
 use crate::admission::Choice;
 use crate::backend::DiskName;
 use crate::decision::Decision;
-use crate::environment_service::parse_request_id;
 use crate::gate::LoopbackChanges;
 use crate::handle::{
     self, ChangeCall, DeviceCall, DeviceRequest, DiskCall, DiskRequest, HostHandle, HostState,
@@ -28,6 +27,7 @@ use crate::handle::{
 use crate::mode::Knob;
 use crate::names::{self, Row, decode, guest_name, host_name};
 use crate::paging;
+use crate::repeat::parse_request_id;
 use crate::status::Failure;
 use crate::tuner_wire::{
     decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,

@@ -313,7 +313,11 @@ pub(crate) fn observation_to_wire(obs: &Observation) -> v1::Observation {
     }
 }
 
-pub(crate) fn observation_from_wire(obs: v1::Observation) -> Result<Observation, WireError> {
+/// An observation off the wire.
+///
+/// # Errors
+/// The field that does not say what it should, or whose values do not fill its shape.
+pub fn observation_from_wire(obs: v1::Observation) -> Result<Observation, WireError> {
     let groups = obs.disk_group.into_iter();
     let (disks, devices) = (obs.disk_ids.len(), obs.device_ids.len());
     Ok(Observation {
@@ -502,10 +506,15 @@ pub(crate) fn step_to_wire(step: &Step) -> v1::StepResponse {
         terminated: step.terminated,
         truncated: step.truncated,
         final_observation: step.final_observation.as_deref().map(observation_to_wire),
+        steps: vec![],
     }
 }
 
-pub(crate) fn step_from_wire(step: v1::StepResponse) -> Result<Step, WireError> {
+/// What came of a step, off the wire; of the only environment of a resource.
+///
+/// # Errors
+/// As [`observation_from_wire`].
+pub fn step_from_wire(step: v1::StepResponse) -> Result<Step, WireError> {
     let observation = step
         .observation
         .ok_or_else(|| WireError::new("observation", "is missing"))?;

@@ -6,60 +6,27 @@ mod support;
 
 use std::time::Duration;
 
-use blkpilot_agent::remote::RemoteEnvironment;
+use blkpilot_agent::remote::{RemoteEnvironment, observation_from_wire, step_from_wire};
+use blkpilot_agent::status::env_error;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::conformance::{Demands, check, random_action};
 use blkpilot_env::sim::{Generator, SimHost, presets};
 use blkpilot_env::vector::AutoresetEnv;
 use blkpilot_env::{
-    Autoreset, EnvError, Environment, Observation, ResetOptions, Rewards, Rng, Step,
+    Autoreset, EnvError, EnvSpec, Environment, JointAction, Level, Observation, ResetOptions,
+    Rewards, Rng, Step,
 };
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment::Kind;
+use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
+use ndarray::Array2;
 use rand::SeedableRng as _;
-use support::{HOST, Service, Settings, fields, reason, set};
+use support::{
+    HOST, Service, Settings, cart_pole, create, environment, fields, managed_host, preset, reason,
+    reset, set,
+};
 use tonic::Code;
-
-fn environment(kind: Kind) -> v1::Environment {
-    v1::Environment {
-        kind: Some(kind),
-        ..v1::Environment::default()
-    }
-}
-
-fn preset(name: &str) -> Kind {
-    let preset = v1::sim_host::Scenario::Preset(name.to_owned());
-    Kind::SimHost(v1::SimHost {
-        scenario: Some(preset),
-    })
-}
-
-fn cart_pole() -> Kind {
-    Kind::CartPole(v1::CartPole {})
-}
-
-fn managed_host() -> Kind {
-    let host = HOST.to_owned();
-    Kind::ManagedHost(v1::ManagedHost {
-        host,
-        ..v1::ManagedHost::default()
-    })
-}
-
-fn create(kind: Kind, id: &str) -> v1::CreateEnvironmentRequest {
-    v1::CreateEnvironmentRequest {
-        environment: Some(environment(kind)),
-        environment_id: id.to_owned(),
-        ..v1::CreateEnvironmentRequest::default()
-    }
-}
-
-fn reset(name: &str) -> v1::ResetRequest {
-    v1::ResetRequest {
-        name: name.to_owned(),
-        ..v1::ResetRequest::default()
-    }
-}
+use tonic::transport::Channel;
 
 fn step(name: &str, levels: Vec<u32>) -> v1::StepRequest {
     let disks = v1::LevelTable {
@@ -73,6 +40,7 @@ fn step(name: &str, levels: Vec<u32>) -> v1::StepRequest {
             disks: Some(disks),
             devices: None,
         }),
+        ..v1::StepRequest::default()
     }
 }
 
@@ -93,36 +61,140 @@ const DETERMINISTIC: Demands = Demands {
     steps: 40,
 };
 
+const MODES: [v1::Autoreset; 3] = [
+    v1::Autoreset::Disabled,
+    v1::Autoreset::NextStep,
+    v1::Autoreset::SameStep,
+];
+
+/// Every kind of environment that repeats itself.
+fn kinds() -> Vec<Kind> {
+    let generator = v1::sim_host::Generator {
+        schedulers: true,
+        steps: 10,
+        ..v1::sim_host::Generator::default()
+    };
+    let random = Kind::SimHost(v1::SimHost {
+        scenario: Some(v1::sim_host::Scenario::Generator(generator)),
+    });
+    let presets = presets::NAMES.iter().map(|name| preset(name));
+    presets.chain([cart_pole(), random]).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn environments_conform_over_grpc_as_they_do_in_process() {
+async fn environments_conform_over_grpc_in_every_kind_and_autoreset_mode() {
     for on_tcp in [false, true] {
         let service = Service::start(&Settings {
             on_tcp,
             ..Settings::default()
         })
         .await;
-        conforms(&service.server, environment(cart_pole()), DETERMINISTIC).await;
-        for name in presets::NAMES {
-            conforms(&service.server, environment(preset(name)), DETERMINISTIC).await;
+        for kind in kinds() {
+            for mode in MODES {
+                let environment = v1::Environment {
+                    autoreset: mode.into(),
+                    ..environment(kind.clone())
+                };
+                conforms(&service.server, environment, DETERMINISTIC).await;
+            }
         }
-        let generator = v1::sim_host::Generator {
-            schedulers: true,
-            steps: 10,
-            ..v1::sim_host::Generator::default()
-        };
-        let random = Kind::SimHost(v1::SimHost {
-            scenario: Some(v1::sim_host::Scenario::Generator(generator)),
-        });
-        let autoreset = v1::Environment {
-            autoreset: v1::Autoreset::SameStep.into(),
-            ..environment(random)
-        };
-        conforms(&service.server, autoreset, DETERMINISTIC).await;
         let mut client = service.environments();
         let left = client
             .list_environments(v1::ListEnvironmentsRequest::default())
             .await;
         assert!(left.unwrap().into_inner().environments.is_empty());
+    }
+}
+
+/// An environment at a service by single calls, as clients without a stream have it.
+struct ByCalls {
+    runtime: tokio::runtime::Handle,
+    client: EnvironmentServiceClient<Channel>,
+    name: String,
+    spec: EnvSpec,
+}
+
+impl ByCalls {
+    /// The spec is that of a remote environment of the same kind.
+    async fn create(service: &Service, environment: v1::Environment, spec: EnvSpec) -> Self {
+        let mut client = service.environments();
+        let request = v1::CreateEnvironmentRequest {
+            environment: Some(environment),
+            ..v1::CreateEnvironmentRequest::default()
+        };
+        let made = client.create_environment(request).await.unwrap();
+        Self {
+            runtime: tokio::runtime::Handle::current(),
+            client,
+            name: made.into_inner().name,
+            spec,
+        }
+    }
+}
+
+impl Environment for ByCalls {
+    fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    fn reset(
+        &mut self,
+        seed: Option<u64>,
+        options: &ResetOptions,
+    ) -> Result<Observation, EnvError> {
+        let request = v1::ResetRequest {
+            seed,
+            options: options.clone(),
+            ..reset(&self.name)
+        };
+        let answer = self.runtime.block_on(self.client.reset(request));
+        let answer = answer.map_err(|status| env_error(&status))?.into_inner();
+        Ok(observation_from_wire(answer.observation.unwrap()).unwrap())
+    }
+
+    fn step(&mut self, action: &JointAction) -> Result<Step, EnvError> {
+        let table = |levels: &Array2<Level>| v1::LevelTable {
+            rows: levels.nrows() as u32,
+            heads: levels.ncols() as u32,
+            levels: levels.iter().map(|level| u32::from(*level)).collect(),
+        };
+        let request = v1::StepRequest {
+            name: self.name.clone(),
+            action: Some(v1::JointAction {
+                disks: Some(table(&action.disks)),
+                devices: Some(table(&action.devices)),
+            }),
+            ..v1::StepRequest::default()
+        };
+        let answer = self.runtime.block_on(self.client.step(request));
+        let answer = answer.map_err(|status| env_error(&status))?;
+        Ok(step_from_wire(answer.into_inner()).unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn single_calls_conform_as_the_stream_does() {
+    let service = Service::start(&Settings::default()).await;
+    for kind in [cart_pole(), preset("mixed")] {
+        for mode in MODES {
+            let environment = v1::Environment {
+                autoreset: mode.into(),
+                ..environment(kind.clone())
+            };
+            let (server, same) = (service.server.clone(), environment.clone());
+            let spec = tokio::task::spawn_blocking(move || {
+                let remote = RemoteEnvironment::create(&server, same).unwrap();
+                remote.spec().clone()
+            });
+            let spec = spec.await.unwrap();
+            let mut fresh = vec![];
+            for _ in 0..2 {
+                fresh.push(ByCalls::create(&service, environment.clone(), spec.clone()).await);
+            }
+            let checked =
+                tokio::task::spawn_blocking(move || check(|| fresh.pop().unwrap(), DETERMINISTIC));
+            checked.await.unwrap().unwrap();
+        }
     }
 }
 
@@ -342,6 +414,7 @@ async fn a_managed_host_conforms_and_is_put_back() {
     let request = v1::StepRequest {
         name: "environments/mine".to_owned(),
         action: Some(action),
+        ..v1::StepRequest::default()
     };
     environments.step(request).await.unwrap();
     assert_eq!(service.level(&disk, "channel").await, "channel-1");
@@ -366,6 +439,7 @@ async fn who_passes_the_guard_by_says_why() {
         Kind::ManagedHost(v1::ManagedHost {
             host: HOST.to_owned(),
             force_reason: reason.to_owned(),
+            access: v1::HostAccess::Exclusive.into(),
         })
     };
     let refused = client.create_environment(create(past_the_guard("  "), "blank"));
@@ -429,7 +503,7 @@ async fn wrong_requests_are_refused_with_reason_and_field() {
     );
     let nothing = v1::StepRequest {
         name: cart.to_owned(),
-        action: None,
+        ..v1::StepRequest::default()
     };
     assert_eq!(fields(&client.step(nothing).await.unwrap_err()), ["action"]);
     // None of them has moved the cart.
@@ -539,6 +613,7 @@ async fn environments_are_shown_listed_and_deleted() {
     let page = |page_token| v1::ListEnvironmentsRequest {
         page_size: 2,
         page_token,
+        filter: "kind != managed_host".to_owned(),
     };
     let first = client
         .list_environments(page(String::new()))

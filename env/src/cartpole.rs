@@ -172,29 +172,43 @@ impl CartPole {
     }
 
     fn observe(&self, state: State) -> Observation {
-        let mut disks = Table::zeros(1, 4);
-        disks
-            .values
-            .row_mut(0)
-            .assign(&Array1::from_iter(state.iter().map(|v| *v as f32)));
-        let action = JointAction {
-            disks: Array2::zeros((1, 1)),
-            devices: Array2::zeros((0, 0)),
-        };
-        Observation {
-            disk_ids: vec!["cart".to_owned()],
-            disks,
-            channels: Table::zeros(0, 0),
-            pairs: Array3::zeros((1, 0, 0)),
-            devices: Table::zeros(0, 0),
-            host: Table::zeros(1, 0),
-            disk_group: vec![None],
-            current: action.clone(),
-            default: action,
-            masks: Masks::all_allowed(&self.spec, 1, 0, 0),
-            ..Observation::default()
-        }
+        observe(&self.spec, state.map(|value| value as f32))
     }
+}
+
+/// What a cart shows.
+fn observe(spec: &EnvSpec, values: [f32; 4]) -> Observation {
+    let mut disks = Table::zeros(1, 4);
+    disks.values.row_mut(0).assign(&ndarray::aview1(&values));
+    let action = JointAction {
+        disks: Array2::zeros((1, 1)),
+        devices: Array2::zeros((0, 0)),
+    };
+    Observation {
+        disk_ids: vec!["cart".to_owned()],
+        disks,
+        channels: Table::zeros(0, 0),
+        pairs: Array3::zeros((1, 0, 0)),
+        devices: Table::zeros(0, 0),
+        host: Table::zeros(1, 0),
+        disk_group: vec![None],
+        current: action.clone(),
+        default: action,
+        masks: Masks::all_allowed(spec, 1, 0, 0),
+        ..Observation::default()
+    }
+}
+
+/// A cart has no options.
+fn refuse_options(options: &ResetOptions) -> Result<(), EnvError> {
+    let Some((name, value)) = options.first_key_value() else {
+        return Ok(());
+    };
+    Err(EnvError::Option {
+        name: name.clone(),
+        value: value.clone(),
+        problem: "cartpole has no reset options".to_owned(),
+    })
 }
 
 impl Environment for CartPole {
@@ -207,13 +221,7 @@ impl Environment for CartPole {
         seed: Option<u64>,
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
-        if let Some((name, value)) = options.first_key_value() {
-            return Err(EnvError::Option {
-                name: name.clone(),
-                value: value.clone(),
-                problem: "cartpole has no reset options".to_owned(),
-            });
-        }
+        refuse_options(options)?;
         if let Some(seed) = seed {
             self.rng = crate::Rng::seed_from_u64(seed);
         }

@@ -108,6 +108,49 @@ pub enum EnvError {
     },
 }
 
+/// What a reset of many environments does to one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// It goes on as it is.
+    Leave,
+    /// An episode begins; its random numbers go on.
+    GoOn,
+    /// An episode begins; its random numbers restart from a seed.
+    Seeded(u64),
+}
+
+/// Why many environments were not reset or stepped together; none of them was.
+#[derive(Debug, Error)]
+pub enum BatchError {
+    /// One of them refused.
+    #[error("environment {environment}: {source}")]
+    Environment {
+        /// Its number.
+        environment: usize,
+        /// Why.
+        source: EnvError,
+    },
+    /// The actions are not as many levels as the environments have heads.
+    #[error("the packed actions are {got} levels, the environments need {want}")]
+    Length {
+        /// Levels given.
+        got: usize,
+        /// Levels needed.
+        want: usize,
+    },
+    /// Not one entry per environment.
+    #[error("{got} environments are named, there are {want}")]
+    Count {
+        /// Entries given.
+        got: usize,
+        /// Environments there are.
+        want: usize,
+    },
+    /// An option that is not known or not valid.
+    #[error(transparent)]
+    Option(EnvError),
+}
+
 /// An environment that draws from random numbers of its own, and from nothing else: whoever sets them and does the
 /// same again sees the same.
 pub trait Repeatable: Environment {

@@ -30,7 +30,9 @@ pub mod window;
 
 pub use clock::{Clock, ManualClock};
 pub use decision::{ActionError, JointAction, JointDecision, Turn, TurnView};
-pub use environment::{EnvError, Environment, Repeatable, ResetOptions, Rewards, Step};
+pub use environment::{
+    BatchError, EnvError, Environment, Repeatable, ResetOptions, Restart, Rewards, Step,
+};
 pub use observation::{MaskReason, Masks, Observation, Table, Validity};
 pub use spec::{Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, Scale, Unit};
 

@@ -94,6 +94,7 @@ impl Remote {
                 let host = v1::ManagedHost {
                     host: name.clone(),
                     force_reason: force_reason.clone().unwrap_or_default(),
+                    access: v1::HostAccess::Exclusive.into(),
                 };
                 (Kind::ManagedHost(host), name.clone())
             }

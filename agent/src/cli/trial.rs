@@ -63,6 +63,7 @@ fn try_out(
         host: host_name(&host),
         // One half is worse on purpose, and follows the other at once.
         force_reason: "a trial: default and tuned settings in turn".to_owned(),
+        access: v1::HostAccess::Exclusive.into(),
     });
     let environment = v1::Environment {
         kind: Some(kind),

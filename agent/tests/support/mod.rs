@@ -8,6 +8,7 @@ use blkpilot_agent::client::connect;
 use blkpilot_agent::config::Config;
 use blkpilot_agent::server::{ServeError, Server};
 use blkpilot_proto::v1;
+use blkpilot_proto::v1::environment::Kind;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use tempfile::TempDir;
@@ -208,4 +209,57 @@ pub(crate) fn fields(status: &Status) -> Vec<String> {
         .into_iter()
         .map(|v| v.field)
         .collect()
+}
+
+/// An environment of a kind, with what is given where nothing is said.
+pub(crate) fn environment(kind: Kind) -> v1::Environment {
+    v1::Environment {
+        kind: Some(kind),
+        ..v1::Environment::default()
+    }
+}
+
+/// A simulated host with a built-in scenario.
+pub(crate) fn preset(name: &str) -> Kind {
+    let preset = v1::sim_host::Scenario::Preset(name.to_owned());
+    Kind::SimHost(v1::SimHost {
+        scenario: Some(preset),
+    })
+}
+
+/// The cart and its pole.
+pub(crate) fn cart_pole() -> Kind {
+    Kind::CartPole(v1::CartPole {})
+}
+
+/// The host that the service manages.
+pub(crate) fn managed_host() -> Kind {
+    let host = HOST.to_owned();
+    Kind::ManagedHost(v1::ManagedHost {
+        host,
+        ..v1::ManagedHost::default()
+    })
+}
+
+/// A request that creates one of a kind, with an id.
+pub(crate) fn create(kind: Kind, id: &str) -> v1::CreateEnvironmentRequest {
+    v1::CreateEnvironmentRequest {
+        environment: Some(environment(kind)),
+        environment_id: id.to_owned(),
+        ..v1::CreateEnvironmentRequest::default()
+    }
+}
+
+/// A request that resets an environment.
+pub(crate) fn reset(name: &str) -> v1::ResetRequest {
+    v1::ResetRequest {
+        name: name.to_owned(),
+        ..v1::ResetRequest::default()
+    }
+}
+
+/// A piece of metadata of a failure.
+pub(crate) fn metadata(status: &Status, key: &str) -> Option<String> {
+    let details = status.get_error_details();
+    details.error_info()?.metadata.get(key).cloned()
 }

@@ -2,23 +2,27 @@
 
 use rand::SeedableRng as _;
 
-use super::{MAX_STEPS, State, draw_start, dynamics, has_fallen};
+use super::{
+    CartPole, MAX_STEPS, State, draw_start, dynamics, has_fallen, observe, refuse_options,
+};
 use crate::decision::ActionError;
-use crate::environment::EnvError;
-use crate::spec::{Autoreset, Level};
+use crate::environment::{BatchError, EnvError, ResetOptions, Restart};
+use crate::observation::Observation;
+use crate::spec::{Autoreset, EnvSpec, Level};
 
 /// CartPole-v1 many times over, each cart with a generator of its own: cart i is `CartPole` with the
-/// seed plus i, wrapped in the autoreset mode.
-#[derive(Debug)]
+/// seed plus i, wrapped in the autoreset mode. A clone goes on as the original would, random numbers included.
+#[derive(Debug, Clone)]
 pub struct CartPoleBatch {
-    mode: Autoreset,
-    seed: u64,
+    spec: EnvSpec,
     rngs: Vec<crate::Rng>,
     x: Vec<f64>,
     x_dot: Vec<f64>,
     theta: Vec<f64>,
     theta_dot: Vec<f64>,
     steps: Vec<u32>,
+    /// An episode was begun.
+    has_begun: Vec<bool>,
     /// The episode ended in the last step.
     is_over: Vec<bool>,
     observations: Vec<[f32; 4]>,
@@ -33,14 +37,17 @@ impl CartPoleBatch {
     #[must_use]
     pub fn new(carts: usize, seed: u64, mode: Autoreset) -> Self {
         Self {
-            mode,
-            seed,
-            rngs: vec![],
+            spec: EnvSpec {
+                autoreset: mode,
+                ..CartPole::default_spec()
+            },
+            rngs: seeds(seed).take(carts).collect(),
             x: vec![0.0; carts],
             x_dot: vec![0.0; carts],
             theta: vec![0.0; carts],
             theta_dot: vec![0.0; carts],
             steps: vec![0; carts],
+            has_begun: vec![false; carts],
             is_over: vec![false; carts],
             observations: vec![[0.0; 4]; carts],
             final_observations: vec![[0.0; 4]; carts],
@@ -53,34 +60,58 @@ impl CartPoleBatch {
     /// Starts an episode in each cart. With a seed, everything random restarts from it.
     pub fn reset(&mut self, seed: Option<u64>) {
         if let Some(seed) = seed {
-            self.seed = seed;
-            self.rngs.clear();
-        }
-        if self.rngs.is_empty() {
-            let seeds = (0..self.x.len() as u64).map(|cart| self.seed.wrapping_add(cart));
-            self.rngs.extend(seeds.map(crate::Rng::seed_from_u64));
+            let rngs = self.rngs.iter_mut().zip(seeds(seed));
+            rngs.for_each(|(rng, fresh)| *rng = fresh);
         }
         for cart in 0..self.x.len() {
-            self.restart(cart);
+            self.begin(cart);
         }
+    }
+
+    /// Starts episodes as `restarts` says, an entry per cart. There are no options.
+    ///
+    /// # Errors
+    /// `Count`; `Option` for any option. Nothing is changed then.
+    pub fn reset_each(
+        &mut self,
+        restarts: &[Restart],
+        options: &ResetOptions,
+    ) -> Result<(), BatchError> {
+        if restarts.len() != self.len() {
+            return Err(BatchError::Count {
+                got: restarts.len(),
+                want: self.len(),
+            });
+        }
+        refuse_options(options).map_err(BatchError::Option)?;
+        for (cart, restart) in restarts.iter().enumerate() {
+            match *restart {
+                Restart::Leave => continue,
+                Restart::GoOn => {}
+                Restart::Seeded(seed) => self.rngs[cart] = crate::Rng::seed_from_u64(seed),
+            }
+            self.begin(cart);
+        }
+        Ok(())
     }
 
     /// Steps each cart: level 0 pushes left, 1 right. Results stand in the buffers below; nothing is
     /// allocated.
     ///
     /// # Errors
-    /// `StepBeforeReset`; `EpisodeOver` if one has ended and there is no autoreset; `Action` for a
-    /// number of levels other than that of the carts, or a level above 1. Nothing is changed then.
-    pub fn step(&mut self, levels: &[Level]) -> Result<(), EnvError> {
+    /// `Length` for a number of levels other than that of the carts; `Environment` with `StepBeforeReset`,
+    /// `EpisodeOver` if one has ended and there is no autoreset, or `Action` for a level above 1. Nothing is
+    /// changed then.
+    pub fn step(&mut self, levels: &[Level]) -> Result<(), BatchError> {
         self.check(levels)?;
         self.advance(levels);
-        if self.mode == Autoreset::NextStep {
+        if self.spec.autoreset == Autoreset::NextStep {
             self.undo_ended();
         }
         for cart in 0..self.x.len() {
             self.is_over[cart] = self.terminated[cart] | self.truncated[cart];
         }
-        if self.mode == Autoreset::SameStep {
+        if self.spec.autoreset == Autoreset::SameStep {
             self.restart_ended();
         }
         Ok(())
@@ -102,6 +133,38 @@ impl CartPoleBatch {
     #[must_use]
     pub fn observations(&self) -> &[[f32; 4]] {
         &self.observations
+    }
+
+    /// What can be seen and done in each cart.
+    #[must_use]
+    pub fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+
+    /// Whether an episode was begun in a cart.
+    #[must_use]
+    pub fn has_begun(&self, cart: usize) -> bool {
+        self.has_begun[cart]
+    }
+
+    /// What a cart shows, as [`CartPole`] does.
+    #[must_use]
+    pub fn observation(&self, cart: usize) -> Observation {
+        observe(&self.spec, self.observations[cart])
+    }
+
+    /// Whether a cart's episode has ended in the last step and the next was begun in it.
+    #[must_use]
+    pub fn has_final_observation(&self, cart: usize) -> bool {
+        let has_ended = self.terminated[cart] | self.truncated[cart];
+        has_ended && self.spec.autoreset == Autoreset::SameStep
+    }
+
+    /// The last observation of a cart's episode, where `observation` is already the next one's first.
+    #[must_use]
+    pub fn final_observation(&self, cart: usize) -> Option<Observation> {
+        self.has_final_observation(cart)
+            .then(|| observe(&self.spec, self.final_observations[cart]))
     }
 
     /// Under `SameStep`, the last observation of each cart's episode that has ended last.
@@ -128,27 +191,35 @@ impl CartPoleBatch {
         &self.truncated
     }
 
-    fn check(&self, levels: &[Level]) -> Result<(), EnvError> {
-        if self.rngs.is_empty() && !self.is_empty() {
-            return Err(EnvError::StepBeforeReset);
+    fn check(&self, levels: &[Level]) -> Result<(), BatchError> {
+        let refuse = |environment, source| {
+            Err(BatchError::Environment {
+                environment,
+                source,
+            })
+        };
+        if let Some(cart) = self.has_begun.iter().position(|begun| !begun) {
+            return refuse(cart, EnvError::StepBeforeReset);
         }
         if levels.len() != self.len() {
-            return Err(EnvError::Action(ActionError::Shape {
-                table: "disk",
-                got: (levels.len(), 1),
-                want: (self.len(), 1),
-            }));
+            return Err(BatchError::Length {
+                got: levels.len(),
+                want: self.len(),
+            });
         }
         if let Some(cart) = levels.iter().position(|level| *level > 1) {
-            return Err(EnvError::Action(ActionError::NoSuchLevel {
-                row: format!("cart {cart}"),
+            let no_such_level = ActionError::NoSuchLevel {
+                row: "cart".to_owned(),
                 head: "push".to_owned(),
                 level: levels[cart],
                 last: 1,
-            }));
+            };
+            return refuse(cart, EnvError::Action(no_such_level));
         }
-        if self.mode == Autoreset::Disabled && self.is_over.contains(&true) {
-            return Err(EnvError::EpisodeOver);
+        if self.spec.autoreset == Autoreset::Disabled
+            && let Some(cart) = self.is_over.iter().position(|over| *over)
+        {
+            return refuse(cart, EnvError::EpisodeOver);
         }
         Ok(())
     }
@@ -195,6 +266,14 @@ impl CartPoleBatch {
         }
     }
 
+    /// Starts an episode that somebody asked for.
+    fn begin(&mut self, cart: usize) {
+        self.restart(cart);
+        self.has_begun[cart] = true;
+        self.rewards[cart] = 0.0;
+        (self.terminated[cart], self.truncated[cart]) = (false, false);
+    }
+
     fn restart(&mut self, cart: usize) {
         let state: State = draw_start(&mut self.rngs[cart]);
         [
@@ -207,6 +286,11 @@ impl CartPoleBatch {
         self.is_over[cart] = false;
         self.observations[cart] = state.map(|value| value as f32);
     }
+}
+
+/// The generators of the carts, from the first on.
+fn seeds(seed: u64) -> impl Iterator<Item = crate::Rng> {
+    (0..).map(move |cart| crate::Rng::seed_from_u64(seed.wrapping_add(cart)))
 }
 
 #[cfg(test)]
@@ -280,18 +364,82 @@ mod tests {
     fn what_does_not_fit_is_refused_and_changes_nothing() {
         let mut batch = CartPoleBatch::new(2, 3, Autoreset::Disabled);
         let refused = batch.step(&[0, 0]).unwrap_err();
-        assert!(matches!(refused, EnvError::StepBeforeReset));
+        let before_reset = |error: &BatchError| {
+            matches!(
+                error,
+                BatchError::Environment {
+                    environment: 0,
+                    source: EnvError::StepBeforeReset
+                }
+            )
+        };
+        assert!(before_reset(&refused), "{refused}");
         batch.reset(None);
         let before = batch.observations().to_vec();
-        for levels in [&[0][..], &[0, 2], &[0, 0, 0]] {
+        for levels in [&[0][..], &[0, 0, 0]] {
             let refused = batch.step(levels).unwrap_err();
-            assert!(matches!(refused, EnvError::Action(_)), "{refused}");
+            assert!(
+                matches!(refused, BatchError::Length { want: 2, .. }),
+                "{refused}"
+            );
         }
+        let refused = batch.step(&[0, 2]).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "environment 1: cart: push = 2 is not a level; it has 0 to 1"
+        );
         assert_eq!(batch.observations(), before);
         while !batch.terminated().contains(&true) {
             batch.step(&[1, 1]).unwrap();
         }
         let refused = batch.step(&[1, 1]).unwrap_err();
-        assert!(matches!(refused, EnvError::EpisodeOver));
+        assert!(matches!(
+            refused,
+            BatchError::Environment {
+                source: EnvError::EpisodeOver,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn a_cart_that_has_ended_is_reset_while_the_others_go_on() {
+        let mut batch = CartPoleBatch::new(2, 3, Autoreset::Disabled);
+        let none = ResetOptions::new();
+        let begin = [Restart::Seeded(5), Restart::Leave];
+        batch.reset_each(&begin, &none).unwrap();
+        assert!(batch.has_begun(0) && !batch.has_begun(1));
+        batch
+            .reset_each(&[Restart::Leave, Restart::GoOn], &none)
+            .unwrap();
+        let mut alone = CartPole::new(4);
+        let first = alone.reset(None, &none).unwrap();
+        assert_eq!(batch.observation(1), first);
+        while !batch.terminated()[0] {
+            batch
+                .step(&[1, u16::from(batch.observations()[1][2] > 0.0)])
+                .unwrap();
+        }
+        let other = batch.observations()[1];
+        batch
+            .reset_each(&[Restart::GoOn, Restart::Leave], &none)
+            .unwrap();
+        assert_eq!(batch.observations()[1], other);
+        batch.step(&[0, 0]).unwrap();
+    }
+
+    #[test]
+    fn a_clone_goes_on_as_the_original_does() {
+        let mut batch = CartPoleBatch::new(3, 1, Autoreset::SameStep);
+        batch.reset(Some(1));
+        batch.step(&[0, 1, 0]).unwrap();
+        let mut fork = batch.clone();
+        for _ in 0..60 {
+            for carts in [&mut batch, &mut fork] {
+                carts.step(&[1, 0, 1]).unwrap();
+            }
+            assert_eq!(batch.observations(), fork.observations());
+            assert_eq!(batch.terminated(), fork.terminated());
+        }
     }
 }

@@ -8,41 +8,21 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use rand::SeedableRng as _;
-use thiserror::Error;
 
-use super::simulation::{Rules, Simulation, Source};
+use super::simulation::{Beginning, Rules, Simulation, Source};
 use super::{Generator, Scenario, ScenarioErrors};
 use crate::decision::JointAction;
-use crate::environment::{EnvError, ResetOptions, Rewards};
+use crate::environment::{BatchError, EnvError, ResetOptions, Restart, Rewards};
 use crate::observation::Observation;
 use crate::reward::Weighting;
 use crate::spec::{Autoreset, EnvSpec, Level};
 
-/// Why a batch was not stepped; none of its hosts was.
-#[derive(Debug, Error)]
-pub enum BatchError {
-    /// A host refused its action.
-    #[error("host {host}: {source}")]
-    Host {
-        /// Its number.
-        host: usize,
-        /// Why.
-        source: EnvError,
-    },
-    /// The actions are not as many levels as the hosts have heads.
-    #[error("the packed actions are {got} levels, the hosts need {want}: see action_range")]
-    Length {
-        /// Levels given.
-        got: usize,
-        /// Levels needed.
-        want: usize,
-    },
-}
-
 /// One host of a batch: what its last step or reset showed, in buffers that the next one overwrites.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BatchHost {
     simulation: Simulation,
+    /// What the reset under way does to it.
+    restart: Restart,
     action: JointAction,
     executed: JointAction,
     is_truncated: bool,
@@ -54,12 +34,19 @@ impl BatchHost {
     fn new(source: Source) -> Self {
         Self {
             simulation: Simulation::new(source, crate::Rng::seed_from_u64(0)),
+            restart: Restart::GoOn,
             action: JointAction::default(),
             executed: JointAction::default(),
             is_truncated: false,
             final_observation: Observation::default(),
             has_final_observation: false,
         }
+    }
+
+    /// Whether an episode was begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.simulation.episode().is_some()
     }
 
     /// What is seen now: after the step, or after the reset where the step has made one.
@@ -124,10 +111,18 @@ impl BatchHost {
         self.simulation.check(rules, &self.action)
     }
 
-    fn reset(&mut self, rules: &Rules) {
-        self.simulation
-            .reset(rules, &ResetOptions::new())
-            .expect("a valid source, and no options that could be refused");
+    fn restart(&mut self, rules: &Rules, beginning: &Beginning) {
+        match self.restart {
+            Restart::Leave => return,
+            Restart::GoOn => {}
+            Restart::Seeded(seed) => self.simulation.reseed(crate::Rng::seed_from_u64(seed)),
+        }
+        self.reset(rules, beginning);
+        self.simulation.rewards.clear();
+    }
+
+    fn reset(&mut self, rules: &Rules, beginning: &Beginning) {
+        self.simulation.reset(rules, beginning);
         self.is_truncated = false;
         self.has_final_observation = false;
     }
@@ -138,7 +133,7 @@ impl BatchHost {
             self.executed
                 .copy_from(&self.simulation.observation.current);
             self.simulation.rewards.clear();
-            return self.reset(rules);
+            return self.reset(rules, &Beginning::default());
         }
         self.simulation.step(&self.action, &mut self.executed);
         let is_over = self.simulation.is_over();
@@ -146,15 +141,15 @@ impl BatchHost {
         if is_over && mode == Autoreset::SameStep {
             let observation = &mut self.simulation.observation;
             std::mem::swap(observation, &mut self.final_observation);
-            self.reset(rules);
+            self.reset(rules, &Beginning::default());
             self.has_final_observation = true;
         }
         self.is_truncated = is_over;
     }
 }
 
-/// Many simulated hosts with one spec.
-#[derive(Debug)]
+/// Many simulated hosts with one spec. A clone goes on as the original would, random numbers included.
+#[derive(Debug, Clone)]
 pub struct SimBatch {
     rules: Rules,
     threads: NonZeroUsize,
@@ -256,15 +251,45 @@ impl SimBatch {
             threads,
             ..
         } = self;
-        for_each(hosts, *threads, |host| host.reset(rules));
+        let beginning = Beginning::default();
+        for_each(hosts, *threads, |host| host.reset(rules, &beginning));
         self.note_starts();
+    }
+
+    /// Starts episodes as `restarts` says, an entry per host: with a seed, a host does what it does alone with
+    /// it. Options are those of [`super::SimHost`].
+    ///
+    /// # Errors
+    /// `Count`; `Option` for an option that is unknown or wrong. Nothing is changed then.
+    pub fn reset_each(
+        &mut self,
+        restarts: &[Restart],
+        options: &ResetOptions,
+    ) -> Result<(), BatchError> {
+        if restarts.len() != self.hosts.len() {
+            return Err(BatchError::Count {
+                got: restarts.len(),
+                want: self.hosts.len(),
+            });
+        }
+        let beginning =
+            Beginning::from_options(&self.rules, options).map_err(BatchError::Option)?;
+        for (host, restart) in self.hosts.iter_mut().zip(restarts) {
+            host.restart = *restart;
+        }
+        let rules = &self.rules;
+        for_each(&mut self.hosts, self.threads, |host| {
+            host.restart(rules, &beginning);
+        });
+        self.note_starts();
+        Ok(())
     }
 
     /// Steps each host by its part of the packed actions. What it showed stands in
     /// [`SimBatch::hosts`].
     ///
     /// # Errors
-    /// `Length` for another number of levels than [`SimBatch::action_len`]; `Host` with
+    /// `Length` for another number of levels than [`SimBatch::action_len`]; `Environment` with
     /// `StepBeforeReset`, `EpisodeOver` or `Action` of the first host that refuses. No host is stepped
     /// then.
     pub fn step(&mut self, actions: &[Level]) -> Result<(), BatchError> {
@@ -283,10 +308,11 @@ impl SimBatch {
         let mode = rules.spec.autoreset;
         for (index, host) in hosts.iter_mut().enumerate() {
             host.unpack(&actions[starts[index]..starts[index + 1]]);
-            host.check(rules, mode).map_err(|source| BatchError::Host {
-                host: index,
-                source,
-            })?;
+            host.check(rules, mode)
+                .map_err(|source| BatchError::Environment {
+                    environment: index,
+                    source,
+                })?;
         }
         for_each(hosts, *threads, |host| host.step(rules, mode));
         self.note_starts();
@@ -444,8 +470,8 @@ mod tests {
         assert!(
             matches!(
                 refused,
-                BatchError::Host {
-                    host: 0,
+                BatchError::Environment {
+                    environment: 0,
                     source: EnvError::StepBeforeReset
                 }
             ),
@@ -459,7 +485,10 @@ mod tests {
         let start = batch.action_range(1).start;
         packed[start] = Level::MAX;
         let refused = batch.step(&packed).unwrap_err();
-        assert!(refused.to_string().starts_with("host 1: "), "{refused}");
+        assert!(
+            refused.to_string().starts_with("environment 1: "),
+            "{refused}"
+        );
         let after: Vec<_> = batch.hosts().iter().map(step_of).collect();
         assert_eq!(before, after);
     }
@@ -478,11 +507,84 @@ mod tests {
         let refused = batch.step(&packed).unwrap_err();
         assert!(matches!(
             refused,
-            BatchError::Host {
+            BatchError::Environment {
                 source: EnvError::EpisodeOver,
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn each_host_begins_as_it_would_alone_or_is_left_as_it_is() {
+        let mut batch = SimBatch::generated(generator(), 3).unwrap();
+        let warm = ResetOptions::from([("page_cache".to_owned(), "warm".to_owned())]);
+        let seeds = [7, 3, 9];
+        batch
+            .reset_each(&seeds.map(Restart::Seeded), &warm)
+            .unwrap();
+        let mut alone: Vec<_> = seeds
+            .iter()
+            .map(|seed| {
+                let mut host = SimHost::generated(generator()).unwrap();
+                let seen = host.reset(Some(*seed), &warm).unwrap();
+                (host, seen)
+            })
+            .collect();
+        for (host, (_, seen)) in batch.hosts().iter().zip(&alone) {
+            assert_eq!(host.observation(), seen);
+        }
+        let restarts = [Restart::Leave, Restart::GoOn, Restart::Seeded(1)];
+        let none = ResetOptions::new();
+        batch.reset_each(&restarts, &none).unwrap();
+        assert_eq!(batch.hosts()[0].observation(), &alone[0].1);
+        for (host, seed) in [(1, None), (2, Some(1))] {
+            let seen = alone[host].0.reset(seed, &none).unwrap();
+            assert_eq!(batch.hosts()[host].observation(), &seen);
+        }
+    }
+
+    #[test]
+    fn a_reset_that_is_refused_changes_nothing() {
+        let mut batch = SimBatch::generated(generator(), 2).unwrap();
+        batch.reset(Some(1));
+        let untouched = batch.clone();
+        let lukewarm = ResetOptions::from([("page_cache".to_owned(), "lukewarm".to_owned())]);
+        let refused = batch.reset_each(&[Restart::Seeded(4); 2], &lukewarm);
+        assert!(matches!(
+            refused,
+            Err(BatchError::Option(EnvError::Option { .. }))
+        ));
+        let refused = batch.reset_each(&[Restart::GoOn; 3], &ResetOptions::new());
+        assert!(matches!(
+            refused,
+            Err(BatchError::Count { got: 3, want: 2 })
+        ));
+        assert_eq!(play_on(batch), play_on(untouched));
+    }
+
+    /// What all hosts show in 12 steps and two resets from here.
+    fn play_on(mut batch: SimBatch) -> Vec<Vec<Step>> {
+        let mut rng = crate::Rng::seed_from_u64(8);
+        let mut shown = vec![];
+        for _ in 0..3 {
+            for _ in 0..4 {
+                let packed = draw(&batch, &mut rng);
+                batch.step(&packed).unwrap();
+                shown.push(batch.hosts().iter().map(step_of).collect());
+            }
+            batch.reset(None);
+        }
+        shown
+    }
+
+    #[test]
+    fn a_clone_goes_on_as_the_original_does() {
+        let mut batch = SimBatch::generated(generator(), 3).unwrap();
+        batch.reset(Some(2));
+        let packed = draw(&batch, &mut crate::Rng::seed_from_u64(3));
+        batch.step(&packed).unwrap();
+        let fork = batch.clone();
+        assert_eq!(play_on(batch), play_on(fork));
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) const REOPEN_STALL_S: f64 = 0.004;
 /// CPU of finding a page to reclaim for one that is read into a full cache, seconds.
 pub(super) const RECLAIM_S: f64 = 0.3e-6;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Episode {
     pub(super) scenario: Scenario,
     pub(super) step: u32,

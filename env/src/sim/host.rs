@@ -6,7 +6,7 @@ use super::Generator;
 use super::counters;
 use super::episode::Episode;
 use super::scenario::{Scenario, ScenarioErrors};
-use super::simulation::{Rules, Simulation, Source};
+use super::simulation::{Beginning, Rules, Simulation, Source};
 use crate::decision::JointAction;
 use crate::environment::{EnvError, Environment, Repeatable, ResetOptions, Step};
 use crate::observation::Observation;
@@ -101,10 +101,11 @@ impl Environment for SimHost {
         seed: Option<u64>,
         options: &ResetOptions,
     ) -> Result<Observation, EnvError> {
+        let beginning = Beginning::from_options(&self.rules, options)?;
         if let Some(seed) = seed {
             self.simulation.reseed(crate::Rng::seed_from_u64(seed));
         }
-        self.simulation.reset(&self.rules, options)?;
+        self.simulation.reset(&self.rules, &beginning);
         if let Some(episode) = self.simulation.episode() {
             let mut sample = counters::start(&episode.scenario, &episode.window);
             counters::advance(&mut sample, &episode.window);

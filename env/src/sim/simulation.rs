@@ -45,12 +45,59 @@ impl Source {
 }
 
 /// What the page cache holds when an episode starts: reset option `page_cache`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Start {
     /// Nothing (`cold`, the default).
+    #[default]
     Cold,
     /// At any time as much of each buffered disk as it would end up with (`warm`).
     Warm,
+}
+
+/// How episodes begin, by the options of a reset.
+#[derive(Debug, Default)]
+pub(super) struct Beginning {
+    start: Start,
+    /// What is played in place of the source's scenario.
+    scenario: Option<Scenario>,
+}
+
+impl Beginning {
+    /// # Errors
+    /// `Option` for one that is unknown or wrong.
+    pub(super) fn from_options(rules: &Rules, options: &ResetOptions) -> Result<Self, EnvError> {
+        let mut beginning = Self::default();
+        for (name, value) in options {
+            let refuse = |problem: String| EnvError::Option {
+                name: name.clone(),
+                value: value.clone(),
+                problem,
+            };
+            match name.as_str() {
+                "page_cache" => {
+                    beginning.start = match value.as_str() {
+                        "cold" => Start::Cold,
+                        "warm" => Start::Warm,
+                        _ => return Err(refuse("must be `cold` or `warm`".to_owned())),
+                    };
+                }
+                "scenario" => {
+                    let mut scenario = presets::by_name(value).ok_or_else(|| {
+                        refuse(format!("is not one of {}", presets::NAMES.join(", ")))
+                    })?;
+                    scenario.schedulers = !rules.spec.device_heads.is_empty();
+                    beginning.scenario = Some(scenario);
+                }
+                _ => {
+                    return Err(refuse(
+                        "the simulated host knows only the options `scenario` and `page_cache`"
+                            .to_owned(),
+                    ));
+                }
+            }
+        }
+        Ok(beginning)
+    }
 }
 
 /// What is asked of a host: how it is seen and what it is paid.
@@ -61,7 +108,7 @@ pub(super) struct Rules {
 }
 
 /// A host under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Simulation {
     source: Source,
     rng: crate::Rng,
@@ -123,10 +170,10 @@ impl Simulation {
 
     /// Starts an episode. The first window after it holds the transient of the baseline: it is
     /// discarded.
-    pub(super) fn reset(&mut self, rules: &Rules, options: &ResetOptions) -> Result<(), EnvError> {
-        let (scenario, start) = self.draw_scenario(rules, options)?;
+    pub(super) fn reset(&mut self, rules: &Rules, beginning: &Beginning) {
+        let scenario = self.draw_scenario(beginning);
         let mut episode = Episode::start(scenario, &mut self.rng);
-        if start == Start::Warm {
+        if beginning.start == Start::Warm {
             episode.keep_page_cache_warm();
         }
         episode.run_interval(&mut self.rng);
@@ -140,48 +187,15 @@ impl Simulation {
         observe_into(&rules.spec, &episode.window, terms, &mut self.observation);
         self.leaders = group_leaders(&self.observation.disk_group);
         self.episode = Some(episode);
-        Ok(())
     }
 
-    fn draw_scenario(
-        &mut self,
-        rules: &Rules,
-        options: &ResetOptions,
-    ) -> Result<(Scenario, Start), EnvError> {
-        let mut scenario = match &self.source {
+    /// What is drawn is drawn in any case, so that the numbers after it do not depend on the options.
+    fn draw_scenario(&mut self, beginning: &Beginning) -> Scenario {
+        let drawn = match &self.source {
             Source::Fixed(scenario) => scenario.clone(),
             Source::Generated(generator) => generator.draw(&mut self.rng),
         };
-        let mut start = Start::Cold;
-        for (name, value) in options {
-            let refuse = |problem: String| EnvError::Option {
-                name: name.clone(),
-                value: value.clone(),
-                problem,
-            };
-            match name.as_str() {
-                "page_cache" => {
-                    start = match value.as_str() {
-                        "cold" => Start::Cold,
-                        "warm" => Start::Warm,
-                        _ => return Err(refuse("must be `cold` or `warm`".to_owned())),
-                    };
-                }
-                "scenario" => {
-                    scenario = presets::by_name(value).ok_or_else(|| {
-                        refuse(format!("is not one of {}", presets::NAMES.join(", ")))
-                    })?;
-                    scenario.schedulers = !rules.spec.device_heads.is_empty();
-                }
-                _ => {
-                    return Err(refuse(
-                        "the simulated host knows only the options `scenario` and `page_cache`"
-                            .to_owned(),
-                    ));
-                }
-            }
-        }
-        Ok((scenario, start))
+        beginning.scenario.clone().unwrap_or(drawn)
     }
 
     /// Whether an action can be taken now.

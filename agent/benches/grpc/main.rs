@@ -3,7 +3,10 @@
 //! Each figure is the median over many calls, one at a time, printed in nanoseconds and as a ratio
 //! to an empty unary call (a health check) to the same server in the same run: ratios travel between
 //! machines, nanoseconds do not. Beside a step through gRPC stands the same step in this process.
+//! Then come many clients at once, a connection each, with empty calls and with steps, and a rollout.
 //! With `--json FILE` the figures are also written there.
+
+mod clients;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -22,6 +25,8 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+
+use self::clients::Taken;
 
 /// Calls per figure, and calls before them that are not counted.
 const CALLS: usize = 2000;
@@ -46,6 +51,7 @@ fn main() {
     let mut report = Report::new(empty);
     proposals(&mut report, &runtime, &channel);
     steps(&mut report, &server);
+    at_once(&mut report, &runtime, &server);
     if let Some(file) = json {
         std::fs::write(&file, report.json()).expect("the report can be written");
     }
@@ -64,6 +70,7 @@ baseline = \"least_loaded\"
 [service]
 listen = \"unix:blkpilot.sock\"
 data_dir = \"data\"
+max_environments = 128
 ";
     let file: PathBuf = dir.join("blkpilot.toml");
     let config = Config::parse(&file, text).expect("a valid configuration");
@@ -105,6 +112,18 @@ fn steps(report: &mut Report, server: &str) {
     let large = endless(presets::identical_disks(MANY, 8));
     let name = format!("step, {MANY} disks, 8 channels");
     step(report, server, &name, sim(&large), &mut sim_host(large));
+}
+
+fn at_once(report: &mut Report, runtime: &Runtime, server: &str) {
+    for clients in [1, 16, 64] {
+        let empty = clients::empty(runtime, server, clients);
+        report.taken("empty", clients, empty);
+        let steps = clients::steps(runtime, server, clients);
+        report.taken("step", clients, steps);
+    }
+    let rate = clients::rollout(runtime, server);
+    println!("{:<44} {rate:>9.0} steps/s", "rollout, 64 carts");
+    report.headline("rollout_steps_per_s", rate);
 }
 
 fn endless(mut scenario: Scenario) -> Scenario {
@@ -161,6 +180,7 @@ fn median_ns(mut call: impl FnMut()) -> f64 {
 struct Report {
     reference_ns: f64,
     lines: Vec<(String, f64)>,
+    headlines: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Report {
@@ -172,6 +192,7 @@ impl Report {
         Self {
             reference_ns,
             lines: Vec::new(),
+            headlines: serde_json::Map::new(),
         }
     }
 
@@ -180,12 +201,44 @@ impl Report {
         self.lines.push((name.to_owned(), ns));
     }
 
+    /// What calls of clients at once took; with one client the key needs no number.
+    fn taken(&mut self, call: &str, clients: usize, taken: Taken) {
+        let Taken {
+            p50_us,
+            p99_us,
+            calls_per_s,
+        } = taken;
+        let name = format!("{call}, {clients} clients");
+        println!(
+            "{name:<44} p50 {p50_us:>8.1} us, p99 {p99_us:>8.1} us, {calls_per_s:>9.0} calls/s"
+        );
+        let figures = [
+            ("p50_us", p50_us),
+            ("p99_us", p99_us),
+            ("calls_per_s", calls_per_s),
+        ];
+        for (figure, value) in figures {
+            if clients == 1 {
+                self.headline(&format!("{call}_{figure}"), value);
+            }
+            self.headline(&format!("{call}_{figure}_{clients}"), value);
+        }
+    }
+
+    fn headline(&mut self, key: &str, value: f64) {
+        self.headlines.insert(key.to_owned(), value.into());
+    }
+
     fn json(&self) -> String {
         let figures = self.lines.iter().map(|(name, ns)| {
             serde_json::json!({ "name": name, "ns": ns, "ratio": ns / self.reference_ns })
         });
         let figures: Vec<_> = figures.collect();
-        let document = serde_json::json!({ "bench": "grpc", "figures": figures });
+        let document = serde_json::json!({
+            "bench": "grpc",
+            "figures": figures,
+            "headlines": { "grpc": self.headlines },
+        });
         format!("{document:#}\n")
     }
 }
