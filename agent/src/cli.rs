@@ -7,6 +7,7 @@
 
 mod advise;
 mod commands;
+mod config;
 mod data_dir;
 mod device;
 mod dial;
@@ -66,6 +67,9 @@ enum Command {
     /// Looks after one host, simulated or live, as the configuration says, and answers gRPC on a
     /// Unix socket or loopback address until it gets SIGINT or SIGTERM.
     Serve(ServeArgs),
+    /// What the configuration of the service may say
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show the state of each virtual disk, without a service
     Observe(ObserveArgs),
     /// Show CPUs, channels, block devices, and what each virtual disk stands on
@@ -449,6 +453,7 @@ fn force_reason(reason: Option<&str>) -> Result<String, CliError> {
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Serve(args) => serve::run(&args).await,
+        Command::Config(command) => config::run(&command),
         Command::Observe(args) => observe::run(args).await,
         Command::Topology(args) => topology::run(&args),
         Command::Guests(args) => commands::guests(&args).await,

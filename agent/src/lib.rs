@@ -32,6 +32,7 @@ mod panel;
 pub mod policy;
 pub mod promotion;
 pub mod pulse;
+pub mod reload;
 pub mod remote;
 pub mod server;
 pub mod status;

@@ -207,10 +207,60 @@ fn systemd_is_told_that_it_is_ready_how_it_stands_that_it_lives_and_that_it_stop
     assert!(daemon.0.wait().unwrap().success());
 }
 
+/// The mode of the first guest, and what the daemon has said.
+fn mode_and_log(dir: &Path) -> (String, String) {
+    let guests = json(&blkpilot(dir, &["guests", "--json"]));
+    let mode = guests["guests"][0]["mode"].as_str().unwrap().to_owned();
+    (mode, std::fs::read_to_string(dir.join("log")).unwrap())
+}
+
+#[test]
+fn a_hang_up_takes_what_can_be_taken_names_the_rest_and_leaves_all_where_the_file_is_wrong() {
+    let dir = TempDir::new().unwrap();
+    let mut systemd = Systemd::listen(dir.path());
+    let daemon = Daemon::start_with(dir.path(), |command| {
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        command.env("NOTIFY_SOCKET", &systemd.path).stderr(log);
+    });
+    systemd.wait_for("READY=1");
+    let mut reload = |host: &str, service: &str| {
+        let settings = Settings::default();
+        let settings = Settings {
+            host: format!("{}\n{host}", settings.host),
+            service: service.to_owned(),
+            ..settings
+        };
+        std::fs::write(dir.path().join("blkpilot.toml"), settings.toml(dir.path())).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        systemd.wait_for("RELOADING=1");
+        systemd.wait_for("MONOTONIC_USEC=");
+        systemd.wait_for("READY=1");
+    };
+    reload(
+        "mode = \"observe\"",
+        "max_environments = 3\n[guard]\ndwell = \"7s\"",
+    );
+    let (mode, log) = mode_and_log(dir.path());
+    assert_eq!(mode, "MODE_OBSERVE");
+    assert!(
+        log.contains("taken: guard, guard.dwell, host.mode"),
+        "{log}"
+    );
+    let left = "left as they are until the service is restarted: service.max_environments";
+    assert!(log.contains(left), "{log}");
+
+    reload("mode = \"sometimes\"\nname = \"Über\"", "");
+    let (mode, log) = mode_and_log(dir.path());
+    assert_eq!(mode, "MODE_OBSERVE");
+    for problem in ["host.mode = ", "host.name = ", "the one before holds"] {
+        assert!(log.contains(problem), "{problem}: {log}");
+    }
+}
+
 #[test]
 fn a_second_signal_cuts_off_calls_that_do_not_end() {
     let dir = TempDir::new().unwrap();
-    let mut systemd = Systemd::listen(dir.path());
+    let systemd = Systemd::listen(dir.path());
     let mut daemon = systemd.start(dir.path(), None);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     // Whoever watches health does not end by himself.
