@@ -12,6 +12,7 @@ mod data_dir;
 mod device;
 mod dial;
 mod disk;
+mod doctor;
 mod evaluate;
 mod journal;
 mod json;
@@ -67,6 +68,12 @@ enum Command {
     /// Looks after one host, simulated or live, as the configuration says, and answers gRPC on a
     /// Unix socket or loopback address until it gets SIGINT or SIGTERM.
     Serve(ServeArgs),
+    /// Say what of this host and configuration keeps the service from working, and how to repair it
+    ///
+    /// Looks at the configuration, the policies, the data directory and socket, the clock, the kernel, libvirt
+    /// and QEMU. Changes nothing, and needs no service.
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::DoctorArgs),
     /// What the configuration of the service may say
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -359,6 +366,12 @@ pub enum CliError {
     /// The service or the host cannot be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// `doctor` has found something, and said what.
+    #[error("something wants to be repaired, see above")]
+    Unwell {
+        /// The status to end with: 1 for warnings, 2 for failures.
+        status: u8,
+    },
     /// Whoever read what it prints has ended: nobody is left to be told.
     #[error("nobody reads standard output any more")]
     ReaderGone,
@@ -378,6 +391,7 @@ impl CliError {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Unavailable(_) => 3,
+            Self::Unwell { status } => *status,
             // What a shell shows of a process that SIGPIPE has ended.
             Self::ReaderGone => 141,
         }
@@ -427,8 +441,8 @@ pub async fn main() -> ExitCode {
     match run(Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever no longer reads the output need not be told so.
-            if !matches!(error, CliError::ReaderGone) {
+            // Whoever no longer reads the output need not be told so, and what `doctor` found stands there.
+            if !matches!(error, CliError::ReaderGone | CliError::Unwell { .. }) {
                 eprintln!("blkpilot: {error}");
             }
             error.exit_code()
@@ -473,5 +487,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Sweep(args) => sweep::run(args).await,
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Promote(args) => promote::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -14,6 +14,7 @@ pub mod client;
 mod compaction;
 pub mod config;
 pub mod decision;
+pub mod doctor;
 pub mod durable;
 pub mod environment_service;
 pub mod environments;

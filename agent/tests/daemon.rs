@@ -258,6 +258,50 @@ fn a_hang_up_takes_what_can_be_taken_names_the_rest_and_leaves_all_where_the_fil
 }
 
 #[test]
+fn the_doctor_says_what_is_wrong_and_how_to_repair_it_in_words_and_as_json() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("blkpilot.toml");
+    let toml = Settings::default().toml(dir.path());
+    std::fs::write(&file, &toml).unwrap();
+    let file = file.to_str().unwrap();
+    let doctor =
+        |args: &[&str]| blkpilot(dir.path(), &[&["doctor", "--config", file], args].concat());
+    let well = doctor(&["--json"]);
+    let said: Value = serde_json::from_slice(&well.stdout).unwrap();
+    // How this machine stands is not known here.
+    let status = match said["level"].as_str().unwrap() {
+        "ok" => 0,
+        "warning" => 1,
+        _ => 2,
+    };
+    assert_eq!(well.status.code(), Some(status));
+    let of = |check: &str| {
+        let findings = said["findings"].as_array().unwrap().iter();
+        let mut of = findings.filter(|finding| finding["check"] == check);
+        of.next().unwrap()["level"].clone()
+    };
+    for check in [
+        "configuration",
+        "policy",
+        "data directory",
+        "socket",
+        "libvirt",
+    ] {
+        assert_eq!(of(check), "ok", "{check}");
+    }
+    std::fs::write(file, toml.replace("least_loaded", "most_loaded")).unwrap();
+    let ill = doctor(&[]);
+    assert_eq!(ill.status.code(), Some(2));
+    let text = String::from_utf8(ill.stdout.clone()).unwrap();
+    assert!(
+        text.contains("failed   configuration   policy.baseline"),
+        "{text}"
+    );
+    assert!(text.contains("→ correct it"), "{text}");
+    assert!(error(&ill).is_empty());
+}
+
+#[test]
 fn a_second_signal_cuts_off_calls_that_do_not_end() {
     let dir = TempDir::new().unwrap();
     let systemd = Systemd::listen(dir.path());
