@@ -22,6 +22,7 @@ mod output;
 mod promote;
 mod rollback;
 mod serve;
+pub mod shell;
 mod sweep;
 mod tables;
 mod topology;
@@ -35,7 +36,7 @@ use std::time::Duration;
 
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_models::scenario_file;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tonic::{Code, Status};
 
 use crate::client::ConnectError;
@@ -160,6 +161,11 @@ enum Command {
     /// kept, and everything is recorded in the data directory: promoted, refused, forced, taken back.
     #[command(after_help = promote::EXAMPLES)]
     Promote(Box<promote::PromoteArgs>),
+    /// Print what a shell completes this command line by
+    #[command(after_help = shell::COMPLETIONS_HELP)]
+    Completions(shell::CompletionsArgs),
+    /// Write the manual pages of all commands
+    Man(shell::ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -488,5 +494,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Promote(args) => promote::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, Cli::command()),
     }
 }

@@ -302,6 +302,20 @@ fn the_doctor_says_what_is_wrong_and_how_to_repair_it_in_words_and_as_json() {
 }
 
 #[test]
+fn every_shell_gets_a_completion_and_every_command_a_page() {
+    let dir = TempDir::new().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = blkpilot(dir.path(), &["completions", shell]);
+        let script = String::from_utf8(script.stdout).unwrap();
+        assert!(script.contains("doctor"), "{shell}");
+    }
+    let man = dir.path().join("man");
+    let written = blkpilot(dir.path(), &["man", man.to_str().unwrap()]);
+    assert!(written.status.success(), "{}", error(&written));
+    assert!(man.join("blkpilot-serve.1").is_file());
+}
+
+#[test]
 fn a_second_signal_cuts_off_calls_that_do_not_end() {
     let dir = TempDir::new().unwrap();
     let systemd = Systemd::listen(dir.path());
