@@ -25,7 +25,13 @@ if [[ $("$tools/bin/cargo-deb" --version 2>/dev/null) != *"$CARGO_DEB"* ]]; then
     echo "deb: installing cargo-deb $CARGO_DEB into $tools"
     cargo install --quiet --locked --root "$tools" --version "$CARGO_DEB" cargo-deb
 fi
-PATH="$tools/bin:$PATH" cargo deb --quiet --locked -p blkpilot-agent
-binary=${CARGO_TARGET_DIR:-target}/release/blkpilot
+release=${CARGO_TARGET_DIR:-target}/release
+binary=$release/blkpilot
+cargo build --quiet --release --locked -p blkpilot-agent --bin blkpilot
+# What the binary says of itself, for shells and man; cargo-deb looks for target/release where the build is.
+rm -rf "$release/shell"
+"$binary" man "$release/shell/man"
+for shell in bash zsh fish; do "$binary" completions "$shell" >"$release/shell/blkpilot.$shell"; done
+PATH="$tools/bin:$PATH" cargo deb --quiet --locked --no-build -p blkpilot-agent
 if objdump -p "$binary" | grep -E 'NEEDED.*torch'; then die "$binary links libtorch"; fi
 ls "${CARGO_TARGET_DIR:-target}"/debian/blkpilot_*.deb

@@ -17,6 +17,7 @@ use blkpilot_host::{
 };
 use thiserror::Error;
 
+use crate::admission::Modes;
 use crate::mode::{Knob, Mode};
 
 /// A host with its guests. Calls may block, but never on one guest, and are made by one thread.
@@ -62,6 +63,9 @@ pub trait HostBackend: Send {
     fn refresh(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+
+    /// What the configuration says of guests, from the next look at them on.
+    fn set_modes(&mut self, modes: &Modes);
 
     /// Weights of the reward from the next observation on, which shows them. Nothing is changed on the host.
     fn set_reward(&mut self, reward: RewardConfig);
@@ -320,4 +324,4 @@ pub enum BackendError {
 }
 
 /// Makes a backend, at the start and again after it was lost.
-pub type Connect = Box<dyn FnMut() -> Result<Box<dyn HostBackend>, BackendError> + Send>;
+pub type Connect = Box<dyn FnMut(&Modes) -> Result<Box<dyn HostBackend>, BackendError> + Send>;

@@ -7,10 +7,12 @@
 
 mod advise;
 mod commands;
+mod config;
 mod data_dir;
 mod device;
 mod dial;
 mod disk;
+mod doctor;
 mod evaluate;
 mod journal;
 mod json;
@@ -20,6 +22,7 @@ mod output;
 mod promote;
 mod rollback;
 mod serve;
+pub mod shell;
 mod sweep;
 mod tables;
 mod topology;
@@ -33,7 +36,7 @@ use std::time::Duration;
 
 use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_models::scenario_file;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tonic::{Code, Status};
 
 use crate::client::ConnectError;
@@ -66,6 +69,15 @@ enum Command {
     /// Looks after one host, simulated or live, as the configuration says, and answers gRPC on a
     /// Unix socket or loopback address until it gets SIGINT or SIGTERM.
     Serve(ServeArgs),
+    /// Say what of this host and configuration keeps the service from working, and how to repair it
+    ///
+    /// Looks at the configuration, the policies, the data directory and socket, the clock, the kernel, libvirt
+    /// and QEMU. Changes nothing, and needs no service.
+    #[command(after_help = doctor::HELP)]
+    Doctor(doctor::DoctorArgs),
+    /// What the configuration of the service may say
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show the state of each virtual disk, without a service
     Observe(ObserveArgs),
     /// Show CPUs, channels, block devices, and what each virtual disk stands on
@@ -149,6 +161,11 @@ enum Command {
     /// kept, and everything is recorded in the data directory: promoted, refused, forced, taken back.
     #[command(after_help = promote::EXAMPLES)]
     Promote(Box<promote::PromoteArgs>),
+    /// Print what a shell completes this command line by
+    #[command(after_help = shell::COMPLETIONS_HELP)]
+    Completions(shell::CompletionsArgs),
+    /// Write the manual pages of all commands
+    Man(shell::ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -355,6 +372,12 @@ pub enum CliError {
     /// The service or the host cannot be reached.
     #[error("{0}")]
     Unavailable(String),
+    /// `doctor` has found something, and said what.
+    #[error("something wants to be repaired, see above")]
+    Unwell {
+        /// The status to end with: 1 for warnings, 2 for failures.
+        status: u8,
+    },
     /// Whoever read what it prints has ended: nobody is left to be told.
     #[error("nobody reads standard output any more")]
     ReaderGone,
@@ -374,6 +397,7 @@ impl CliError {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
             Self::Unavailable(_) => 3,
+            Self::Unwell { status } => *status,
             // What a shell shows of a process that SIGPIPE has ended.
             Self::ReaderGone => 141,
         }
@@ -423,8 +447,8 @@ pub async fn main() -> ExitCode {
     match run(Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Whoever no longer reads the output need not be told so.
-            if !matches!(error, CliError::ReaderGone) {
+            // Whoever no longer reads the output need not be told so, and what `doctor` found stands there.
+            if !matches!(error, CliError::ReaderGone | CliError::Unwell { .. }) {
                 eprintln!("blkpilot: {error}");
             }
             error.exit_code()
@@ -449,6 +473,7 @@ fn force_reason(reason: Option<&str>) -> Result<String, CliError> {
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Serve(args) => serve::run(&args).await,
+        Command::Config(command) => config::run(&command),
         Command::Observe(args) => observe::run(args).await,
         Command::Topology(args) => topology::run(&args),
         Command::Guests(args) => commands::guests(&args).await,
@@ -468,5 +493,8 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Sweep(args) => sweep::run(args).await,
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Promote(args) => promote::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, Cli::command()),
     }
 }

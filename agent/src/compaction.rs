@@ -2,13 +2,13 @@
 //! its own: nothing that decides waits for it.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use blkpilot_log::{Compactor, Horizon, LogError};
+use blkpilot_log::{Compactor, Horizon, Keep, LogError};
 
 use crate::decision::now_us;
 
@@ -20,18 +20,21 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct Compaction {
     wake: Option<SyncSender<()>>,
     stop: Arc<AtomicBool>,
+    keep: Arc<Mutex<Keep>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Compaction {
-    /// `dir` is the log's.
-    pub(crate) fn start(compactor: Compactor, dir: &Path) -> Result<Self, LogError> {
+    /// `dir` is the log's, of which so much is kept.
+    pub(crate) fn start(compactor: Compactor, dir: &Path, keep: Keep) -> Result<Self, LogError> {
         let (wake, woken) = sync_channel(1);
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
+        let keep = Arc::new(Mutex::new(keep));
+        let kept = Arc::clone(&keep);
         let thread = thread::Builder::new()
             .name("log-compaction".to_owned())
-            .spawn(move || run(compactor, &woken, &asked));
+            .spawn(move || run(compactor, &woken, &asked, &kept));
         let thread = thread.map_err(|source| LogError::Io {
             file: dir.to_owned(),
             action: "start a thread for",
@@ -40,8 +43,15 @@ impl Compaction {
         Ok(Self {
             wake: Some(wake),
             stop,
+            keep,
             thread: Some(thread),
         })
+    }
+
+    /// From now on so much is kept; what is more goes soon.
+    pub(crate) fn set_keep(&self, keep: Keep) {
+        *self.keep.lock().unwrap_or_else(PoisonError::into_inner) = keep;
+        self.wake();
     }
 
     /// Says that a segment has been sealed.
@@ -61,8 +71,9 @@ impl Drop for Compaction {
     }
 }
 
-fn run(mut compactor: Compactor, woken: &Receiver<()>, stop: &AtomicBool) {
+fn run(mut compactor: Compactor, woken: &Receiver<()>, stop: &AtomicBool, keep: &Mutex<Keep>) {
     loop {
+        compactor.set_keep(*keep.lock().unwrap_or_else(PoisonError::into_inner));
         look(&mut compactor, stop);
         if let Err(RecvTimeoutError::Disconnected) = woken.recv_timeout(LOOK_EVERY) {
             return;

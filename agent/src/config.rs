@@ -1,7 +1,9 @@
 //! The daemon's configuration: TOML in, a checked [`Config`] or every problem out, before anything
 //! is touched.
 
+pub mod keys;
 mod policies;
+pub mod reference;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +22,7 @@ use blkpilot_host::throttle::ThrottleBounds;
 use blkpilot_host::{
     BufferedLimits, CpuSet, DedicatedCpuRule, DeviceKnob, DeviceRules, DiskBounds,
 };
+use blkpilot_log::Keep;
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
@@ -34,6 +37,12 @@ pub const DEFAULT_SOCKET: &str = "/run/blkpilot/blkpilot.sock";
 
 /// The version of the file format.
 const VERSION: u64 = 1;
+/// How libvirt is connected to unless it is said otherwise.
+pub(crate) const DEFAULT_URI: &str = "qemu:///system";
+/// Length of an interval unless it is said otherwise.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
+/// Most environments unless it is said otherwise.
+const DEFAULT_MAX_ENVIRONMENTS: u64 = 64;
 
 const MODES: [(&str, Mode); 6] = [
     ("off", Mode::Off),
@@ -50,6 +59,24 @@ const KNOBS: [(&str, Knob); 5] = [
     ("polling", Knob::Polling),
     ("throttle", Knob::Throttle),
     ("qcow2-cache", Knob::Qcow2Cache),
+];
+
+const HOST_KINDS: [(&str, Backing); 2] = [
+    ("simulated", Backing::Simulated),
+    ("libvirt", Backing::Libvirt),
+];
+
+const ON_EXITS: [(&str, OnExit); 2] = [("keep", OnExit::Keep), ("revert", OnExit::Revert)];
+
+const DEDICATED_RULES: [(&str, DedicatedCpuRule); 2] = [
+    ("avoid", DedicatedCpuRule::Avoid),
+    ("share", DedicatedCpuRule::Share),
+];
+
+const CHANNEL_KINDS: [(&str, ChannelKind); 3] = [
+    ("core", ChannelKind::Core),
+    ("thread", ChannelKind::Thread),
+    ("node", ChannelKind::Node),
 ];
 
 /// A configuration that can be served.
@@ -226,11 +253,18 @@ impl Config {
     /// # Errors
     /// `Read`, `Syntax`, or `Invalid` with everything that is wrong.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+        Self::parse(file, &Self::text_of(file)?)
+    }
+
+    /// The text of a configuration, for [`Config::parse`].
+    ///
+    /// # Errors
+    /// `Read`.
+    pub fn text_of(file: &Path) -> Result<String, ConfigError> {
+        std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
             file: file.to_owned(),
             source,
-        })?;
-        Self::parse(file, &text)
+        })
     }
 
     /// As [`Config::load`], of a text that was read from `file`.
@@ -258,10 +292,7 @@ impl Config {
 }
 
 fn read(mut root: Section, base: &Path) -> Option<Config> {
-    let version = root.required("version", "write version = 1", Section::integer);
-    if let Some(version) = version.filter(|v| *v != VERSION) {
-        root.problem("version", format!("= {version} must be {VERSION}"));
-    }
+    root.required("version", "write version = 1", Section::integer);
     let given = if root.has("candidate") {
         Candidate::Given
     } else {
@@ -270,10 +301,9 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let guests = guests(&mut root, given);
     let host = root.required("host", "add [host]", Section::section);
     let mut policy = root.required("policy", "add [policy]", Section::section);
-    let promotions = [("serve", Promotion::Serve), ("ignore", Promotion::Ignore)];
     let promoted = policy
         .as_mut()
-        .and_then(|policy| policy.choice("promoted", &promotions));
+        .map(|policy| policy.choice_or_default("promoted", &policies::PROMOTIONS));
     let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
     let mut guard = root.section("guard");
@@ -333,7 +363,7 @@ fn host(
     candidate: Candidate,
     base: &Path,
 ) -> Option<HostConfig> {
-    let name = section.text("name").unwrap_or_else(|| "local".to_owned());
+    let name = section.text_or_default("name");
     if !is_resource_id(&name) {
         section.problem(
             "name",
@@ -341,12 +371,8 @@ fn host(
         );
     }
     let mode = mode(&mut section, candidate);
-    let kinds = [
-        ("simulated", Backing::Simulated),
-        ("libvirt", Backing::Libvirt),
-    ];
     let kind = section.required("kind", "\"simulated\" or \"libvirt\"", |s, key| {
-        s.choice(key, &kinds)
+        s.choice(key, &HOST_KINDS)
     });
     let kind = match kind {
         Some(Backing::Simulated) => simulated(&mut section, base),
@@ -365,69 +391,34 @@ fn host(
 
 /// What is wrong is noted; what stands in its place does not matter then.
 fn guard(mut section: Section) -> GuardConfig {
-    let mut config = GuardConfig::default();
-    config.dwell = section.span("dwell").unwrap_or(config.dwell);
-    let at_least_one = |section: &mut Section, key: &'static str, default: u32| {
-        let count = section.integer(key).unwrap_or(default.into());
-        u32::try_from(count)
-            .ok()
-            .filter(|count| *count >= 1)
-            .unwrap_or_else(|| {
-                section.problem(key, format!("= {count} must be in [1, {}]", u32::MAX));
-                default
-            })
+    let mut config = GuardConfig {
+        dwell: section.span_or_default("dwell"),
+        changes_per_minute: section.count("changes_per_minute"),
+        stall_windows: section.count("stall_windows"),
+        ..GuardConfig::default()
     };
-    config.changes_per_minute = at_least_one(
-        &mut section,
-        "changes_per_minute",
-        config.changes_per_minute,
-    );
-    config.stall_windows = at_least_one(&mut section, "stall_windows", config.stall_windows);
     let trial = &mut config.trial;
-    trial.windows = at_least_one(&mut section, "trial_windows", trial.windows);
-    trial.doubt_windows = at_least_one(&mut section, "doubt_windows", trial.doubt_windows);
-    trial.objective_windows =
-        at_least_one(&mut section, "objective_windows", trial.objective_windows);
-    trial.late_windows = at_least_one(&mut section, "late_windows", trial.late_windows);
+    trial.windows = section.count("trial_windows");
+    trial.doubt_windows = section.count("doubt_windows");
+    trial.objective_windows = section.count("objective_windows");
+    trial.late_windows = section.count("late_windows");
     let backoff = &mut config.backoff;
-    backoff.retry = section.span("retry_undone").unwrap_or(backoff.retry);
-    backoff.longest_retry = section
-        .span("longest_retry")
-        .unwrap_or(backoff.longest_retry);
-    if backoff.retry.is_zero() || backoff.longest_retry < backoff.retry {
+    backoff.retry = section.span_or_default("retry_undone");
+    backoff.longest_retry = section.span_or_default("longest_retry");
+    if backoff.longest_retry < backoff.retry {
         let text = humantime::format_duration(backoff.retry);
         section.problem(
             "retry_undone",
-            format!("= \"{text}\" must be > 0 and at most longest_retry"),
+            format!("= \"{text}\" must be at most longest_retry"),
         );
     }
     let breaker = &mut config.breaker;
-    breaker.failures = at_least_one(&mut section, "breaker_failures", breaker.failures);
-    breaker.within = section.span("breaker_within").unwrap_or(breaker.within);
-    breaker.pause = section.span("breaker_pause").unwrap_or(breaker.pause);
+    breaker.failures = section.count("breaker_failures");
+    breaker.within = section.span_or_default("breaker_within");
+    breaker.pause = section.span_or_default("breaker_pause");
     breaker.longest_pause = breaker.longest_pause.max(breaker.pause);
-    for (key, span) in [
-        ("breaker_within", breaker.within),
-        ("breaker_pause", breaker.pause),
-    ] {
-        if span.is_zero() {
-            section.problem(key, "= \"0s\" must be > 0");
-        }
-    }
-    let tolerated = section.number("tolerated_ratio");
-    config.trial.tolerated_ratio = tolerated.unwrap_or(config.trial.tolerated_ratio);
-    if !(1.0..=100.0).contains(&config.trial.tolerated_ratio) {
-        let ratio = config.trial.tolerated_ratio;
-        section.problem("tolerated_ratio", format!("= {ratio} must be in [1, 100]"));
-    }
+    config.trial.tolerated_ratio = section.number_or_default("tolerated_ratio");
     config.trial.p99_objective_us = section.number("p99_objective_us");
-    if let Some(us) = config
-        .trial
-        .p99_objective_us
-        .filter(|us| !(*us > 0.0 && us.is_finite()))
-    {
-        section.problem("p99_objective_us", format!("= {us} must be > 0"));
-    }
     section.finish();
     config
 }
@@ -435,56 +426,30 @@ fn guard(mut section: Section) -> GuardConfig {
 /// What is wrong is noted; what stands in its place does not matter then. `beta` is how a learner gives credit, and
 /// nothing that a service is asked for.
 fn reward(mut section: Section) -> RewardConfig {
-    let RewardConfig {
-        beta,
-        cpu,
-        page_cache,
-        writeback,
-        change,
-        slo,
-        slo_p99_us: _,
-    } = RewardConfig::default();
-    let mut number = |key, default| section.number(key).unwrap_or(default);
     let config = RewardConfig {
-        beta,
-        cpu: number("cpu", cpu),
-        page_cache: number("page_cache", page_cache),
-        writeback: number("writeback", writeback),
-        change: number("change", change),
-        slo: number("slo", slo),
+        beta: RewardConfig::default().beta,
+        cpu: section.number_or_default("cpu"),
+        page_cache: section.number_or_default("page_cache"),
+        writeback: section.number_or_default("writeback"),
+        change: section.number_or_default("change"),
+        slo: section.number_or_default("slo"),
         slo_p99_us: section.number("slo_p99_us"),
     };
-    for (key, problem) in config.problems() {
-        section.problem(&key, problem);
-    }
     section.finish();
     config
 }
 
 /// What is wrong is noted; what stands in its place does not matter then.
 fn neighbours(mut section: Section, host: Option<&HostConfig>) -> NeighbourConfig {
-    let mut config = NeighbourConfig::default();
-    let at_least_one = |section: &mut Section, key: &'static str, default: u32| {
-        let count = section.integer(key).unwrap_or(default.into());
-        let count = u32::try_from(count).ok().filter(|count| *count >= 1);
-        if count.is_none() {
-            section.problem(key, format!("must be in [1, {}]", u32::MAX));
-        }
-        count.unwrap_or(default)
+    let mut config = NeighbourConfig {
+        windows: section.count("windows"),
+        relief_windows: section.count("relief_windows"),
+        dominant_share: section.number_or_default("dominant_share"),
+        step: section.number_or_default("step"),
+        longest: section.span_or_default("longest"),
+        pause: section.span_or_default("pause"),
+        ..NeighbourConfig::default()
     };
-    config.windows = at_least_one(&mut section, "windows", config.windows);
-    config.relief_windows = at_least_one(&mut section, "relief_windows", config.relief_windows);
-    let within = |section: &mut Section, key: &'static str, default: f64, most: f64| {
-        let value = section.number(key).unwrap_or(default);
-        if !(0.05..=most).contains(&value) {
-            section.problem(key, format!("= {value} must be in [0.05, {most}]"));
-        }
-        value
-    };
-    config.dominant_share = within(&mut section, "dominant_share", config.dominant_share, 1.0);
-    config.step = within(&mut section, "step", config.step, 0.95);
-    config.longest = section.span("longest").unwrap_or(config.longest);
-    config.pause = section.span("pause").unwrap_or(config.pause);
     if let Some(HostKind::Libvirt(libvirt)) = host.map(|host| &host.kind) {
         config.least_iops = libvirt.disks.throttle.least_iops;
         config.least_bytes_per_s = libvirt.disks.throttle.least_bytes_per_s;
@@ -496,41 +461,20 @@ fn neighbours(mut section: Section, host: Option<&HostConfig>) -> NeighbourConfi
 fn disks(section: &mut Section) -> DiskBounds {
     let mut bounds = DiskBounds::default();
     if let Some(mut throttle) = section.section("throttle") {
-        let ThrottleBounds {
-            least_iops,
-            least_bytes_per_s,
-        } = bounds.throttle;
         bounds.throttle = ThrottleBounds {
-            least_iops: at_least_one(&mut throttle, "least_iops", least_iops),
-            least_bytes_per_s: at_least_one(&mut throttle, "least_bytes_per_s", least_bytes_per_s),
+            least_iops: throttle.integer_or_default("least_iops"),
+            least_bytes_per_s: throttle.integer_or_default("least_bytes_per_s"),
         };
         throttle.finish();
     }
     if let Some(mut caches) = section.section("qcow2_cache") {
-        let default = bounds.qcow2_cache.most_bytes >> 20;
-        let most_mib = at_least_one(&mut caches, "most_mib", default);
+        let most_mib = caches.integer_or_default("most_mib");
         bounds.qcow2_cache = Qcow2CacheBounds {
             most_bytes: most_mib.saturating_mul(1 << 20),
         };
         caches.finish();
     }
     bounds
-}
-
-fn at_least_one(section: &mut Section, key: &'static str, default: u64) -> u64 {
-    let value = section.integer(key).unwrap_or(default);
-    if value == 0 {
-        section.problem(key, "= 0 must be at least 1");
-    }
-    value.max(1)
-}
-
-fn p99_objective_us(section: &mut Section) -> Option<f64> {
-    let us = section.number("p99_objective_us")?;
-    if !(us > 0.0 && us.is_finite()) {
-        section.problem("p99_objective_us", format!("= {us} must be > 0"));
-    }
-    Some(us)
 }
 
 /// Whether a text may be the last segment of a resource name that we make.
@@ -545,14 +489,8 @@ fn simulated(section: &mut Section, base: &Path) -> Option<HostKind> {
     let wanted = format!("a TOML file, or one of {}", presets::NAMES.join(", "));
     let scenario = section.required("scenario", &wanted, Section::text);
     let scenario = scenario.and_then(|name| self::scenario(section, &name, base));
-    let seed = section.integer("seed").unwrap_or(0);
-    let time_scale = section.number("time_scale").unwrap_or(1.0);
-    if !(0.001..=1000.0).contains(&time_scale) {
-        section.problem(
-            "time_scale",
-            format!("= {time_scale} must be in [0.001, 1000]"),
-        );
-    }
+    let seed = section.integer_or_default("seed");
+    let time_scale = section.number_or_default("time_scale");
     Some(HostKind::Simulated {
         scenario: Box::new(scenario?),
         seed,
@@ -573,31 +511,20 @@ fn scenario(section: &Section, name: &str, base: &Path) -> Option<Scenario> {
 }
 
 fn libvirt(section: &mut Section) -> Option<HostKind> {
-    let uri = section
-        .text("uri")
-        .unwrap_or_else(|| "qemu:///system".to_owned());
+    let uri = section.text_or_default("uri");
     if uri.is_empty() {
         section.problem(
             "uri",
             "= \"\" must be a libvirt URI such as \"qemu:///system\"",
         );
     }
-    let interval = section.span("interval").unwrap_or(Duration::from_secs(2));
-    if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) {
-        let text = humantime::format_duration(interval);
-        section.problem("interval", format!("= \"{text}\" must be in [100ms, 1h]"));
-    }
-    let choices = [("keep", OnExit::Keep), ("revert", OnExit::Revert)];
+    let interval = section.span_or_default("interval");
     let on_exit = section.required("on_exit", "\"keep\" or \"revert\"", |s, key| {
-        s.choice(key, &choices)
+        s.choice(key, &ON_EXITS)
     });
     let reserved_cpus = section.text("reserved_cpus");
     let reserved_cpus = reserved_cpus.and_then(|text| cpus(section, "reserved_cpus", &text));
-    let rules = [
-        ("avoid", DedicatedCpuRule::Avoid),
-        ("share", DedicatedCpuRule::Share),
-    ];
-    let dedicated_cpus = section.choice("dedicated_cpus", &rules);
+    let dedicated_cpus = section.choice_or_default("dedicated_cpus", &DEDICATED_RULES);
     let channels = channels(section);
     let devices = devices(section);
     let buffered = buffered(section);
@@ -608,7 +535,7 @@ fn libvirt(section: &mut Section) -> Option<HostKind> {
         on_exit: on_exit?,
         channels,
         reserved_cpus: reserved_cpus.unwrap_or_default(),
-        dedicated_cpus: dedicated_cpus.unwrap_or_default(),
+        dedicated_cpus,
         devices,
         buffered,
         disks,
@@ -631,11 +558,8 @@ fn buffered(section: &mut Section) -> BufferedLimits {
         ),
         ("group_memory_percent", &mut limits.group_memory_percent),
     ] {
-        let percent = section.integer(key).unwrap_or((*limit).into());
-        match u8::try_from(percent).ok().filter(|percent| *percent <= 100) {
-            Some(percent) => *limit = percent,
-            None => section.problem(key, format!("= {percent} must be in [0, 100]")),
-        }
+        // The table's range says that it fits.
+        *limit = u8::try_from(section.integer_or_default(key)).unwrap_or(u8::MAX);
     }
     section.finish();
     limits
@@ -670,12 +594,7 @@ fn devices(section: &mut Section) -> DeviceRules {
 }
 
 fn channels(section: &mut Section) -> ChannelConfig {
-    let kinds = [
-        ("core", ChannelKind::Core),
-        ("thread", ChannelKind::Thread),
-        ("node", ChannelKind::Node),
-    ];
-    let kind = section.choice("channel_per", &kinds);
+    let kind = section.choice("channel_per", &CHANNEL_KINDS);
     if kind.is_some() && section.has("channel") {
         section.problem(
             "channel_per",
@@ -718,7 +637,7 @@ fn guests(root: &mut Section, candidate: Candidate) -> BTreeMap<String, GuestCon
             opt_in: section.flag("opt_in"),
             knobs: section.choices("knobs", &KNOBS),
             exploration: section.section("exploration").and_then(exploration),
-            p99_objective_us: p99_objective_us(&mut section),
+            p99_objective_us: section.number("p99_objective_us"),
         };
         if let Some(name) = name {
             if guests.contains_key(&name) {
@@ -738,91 +657,53 @@ fn exploration(mut section: Section) -> Option<Exploration> {
         "the most changes that exploring may make in an hour, such as 6",
         Section::integer,
     );
-    let exploration = Exploration {
-        epsilon: epsilon.unwrap_or(0.0),
-        changes_per_hour: changes.map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX)),
-    };
-    let checked = exploration.check();
-    if let Err((key, problem)) = &checked {
-        section.problem(key, problem);
-    }
     section.finish();
-    checked.is_ok().then_some(exploration)
+    Some(Exploration {
+        epsilon: epsilon?,
+        // The table's range says that it fits.
+        changes_per_hour: u32::try_from(changes?).unwrap_or(u32::MAX),
+    })
 }
 
 /// What is wrong is noted; what stands in its place does not matter then.
 fn log(mut section: Section) -> LogConfig {
-    const MIB: u64 = 1 << 20;
-    let mut config = LogConfig::default();
-    let mib = |section: &mut Section,
-               key: &'static str,
-               range: std::ops::RangeInclusive<u64>,
-               default: u64| {
-        let given = section.integer(key).unwrap_or(default / MIB);
-        if !range.contains(&given) {
-            let (least, most) = range.into_inner();
-            section.problem(key, format!("= {given} must be in [{least}, {most}]"));
-        }
-        given.saturating_mul(MIB)
-    };
-    config.segment_bytes = mib(&mut section, "segment_mib", 1..=1024, config.segment_bytes);
+    let segment_mib = section.integer_or_default("segment_mib");
+    let max_mib = section.integer_or_default("max_mib");
     // The segment that is written, and a whole one before it.
-    let least = (2 * config.segment_bytes / MIB).min(1 << 20);
-    config.keep.most_bytes = mib(
-        &mut section,
-        "max_mib",
-        least..=1 << 20,
-        config.keep.most_bytes,
-    );
-    config.keep.most_age = section.span("max_age");
-    if let Some(age) = config
-        .keep
-        .most_age
-        .filter(|age| *age < Duration::from_secs(86_400))
-    {
-        let text = humantime::format_duration(age);
-        section.problem(
-            "max_age",
-            format!("= \"{text}\" must be a day or more, such as \"90d\""),
-        );
+    let least = 2 * segment_mib;
+    if max_mib < least {
+        let problem = format!("= {max_mib} must be at least {least}, twice segment_mib");
+        section.problem("max_mib", problem);
     }
-    config.seal_after = section.span("seal_after").unwrap_or(config.seal_after);
-    let longest = Duration::from_secs(7 * 86_400);
-    if !(Duration::from_secs(1)..=longest).contains(&config.seal_after) {
-        let text = humantime::format_duration(config.seal_after);
-        section.problem("seal_after", format!("= \"{text}\" must be in [1s, 7d]"));
-    }
+    let config = LogConfig {
+        segment_bytes: segment_mib << 20,
+        seal_after: section.span_or_default("seal_after"),
+        keep: Keep {
+            most_bytes: max_mib << 20,
+            most_age: section.span("max_age"),
+        },
+    };
     section.finish();
     config
 }
 
 fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
-    let listen = match section.text("listen") {
-        None => Some(Listen::Unix(DEFAULT_SOCKET.into())),
-        Some(text) => match parse_listen(&text, base) {
-            Ok(listen) => Some(listen),
-            Err(problem) => {
-                section.problem("listen", format!("= \"{text}\" {problem}"));
-                None
-            }
-        },
+    let text = section.text_or_default("listen");
+    let listen = match parse_listen(&text, base) {
+        Ok(listen) => Some(listen),
+        Err(problem) => {
+            section.problem("listen", format!("= \"{text}\" {problem}"));
+            None
+        }
     };
     let data_dir = section.required(
         "data_dir",
         "a directory for decisions and journal",
         Section::text,
     );
-    let loopback_may_change = section.flag("loopback_may_change").unwrap_or(false);
-    let max_environments = section.integer("max_environments").unwrap_or(64);
-    if !(1..=10_000).contains(&max_environments) {
-        section.problem(
-            "max_environments",
-            format!("= {max_environments} must be in [1, 10000]"),
-        );
-    }
-    if section.integer("max_log_mib").is_some() {
-        section.problem("max_log_mib", "has moved: write it as log.max_mib");
-    }
+    let loopback_may_change = section.flag_or_default("loopback_may_change");
+    let max_environments = section.integer_or_default("max_environments");
+    section.moved("max_log_mib", "log.max_mib");
     section.finish();
     Some(ServiceConfig {
         listen: listen?,

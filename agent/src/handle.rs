@@ -1,10 +1,13 @@
 //! A host as the rest of the service sees it: what its owner shows, and how to ask it for something.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::guard::neighbour::NeighbourConfig;
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvError, EnvSpec, JointAction, Observation, Step};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -14,9 +17,9 @@ use uuid::Uuid;
 use crate::admission::Choice;
 use crate::backend::{BackendKind, DaemonStatus, DiskName, FrozenKnob, GuestStatus, Planned};
 use crate::chain::Counts;
-use crate::config::OnExit;
+use crate::config::{GuestConfig, OnExit};
 use crate::decision::{Decision, PolicyRef};
-use crate::history::History;
+use crate::history::{History, LogConfig};
 use crate::mode::{Knob, Mode};
 use crate::pulse::Pulse;
 use crate::status::Failure;
@@ -45,6 +48,8 @@ pub struct HostView {
     pub tuning_daemons: Vec<DaemonStatus>,
     /// What is paid for.
     pub reward: RewardConfig,
+    /// Mode of guests that have none of their own.
+    pub default_mode: Mode,
 }
 
 /// Whether a host can be reached.
@@ -137,6 +142,30 @@ pub struct RewardCall {
     pub change: RewardChange,
     /// Check everything, change nothing.
     pub validate_only: bool,
+}
+
+/// What an owner takes of a configuration that was read again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reloadable {
+    /// Modes and settings of guests. Whether there is a candidate stays.
+    pub default_mode: Mode,
+    /// What the configuration says of single guests.
+    pub guests: BTreeMap<String, GuestConfig>,
+    /// How careful the guard is.
+    pub guard: GuardConfig,
+    /// When it limits heavy neighbours.
+    pub neighbours: Option<NeighbourConfig>,
+    /// How much of the decision log is kept.
+    pub log: LogConfig,
+    /// What is paid for, if that has changed in the file.
+    pub reward: Option<RewardConfig>,
+}
+
+/// What an owner has done with it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reloaded {
+    /// What was not taken, and the way out.
+    pub left: Vec<String>,
 }
 
 /// Weights as `RewardConfig` has them; what is `None` stays.
@@ -247,6 +276,7 @@ pub(crate) enum Command {
         UnfreezeCall,
         oneshot::Sender<Result<Vec<FrozenKnob>, Failure>>,
     ),
+    Reload(Box<Reloadable>, oneshot::Sender<Reloaded>),
     SetReward(RewardCall, oneshot::Sender<Result<RewardConfig, Failure>>),
     Devices(oneshot::Sender<Result<Vec<DeviceState>, Failure>>),
     ChangeDevice(DeviceCall, oneshot::Sender<Result<DeviceState, Failure>>),
@@ -302,8 +332,6 @@ pub struct HostInfo {
     pub spec: EnvSpec,
     /// Length of one decision interval on the wall clock.
     pub interval: Duration,
-    /// Mode of guests that have none of their own.
-    pub default_mode: Mode,
     /// What decides in production.
     pub policy: PolicyRef,
     /// What decides for guests in mode shadow and canary.
@@ -342,6 +370,15 @@ impl HostHandle {
     /// As `TunerService.SetRewardWeights`.
     pub async fn set_reward(&self, call: RewardCall) -> Result<RewardConfig, Failure> {
         self.ask(|reply| Command::SetReward(call, reply)).await?
+    }
+
+    /// Takes what can be taken of a configuration that was read again, between two looks at the host.
+    ///
+    /// # Errors
+    /// `HOST_BUSY`, `HOST_STOPPED`.
+    pub async fn reload(&self, settings: Reloadable) -> Result<Reloaded, Failure> {
+        self.ask(|reply| Command::Reload(Box::new(settings), reply))
+            .await
     }
 
     /// The block devices on which something may be changed, or is.

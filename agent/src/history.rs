@@ -130,7 +130,7 @@ impl Recorder {
         let history = History::default();
         read(dir, &history)?;
         Ok(Self {
-            compaction: Compaction::start(writer.compactor(config.keep), dir)?,
+            compaction: Compaction::start(writer.compactor(config.keep), dir, config.keep)?,
             segment: (writer.number(), Instant::now()),
             writer,
             history,
@@ -142,6 +142,12 @@ impl Recorder {
     #[must_use]
     pub fn history(&self) -> History {
         self.history.clone()
+    }
+
+    /// From now on so much is kept, and a segment of this age sealed. The size of segments stays.
+    pub fn set_config(&mut self, config: &LogConfig) {
+        self.seal_after = config.seal_after;
+        self.compaction.set_keep(config.keep);
     }
 
     /// Makes sure that the log takes events, after a failure too.

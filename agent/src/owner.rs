@@ -15,6 +15,7 @@ mod guarding;
 mod held;
 mod neighbours;
 mod refresh;
+mod reload;
 mod reward;
 mod unfreeze;
 
@@ -117,13 +118,13 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         candidate_fallbacks: Counts::default(),
         tuning_daemons: vec![],
         reward: config.reward,
+        default_mode: config.modes.default,
     });
     let info = Arc::new(HostInfo {
         name: config.name.clone(),
         kind: config.kind,
         spec: config.spec.clone(),
         interval: config.interval,
-        default_mode: config.modes.default,
         policy: config.production.reference().clone(),
         candidate: config.candidate.as_ref().map(|c| c.reference().clone()),
     });
@@ -277,6 +278,7 @@ impl Owner {
             Command::Change(call, reply) => drop(reply.send(self.change(&call))),
             Command::Find(id, reply) => drop(reply.send(self.find(id))),
             Command::Unfreeze(call, reply) => drop(reply.send(self.unfreeze(&call))),
+            Command::Reload(settings, reply) => drop(reply.send(self.reload(*settings))),
             Command::SetReward(call, reply) => drop(reply.send(self.set_reward(&call))),
             Command::Devices(reply) => drop(reply.send(self.devices())),
             Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
@@ -305,7 +307,8 @@ impl Owner {
         let backend = match &mut self.backend {
             Some(backend) => backend,
             None => {
-                let backend = self.backend.insert((self.config.connect)()?);
+                let connected = (self.config.connect)(&self.config.modes)?;
+                let backend = self.backend.insert(connected);
                 backend.set_reward(self.config.reward);
                 let bell = Arc::clone(&self.bell);
                 backend.watch_guests(Arc::new(move || bell.ring()));
@@ -403,6 +406,7 @@ impl Owner {
             view.policy_error = self.policy_error.clone();
             view.tuning_daemons = daemons;
             view.reward = self.config.reward;
+            view.default_mode = self.config.modes.default;
             view.fallbacks = self.config.production.counts();
             view.candidate_error = self.candidate_error.clone();
             view.candidate_fallbacks = self
@@ -499,7 +503,10 @@ impl Owner {
         let put_back = |owner: &mut Self| {
             let backend = match &mut owner.backend {
                 Some(backend) => backend,
-                None => owner.backend.insert((owner.config.connect)()?),
+                None => {
+                    let connected = (owner.config.connect)(&owner.config.modes)?;
+                    owner.backend.insert(connected)
+                }
             };
             backend.rollback(&Observation::default(), None)
         };

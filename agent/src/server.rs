@@ -26,6 +26,7 @@ use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
 use crate::chain::Chain;
 use crate::config::{Config, HostKind, Listen, OnExit};
+use crate::decision::PolicyRef;
 use crate::environments::Environments;
 use crate::gate::{Intake, LoopbackChanges};
 use crate::handle::{HostHandle, HostState};
@@ -365,7 +366,6 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         guests: config.host.guests,
         has_candidate: candidate.is_some(),
     };
-    let known = modes.clone();
     let data_dir = config.service.data_dir;
     let last_good_dir = last_good::dir_in(&data_dir);
     let patience = patience(&config.host.kind);
@@ -376,8 +376,8 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
             time_scale,
         } => {
             let interval_s = scenario.interval_s / time_scale;
-            let connect = move || {
-                let host = SimulatedHost::open((*scenario).clone(), seed, known.guests.clone())?;
+            let connect = move |modes: &Modes| {
+                let host = SimulatedHost::open((*scenario).clone(), seed, modes.guests.clone())?;
                 Ok(Box::new(host) as _)
             };
             let interval = Duration::from_secs_f64(interval_s);
@@ -385,8 +385,8 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         }
         HostKind::Libvirt(libvirt) => {
             let interval = libvirt.interval;
-            let connect = move || {
-                let host = LibvirtHost::open(&libvirt, &known, &data_dir)?;
+            let connect = move |modes: &Modes| {
+                let host = LibvirtHost::open(&libvirt, modes, &data_dir)?;
                 Ok(Box::new(host) as _)
             };
             // On a live host nothing is to be repeated, so each run draws anew.
@@ -454,10 +454,32 @@ fn patience(kind: &HostKind) -> Duration {
 /// # Errors
 /// `Policy`.
 pub fn check(config: &Config) -> Result<(), ServeError> {
+    policies(config).map(drop)
+}
+
+/// A policy that can be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The table of the configuration that it stands for, `policy` or `candidate`.
+    pub table: &'static str,
+    /// Which it is.
+    pub policy: PolicyRef,
+}
+
+/// The policies of a configuration, loaded and found to fit.
+///
+/// # Errors
+/// `Policy`.
+pub fn policies(config: &Config) -> Result<Vec<Named>, ServeError> {
     let spec = spec_of(&config.host.kind);
-    policy::production(config, &spec)?;
-    candidate(config, &spec)?;
-    Ok(())
+    let production = policy::production(config, &spec)?;
+    let candidate = candidate(config, &spec)?;
+    let tables = [("policy", Some(production)), ("candidate", candidate)];
+    let named = tables.into_iter().filter_map(|(table, served)| {
+        let policy = served?.loaded.reference;
+        Some(Named { table, policy })
+    });
+    Ok(named.collect())
 }
 
 /// What can be seen and done on a host, known before it is reached.

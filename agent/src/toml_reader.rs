@@ -1,5 +1,6 @@
 //! Reads a TOML document key by key and keeps every problem with its path, so that a file with five
-//! mistakes is corrected in one go. (serde stops at the first.)
+//! mistakes is corrected in one go. (serde stops at the first.) What a key may be, and what holds without it, is
+//! said by the table of keys.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,6 +9,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use toml::{Table, Value};
+
+use crate::config::keys::{self, Fallback, Key};
 
 /// One thing that is wrong with a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,18 +89,47 @@ impl Section {
         self.table.remove(key)
     }
 
+    /// The description of a key.
+    fn key(&self, key: &str) -> &'static Key {
+        let path = self.path(key);
+        keys::find(&path)
+            .unwrap_or_else(|| panic!("{path} is not in config/keys.rs, which is our bug"))
+    }
+
     fn take_as<T>(
         &mut self,
         key: &'static str,
         wanted: &str,
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Option<T> {
+        let described = self.key(key);
         let value = self.take(key)?;
-        let read = read(&value);
-        if read.is_none() {
+        let Some(read) = read(&value) else {
             self.problem(key, format!("= {value} must be {wanted}"));
+            return None;
+        };
+        if let Some(objection) = described.objection(&value) {
+            self.problem(key, objection);
+            return None;
         }
-        read
+        Some(read)
+    }
+
+    /// What holds without the key, which is looked at as if it stood there.
+    fn fallback<T>(&self, key: &str, read: impl FnOnce(&Value) -> Option<T>) -> T {
+        let path = self.path(key);
+        match &self.key(key).default {
+            Fallback::Is(value) => read(&value()),
+            Fallback::Required | Fallback::Absent(_) => None,
+        }
+        .unwrap_or_else(|| panic!("{path} has no such default in config/keys.rs, which is our bug"))
+    }
+
+    /// Takes a key that is no longer one, and says where it has gone.
+    pub(crate) fn moved(&mut self, key: &'static str, to: &str) {
+        if self.table.remove(key).is_some() {
+            self.problem(key, format!("has moved: write it as {to}"));
+        }
     }
 
     pub(crate) fn text(&mut self, key: &'static str) -> Option<String> {
@@ -109,22 +141,66 @@ impl Section {
     }
 
     pub(crate) fn integer(&mut self, key: &'static str) -> Option<u64> {
-        self.take_as(key, "a whole number, 0 or greater", |v| {
-            v.as_integer().and_then(|i| u64::try_from(i).ok())
-        })
+        self.take_as(key, "a whole number, 0 or greater", whole)
+    }
+
+    /// As [`Section::integer`], or its default.
+    pub(crate) fn integer_or_default(&mut self, key: &'static str) -> u64 {
+        self.integer(key)
+            .unwrap_or_else(|| self.fallback(key, whole))
+    }
+
+    /// A count, or its default.
+    pub(crate) fn count(&mut self, key: &'static str) -> u32 {
+        // The table's range says that it fits.
+        u32::try_from(self.integer_or_default(key)).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn number(&mut self, key: &'static str) -> Option<f64> {
-        self.take_as(key, "a number", |v| {
-            v.as_float().or_else(|| v.as_integer().map(|i| i as f64))
-        })
+        self.take_as(key, "a number", keys::number)
+    }
+
+    /// As [`Section::number`], or its default.
+    pub(crate) fn number_or_default(&mut self, key: &'static str) -> f64 {
+        self.number(key)
+            .unwrap_or_else(|| self.fallback(key, keys::number))
     }
 
     /// A span such as `"1s"` or `"250ms"`.
     pub(crate) fn span(&mut self, key: &'static str) -> Option<Duration> {
-        self.take_as(key, "a time such as \"1s\" or \"250ms\"", |v| {
-            v.as_str().and_then(|s| humantime::parse_duration(s).ok())
-        })
+        self.take_as(key, "a time such as \"1s\" or \"250ms\"", duration)
+    }
+
+    /// As [`Section::span`], or its default.
+    pub(crate) fn span_or_default(&mut self, key: &'static str) -> Duration {
+        self.span(key)
+            .unwrap_or_else(|| self.fallback(key, duration))
+    }
+
+    /// As [`Section::text`], or its default.
+    pub(crate) fn text_or_default(&mut self, key: &'static str) -> String {
+        self.text(key)
+            .unwrap_or_else(|| self.fallback(key, |v| v.as_str().map(str::to_owned)))
+    }
+
+    /// As [`Section::flag`], or its default.
+    pub(crate) fn flag_or_default(&mut self, key: &'static str) -> bool {
+        self.flag(key)
+            .unwrap_or_else(|| self.fallback(key, Value::as_bool))
+    }
+
+    /// As [`Section::choice`], or its default.
+    pub(crate) fn choice_or_default<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> T {
+        let named = |v: &Value| {
+            let name = v.as_str()?;
+            choices.iter().find(|(n, _)| *n == name).map(|(_, c)| *c)
+        };
+        self.choice(key, choices)
+            .unwrap_or_else(|| self.fallback(key, named))
     }
 
     /// One of `choices`, by name.
@@ -205,4 +281,14 @@ impl Section {
             );
         }
     }
+}
+
+fn whole(value: &Value) -> Option<u64> {
+    value.as_integer().and_then(|i| u64::try_from(i).ok())
+}
+
+fn duration(value: &Value) -> Option<Duration> {
+    value
+        .as_str()
+        .and_then(|text| humantime::parse_duration(text).ok())
 }

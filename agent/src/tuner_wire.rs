@@ -37,7 +37,7 @@ pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
         unavailable_reason: reason,
         interval: prost_types::Duration::try_from(info.interval).ok(),
         policy: Some(policy_to_wire(&info.policy)),
-        default_mode: mode_to_wire(info.default_mode).into(),
+        default_mode: mode_to_wire(view.default_mode).into(),
         observe_time: window.map(|window| timestamp(window.at_us)),
         channels: window.map_or(vec![], |window| window.observation.channel_ids.clone()),
         policy_error: view.policy_error.unwrap_or_default(),

@@ -207,10 +207,118 @@ fn systemd_is_told_that_it_is_ready_how_it_stands_that_it_lives_and_that_it_stop
     assert!(daemon.0.wait().unwrap().success());
 }
 
+/// The mode of the first guest, and what the daemon has said.
+fn mode_and_log(dir: &Path) -> (String, String) {
+    let guests = json(&blkpilot(dir, &["guests", "--json"]));
+    let mode = guests["guests"][0]["mode"].as_str().unwrap().to_owned();
+    (mode, std::fs::read_to_string(dir.join("log")).unwrap())
+}
+
+#[test]
+fn a_hang_up_takes_what_can_be_taken_names_the_rest_and_leaves_all_where_the_file_is_wrong() {
+    let dir = TempDir::new().unwrap();
+    let mut systemd = Systemd::listen(dir.path());
+    let daemon = Daemon::start_with(dir.path(), |command| {
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        command.env("NOTIFY_SOCKET", &systemd.path).stderr(log);
+    });
+    systemd.wait_for("READY=1");
+    let mut reload = |host: &str, service: &str| {
+        let settings = Settings::default();
+        let settings = Settings {
+            host: format!("{}\n{host}", settings.host),
+            service: service.to_owned(),
+            ..settings
+        };
+        std::fs::write(dir.path().join("blkpilot.toml"), settings.toml(dir.path())).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        systemd.wait_for("RELOADING=1");
+        systemd.wait_for("MONOTONIC_USEC=");
+        systemd.wait_for("READY=1");
+    };
+    reload(
+        "mode = \"observe\"",
+        "max_environments = 3\n[guard]\ndwell = \"7s\"",
+    );
+    let (mode, log) = mode_and_log(dir.path());
+    assert_eq!(mode, "MODE_OBSERVE");
+    assert!(
+        log.contains("taken: guard, guard.dwell, host.mode"),
+        "{log}"
+    );
+    let left = "left as they are until the service is restarted: service.max_environments";
+    assert!(log.contains(left), "{log}");
+
+    reload("mode = \"sometimes\"\nname = \"Über\"", "");
+    let (mode, log) = mode_and_log(dir.path());
+    assert_eq!(mode, "MODE_OBSERVE");
+    for problem in ["host.mode = ", "host.name = ", "the one before holds"] {
+        assert!(log.contains(problem), "{problem}: {log}");
+    }
+}
+
+#[test]
+fn the_doctor_says_what_is_wrong_and_how_to_repair_it_in_words_and_as_json() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("blkpilot.toml");
+    let toml = Settings::default().toml(dir.path());
+    std::fs::write(&file, &toml).unwrap();
+    let file = file.to_str().unwrap();
+    let doctor =
+        |args: &[&str]| blkpilot(dir.path(), &[&["doctor", "--config", file], args].concat());
+    let well = doctor(&["--json"]);
+    let said: Value = serde_json::from_slice(&well.stdout).unwrap();
+    // How this machine stands is not known here.
+    let status = match said["level"].as_str().unwrap() {
+        "ok" => 0,
+        "warning" => 1,
+        _ => 2,
+    };
+    assert_eq!(well.status.code(), Some(status));
+    let of = |check: &str| {
+        let findings = said["findings"].as_array().unwrap().iter();
+        let mut of = findings.filter(|finding| finding["check"] == check);
+        of.next().unwrap()["level"].clone()
+    };
+    for check in [
+        "configuration",
+        "policy",
+        "data directory",
+        "socket",
+        "libvirt",
+    ] {
+        assert_eq!(of(check), "ok", "{check}");
+    }
+    std::fs::write(file, toml.replace("least_loaded", "most_loaded")).unwrap();
+    let ill = doctor(&[]);
+    assert_eq!(ill.status.code(), Some(2));
+    let text = String::from_utf8(ill.stdout.clone()).unwrap();
+    assert!(
+        text.contains("failed   configuration   policy.baseline"),
+        "{text}"
+    );
+    assert!(text.contains("→ correct it"), "{text}");
+    assert!(error(&ill).is_empty());
+}
+
+#[test]
+fn every_shell_gets_a_completion_and_every_command_a_page() {
+    let dir = TempDir::new().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = blkpilot(dir.path(), &["completions", shell]);
+        let script = String::from_utf8(script.stdout).unwrap();
+        assert!(script.contains("doctor"), "{shell}");
+    }
+    let man = dir.path().join("man");
+    let written = blkpilot(dir.path(), &["man", man.to_str().unwrap()]);
+    assert!(written.status.success(), "{}", error(&written));
+    assert!(man.join("blkpilot-serve.1").is_file());
+}
+
 #[test]
 fn a_second_signal_cuts_off_calls_that_do_not_end() {
     let dir = TempDir::new().unwrap();
-    let mut systemd = Systemd::listen(dir.path());
+    let systemd = Systemd::listen(dir.path());
     let mut daemon = systemd.start(dir.path(), None);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     // Whoever watches health does not end by himself.

@@ -57,6 +57,10 @@ impl HostBackend for Limited {
         self.host.spec()
     }
 
+    fn set_modes(&mut self, modes: &Modes) {
+        self.host.set_modes(modes);
+    }
+
     fn first_window(&self) -> Duration {
         self.host.first_window()
     }
@@ -170,7 +174,7 @@ impl Case {
         };
         let connect = {
             let told = Arc::clone(&told);
-            move || {
+            move |_: &Modes| {
                 let host = SimulatedHost::open(scenario.clone(), 1, BTreeMap::new())?;
                 let told = Arc::clone(&told);
                 Ok(Box::new(Limited { host, told }) as Box<dyn HostBackend>)

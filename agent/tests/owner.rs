@@ -16,7 +16,8 @@ use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{
-    ChangeCall, HostHandle, HostState, Request, RewardCall, RewardChange, UnfreezeCall,
+    ChangeCall, HostHandle, HostState, Reloadable, Reloaded, Request, RewardCall, RewardChange,
+    UnfreezeCall,
 };
 use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
@@ -92,6 +93,10 @@ impl HostBackend for Fragile {
 
     fn spec(&self) -> &EnvSpec {
         self.host.spec()
+    }
+
+    fn set_modes(&mut self, modes: &Modes) {
+        self.host.set_modes(modes);
     }
 
     fn first_window(&self) -> Duration {
@@ -224,7 +229,7 @@ impl Case {
         let spec = spec(&scenario).unwrap();
         let connect = {
             let fate = Arc::clone(&fate);
-            move || {
+            move |_: &Modes| {
                 fate.connections.fetch_add(1, Ordering::SeqCst);
                 let host = SimulatedHost::open(scenario.clone(), 1, BTreeMap::new())?;
                 let fragile = Fragile {
@@ -508,6 +513,43 @@ async fn a_policy_that_fails_is_reported_and_the_heuristic_stands_in() {
         case.host.propose().await.unwrap_err().reason(),
         "POLICY_FAILED"
     );
+}
+
+#[tokio::test]
+async fn a_reload_takes_modes_at_once_and_the_reward_only_while_no_environment_is_paid_by_it() {
+    let case = Case::new(Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let settings = |default_mode, cpu| Reloadable {
+        default_mode,
+        guests: BTreeMap::new(),
+        guard: GuardConfig::default(),
+        neighbours: None,
+        log: LogConfig::default(),
+        reward: Some(RewardConfig {
+            cpu,
+            ..RewardConfig::default()
+        }),
+    };
+    let done = case.host.reload(settings(Mode::Observe, 0.75)).await;
+    assert_eq!(done.unwrap(), Reloaded::default());
+    {
+        let view = case.host.view.borrow();
+        assert_eq!((view.default_mode, view.reward.cpu), (Mode::Observe, 0.75));
+    }
+    let refused = case.host.change(set(&["backup"])).await.unwrap_err();
+    assert_eq!(refused.reason(), "MODE_FORBIDS");
+
+    let _lease = HostedEnvironment::attach(case.host.clone(), None)
+        .await
+        .unwrap();
+    let done = case
+        .host
+        .reload(settings(Mode::Advise, 0.25))
+        .await
+        .unwrap();
+    assert!(done.left[0].starts_with("reward: "), "{done:?}");
+    let view = case.host.view.borrow();
+    assert_eq!((view.default_mode, view.reward.cpu), (Mode::Advise, 0.75));
 }
 
 /// What systemd's watchdog is fed by.
@@ -816,7 +858,7 @@ async fn a_guest_that_goes_or_comes_is_known_long_before_the_next_look() {
 async fn a_storm_of_events_is_seen_in_a_few_looks_and_calls_are_still_answered() {
     let case = Case::with(rarely(), Mode::Advise, least_loaded());
     case.wait_for(|state| *state == HostState::Ready).await;
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     for _ in 0..100_000 {
         case.ring();
     }

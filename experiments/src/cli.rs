@@ -11,11 +11,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use blkpilot_agent::cli::shell::{self, CompletionsArgs, ManArgs};
 use blkpilot_agent::cli::{CliError, EvaluateLogArgs, evaluate_log};
 use blkpilot_models::oracle::Limits;
 use blkpilot_models::scenario_file::ScenarioFileError;
 use blkpilot_models::{Checkpoint, Selection};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::calibrate::{self, Holdout, calibrate};
 use crate::compare::compare;
@@ -192,6 +193,10 @@ enum Command {
     Calibrate(CalibrateArgs),
     /// Check that PPO and DQN solve CartPole: 100,000 and 50,000 steps on each of five seeds
     Sanity(SanityArgs),
+    /// Print what a shell completes this command line by: `completions bash`, zsh, fish
+    Completions(CompletionsArgs),
+    /// Write the manual pages of all commands
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -419,7 +424,19 @@ impl Cli {
             Command::Evaluate(args) => run_evaluate(&args),
             Command::Calibrate(args) => run_calibrate(&args),
             Command::Sanity(args) => run_sanity(&args),
+            Command::Completions(args) => done(shell::completions(&args, Self::command())),
+            Command::Man(args) => done(shell::man(&args, Self::command())),
         }
+    }
+}
+
+/// How a command ends that the service's binary has too.
+fn done(result: Result<(), CliError>) -> Result<ExitCode, LabError> {
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Nobody is left to be told.
+        Err(error @ CliError::ReaderGone) => Ok(error.exit_code()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -614,12 +631,7 @@ fn all_cpus() -> usize {
 
 fn run_evaluate(args: &EvaluateLogArgs) -> Result<ExitCode, LabError> {
     let mut neural = NeuralFqe::default();
-    match evaluate_log(args, vec![&mut neural]) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        // Nobody is left to be told.
-        Err(error @ CliError::ReaderGone) => Ok(error.exit_code()),
-        Err(error) => Err(error.into()),
-    }
+    done(evaluate_log(args, vec![&mut neural]))
 }
 
 fn run_log(args: &LogArgs) -> Result<ExitCode, LabError> {

@@ -129,9 +129,9 @@ impl Service {
             has_candidate: false,
         };
         let connect = {
-            let (modes, data) = (modes.clone(), dir.path().to_owned());
-            move || {
-                let host = LibvirtHost::open(&libvirt, &modes, &data)?;
+            let data = dir.path().to_owned();
+            move |modes: &Modes| {
+                let host = LibvirtHost::open(&libvirt, modes, &data)?;
                 Ok(Box::new(host) as Box<dyn HostBackend>)
             }
         };

@@ -324,6 +324,11 @@ impl HostBackend for LibvirtHost {
         &self.before
     }
 
+    fn set_modes(&mut self, modes: &Modes) {
+        self.host
+            .set_guest_rules(rules(modes.default, &modes.guests));
+    }
+
     fn set_reward(&mut self, reward: RewardConfig) {
         self.next_reward = reward;
     }

@@ -12,6 +12,7 @@ use blkpilot_env::{
 use ndarray::s;
 
 use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
+use crate::admission::Modes;
 use crate::config::GuestConfig;
 use crate::mode::Knob;
 use crate::names::guest_of;
@@ -151,6 +152,10 @@ impl HostBackend for SimulatedHost {
 
     fn sample(&self) -> &HostSample {
         self.host.sample().expect("`open` has reset the host")
+    }
+
+    fn set_modes(&mut self, modes: &Modes) {
+        self.guests = modes.guests.clone();
     }
 
     fn set_reward(&mut self, reward: RewardConfig) {

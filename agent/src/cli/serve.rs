@@ -2,16 +2,18 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tracing::warn;
+use tracing::{error, info, warn};
 
 use super::output::print;
 use super::{CliError, ServeArgs};
 use crate::config::Config;
+use crate::reload::{Reloader, Report};
 use crate::server::{Server, check};
 use crate::supervisor;
 
 pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
-    let config = Config::load(&args.config)?;
+    let text = Config::text_of(&args.config)?;
+    let config = Config::parse(&args.config, &text)?;
     if args.check {
         check(&config)?;
         print(format_args!("{}: can be served", args.config.display()))?;
@@ -19,6 +21,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     }
     // Before anything is opened: a signal during the start must end in order too.
     let (stop, hurry) = stops()?;
+    let hang_ups = listen(SignalKind::hangup())?;
     let server = Server::start(config).await?;
     // It serves whether or not anybody reads this.
     if let Err(error) = print(format_args!("listening on {}", server.address())) {
@@ -29,10 +32,13 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let telling = tokio::spawn(supervisor::follow_status(name, view));
     let feeding = tokio::spawn(supervisor::feed_watchdog(host.pulse.clone()));
     supervisor::ready();
+    let reloader = Reloader::new(&args.config, text, host.clone());
+    let reloading = tokio::spawn(reload_when_told(hang_ups, reloader));
     let shutdown = async {
         // A sender that has gone is a bug that must not keep it from ending.
         let _ = stop.await;
         telling.abort();
+        reloading.abort();
         supervisor::stopping();
     };
     let hurry = async {
@@ -41,6 +47,43 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let ended = server.run_until(shutdown, hurry).await;
     feeding.abort();
     Ok(ended?)
+}
+
+/// Takes what can be taken of the configuration at each SIGHUP; one that is wrong changes nothing.
+async fn reload_when_told(mut hang_ups: Signal, mut reloader: Reloader) {
+    while hang_ups.recv().await.is_some() {
+        supervisor::reloading();
+        match reloader.reload().await {
+            Ok(report) => tell(&report),
+            Err(error) => {
+                error!("the configuration was not reloaded, the one before holds: {error}");
+            }
+        }
+        supervisor::ready();
+    }
+}
+
+fn tell(report: &Report) {
+    let Report {
+        taken,
+        need_restart,
+        left,
+    } = report;
+    info!("configuration reloaded; taken: {}", listed(taken));
+    if !need_restart.is_empty() {
+        let keys = listed(need_restart);
+        warn!("left as they are until the service is restarted: {keys}");
+    }
+    for problem in left {
+        warn!("not taken: {problem}");
+    }
+}
+
+fn listed(keys: &[String]) -> String {
+    match keys {
+        [] => "nothing, for nothing has changed that could be".to_owned(),
+        keys => keys.join(", "),
+    }
 }
 
 /// Told of the first SIGINT or SIGTERM, and of the second. Both are counted as they come: two that wait to be

@@ -2,12 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use blkpilot_models::bandit::{Algorithm, BanditConfig, BanditError};
+use blkpilot_models::bandit::{Algorithm, BanditConfig};
 
 use crate::toml_reader::Section;
 
 /// Names of the policies that need no checkpoint.
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];
+
+pub(super) const SELECTIONS: [(&str, Selection); 2] =
+    [("greedy", Selection::Greedy), ("sample", Selection::Sample)];
+
+pub(super) const PROMOTIONS: [(&str, Promotion); 2] =
+    [("serve", Promotion::Serve), ("ignore", Promotion::Ignore)];
+
+/// Bandits, and the key that says how careful each is.
+pub(super) const BANDITS: [(&str, &str); 2] = [("linucb", "alpha"), ("thompson", "scale")];
 
 /// What decides.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,10 +77,7 @@ pub(super) fn policy(
     let is_given = section.has("baseline") || section.has("checkpoint");
     let baseline = section.text("baseline");
     let checkpoint = section.text("checkpoint");
-    let selection = section.choice(
-        "selection",
-        &[("greedy", Selection::Greedy), ("sample", Selection::Sample)],
-    );
+    let selection = section.choice_or_default("selection", &SELECTIONS);
     let known = BASELINES.join(", ");
     let policy = match (baseline, checkpoint) {
         (Some(name), None) if BASELINES.contains(&name.as_str()) => {
@@ -83,7 +89,7 @@ pub(super) fn policy(
         }
         (None, Some(dir)) => Some(PolicyConfig::Checkpoint {
             dir: found([base, Path::new(SHARED)], &dir),
-            selection: selection.unwrap_or(Selection::Greedy),
+            selection,
         }),
         (None, None) if is_given => None,
         (None, None) => {
@@ -126,28 +132,17 @@ fn bandit(mut section: Section, taken: Option<&str>) -> Option<PolicyConfig> {
         section.problem("bandit", format!("stands beside {other}: keep one of them"));
         return None;
     }
-    let names = [("linucb", "alpha"), ("thompson", "scale")];
-    let caution = section.choice("bandit", &names)?;
-    let number = section.number(caution).unwrap_or(1.0);
+    let caution = section.choice("bandit", &BANDITS)?;
+    let number = section.number_or_default(caution);
     let default = BanditConfig::new(match caution {
         "alpha" => Algorithm::LinUcb(number),
         _ => Algorithm::Thompson(number),
     });
     let config = BanditConfig {
-        ridge: section.number("ridge").unwrap_or(default.ridge),
-        memory: section.number("memory").unwrap_or(default.memory),
+        ridge: section.number_or_default("ridge"),
+        memory: section.number_or_default("memory"),
         ..default
     };
-    let checked = config.check();
-    if let Err(BanditError::Config {
-        what,
-        value,
-        low,
-        high,
-    }) = &checked
-    {
-        section.problem(what, format!("= {value} must be in [{low}, {high}]"));
-    }
     let name = config.algorithm.name();
     if taken == Some(name) {
         let problem = format!(
@@ -156,7 +151,7 @@ fn bandit(mut section: Section, taken: Option<&str>) -> Option<PolicyConfig> {
         section.problem("bandit", problem);
     }
     section.finish();
-    checked.is_ok().then_some(PolicyConfig::Bandit(config))
+    Some(PolicyConfig::Bandit(config))
 }
 
 #[cfg(test)]

@@ -32,6 +32,11 @@ impl Watch {
         }
     }
 
+    /// What the guard knows stays.
+    pub(super) fn set_config(&mut self, config: &GuardConfig) {
+        self.guard.set_config(config);
+    }
+
     /// The window that ends with a sample; `None` for the first one.
     fn window(&mut self, sample: &HostSample) -> Option<HostWindow> {
         self.now = sample.at;

@@ -23,12 +23,16 @@ impl Owner {
         if call.validate_only || reward == self.config.reward {
             return Ok(reward);
         }
+        self.set_reward_to(reward);
+        self.show();
+        Ok(reward)
+    }
+
+    pub(super) fn set_reward_to(&mut self, reward: RewardConfig) {
         tracing::info!(host = self.config.name, was = ?self.config.reward, is = ?reward, "reward weights set");
         self.config.reward = reward;
         if let Some(backend) = &mut self.backend {
             backend.set_reward(reward);
         }
-        self.show();
-        Ok(reward)
     }
 }

@@ -49,6 +49,10 @@ impl HostBackend for Watched {
         self.host.spec()
     }
 
+    fn set_modes(&mut self, modes: &Modes) {
+        self.host.set_modes(modes);
+    }
+
     fn first_window(&self) -> Duration {
         self.host.first_window()
     }
@@ -151,7 +155,7 @@ impl Setup {
         };
         let connect = {
             let told = Arc::clone(&told);
-            move || {
+            move |_: &Modes| {
                 let scenario = presets::identical_disks(4, 4);
                 let host = SimulatedHost::open(scenario, 1, BTreeMap::new())?;
                 let told = Arc::clone(&told);

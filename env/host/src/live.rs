@@ -327,6 +327,13 @@ impl LiveHost {
         self.ring = Some(ring);
     }
 
+    /// From the next time on that guests are read, which is the next sample at the latest, this may be done to
+    /// them beside what their metadata says.
+    pub fn set_guest_rules(&mut self, rules: GuestRules) {
+        self.config.guests = rules;
+        self.is_inventory_stale = true;
+    }
+
     /// Reads which guests run and all about them, and brings the journal after what has become of them;
     /// no sample is taken.
     ///

@@ -65,6 +65,11 @@ impl LevelBackoff {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set_config(&mut self, config: BackoffConfig) {
+        self.config = config;
+    }
+
     /// The levels of a disk that are closed, as head and level.
     pub fn closed(&self, now: Duration, disk: &str) -> impl Iterator<Item = (usize, Level)> {
         let closures = self.closures.get(disk).into_iter().flatten();

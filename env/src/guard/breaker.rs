@@ -67,6 +67,11 @@ impl Breaker {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set_config(&mut self, config: BreakerConfig) {
+        self.config = config;
+    }
+
     /// Where it stands. Half open it closes by itself when `within` has passed without a failure.
     #[must_use]
     pub fn phase(&self, now: Duration) -> Phase {

@@ -29,6 +29,12 @@ impl ChangeBudget {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set(&mut self, dwell: Duration, changes_per_minute: u32) {
+        self.dwell = dwell;
+        self.changes_per_minute = changes_per_minute.max(1) as usize;
+    }
+
     /// Whether a head was changed too recently to be changed again.
     #[must_use]
     pub fn dwells(&self, now: Duration, disk: &str, head: usize) -> bool {
@@ -52,7 +58,9 @@ impl ChangeBudget {
     #[must_use]
     pub fn left(&self, now: Duration) -> usize {
         let is_recent = |at: &&Duration| now.saturating_sub(**at) < MINUTE;
-        self.changes_per_minute - self.recent.iter().filter(is_recent).count()
+        // There may be more, from before a reload that allows fewer.
+        let count = self.recent.iter().filter(is_recent).count();
+        self.changes_per_minute.saturating_sub(count)
     }
 
     /// Whether as many disks were changed in the last minute as may be.
@@ -81,7 +89,7 @@ impl ChangeBudget {
         for head in heads {
             self.changed_at.insert((disk.to_owned(), *head), now);
         }
-        if self.recent.len() == self.changes_per_minute {
+        while self.recent.len() >= self.changes_per_minute {
             self.recent.pop_front();
         }
         self.recent.push_back(now);
@@ -103,6 +111,20 @@ mod tests {
         assert!(!dwells(35, "a/vda", 1));
         assert!(!dwells(6, "a/vda", 0));
         assert!(!dwells(6, "b/vda", 1));
+    }
+
+    #[test]
+    fn a_rate_that_is_set_anew_counts_what_was_changed_before() {
+        let s = Duration::from_secs;
+        let mut budget = ChangeBudget::new(s(30), 10);
+        (0..5).for_each(|at| budget.note(s(at), "a/vda", &[0]));
+        budget.set(s(30), 3);
+        assert!(budget.is_spent(s(5)));
+        // Those of 0 to 3 s are a minute old.
+        assert_eq!(budget.left(s(63)), 2);
+        budget.set(s(1), 10);
+        assert_eq!(budget.left(s(5)), 5);
+        assert!(!budget.dwells(s(5), "a/vda", 0));
     }
 
     proptest! {

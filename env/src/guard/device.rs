@@ -51,6 +51,15 @@ impl DeviceWatch {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set_config(&mut self, config: TrialConfig, stall_windows: u32) {
+        self.stalls.set(stall_windows);
+        self.trials.set_config(TrialConfig {
+            p99_objective_us: None,
+            ..config
+        });
+    }
+
     /// Whether a setting of a device is still being judged.
     #[must_use]
     pub fn is_on_trial(&self, device: &str) -> bool {

@@ -168,6 +168,14 @@ impl Calm {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set(&mut self, p99_objective_us: Option<f64>) {
+        if self.p99_objective_us != p99_objective_us {
+            self.missed.clear();
+        }
+        self.p99_objective_us = p99_objective_us;
+    }
+
     pub(super) fn observe(&mut self, window: &HostWindow) {
         let ids = |is_it: &dyn Fn(&DiskRow) -> bool| -> BTreeSet<String> {
             let rows = window.disks.iter().filter(|row| is_it(row));

@@ -41,6 +41,16 @@ impl LastResort {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set(&mut self, p99_objective_us: Option<f64>, windows: u32) {
+        if self.p99_objective_us != p99_objective_us {
+            // Whether a disk met another objective says nothing of this one.
+            self.met.clear();
+        }
+        self.p99_objective_us = p99_objective_us;
+        self.windows = windows;
+    }
+
     /// A disk has `now` in the place of what it had.
     pub fn note(&mut self, disk: &str, now: &[Level], default: &[Level]) {
         if now == default {

@@ -241,6 +241,23 @@ impl Guard {
         }
     }
 
+    /// From now on it is as careful as this. What it knows stays: trials go on, and what is closed for a time
+    /// stays closed so long.
+    pub fn set_config(&mut self, config: &GuardConfig) {
+        let objective = config.trial.p99_objective_us;
+        self.dwell = config.dwell;
+        self.devices.set_config(config.trial, config.stall_windows);
+        self.budget.set(config.dwell, config.changes_per_minute);
+        self.backoff.set_config(config.backoff);
+        self.trials.set_config(config.trial);
+        self.objective.set(objective);
+        self.last_resort
+            .set(objective, config.trial.longest_doubt());
+        self.stalls.set(config.stall_windows);
+        self.breaker.set_config(config.breaker);
+        self.calm.set(objective);
+    }
+
     /// Closes every level that may not be chosen now, but for those in force: while changes are
     /// stopped all, within its dwell a head, beyond the rate everything, during a trial the disk, and
     /// a level that did harm for a while. What is closed for a disk is closed for those on its

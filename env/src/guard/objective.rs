@@ -36,6 +36,14 @@ impl ObjectiveWatch {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set(&mut self, p99_objective_us: Option<f64>) {
+        if self.p99_objective_us != p99_objective_us {
+            self.missed.clear();
+        }
+        self.p99_objective_us = p99_objective_us;
+    }
+
     /// Takes a window. One that says nothing of a disk, since it was idle or its p99 could not be
     /// measured, neither counts nor ends a row.
     pub fn observe(&mut self, window: &HostWindow) {

@@ -23,6 +23,11 @@ impl StallWatch {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set(&mut self, windows: u32) {
+        self.windows = windows.max(1);
+    }
+
     /// The disks that are stalled after this window, and for how many windows they have been silent.
     pub fn observe(&mut self, window: &HostWindow) -> Vec<(String, u32)> {
         let silent = window.disks.iter().filter(|disk| is_silent(disk));

@@ -147,6 +147,11 @@ impl TrialWatch {
         }
     }
 
+    /// What is known stays; from now on it is judged by this.
+    pub(super) fn set_config(&mut self, config: TrialConfig) {
+        self.config = config;
+    }
+
     /// Whether the last change of a disk is still being judged.
     #[must_use]
     pub fn is_on_trial(&self, disk: &str) -> bool {

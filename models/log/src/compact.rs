@@ -85,6 +85,11 @@ impl Compactor {
         Ok(done)
     }
 
+    /// From now on so much is kept.
+    pub fn set_keep(&mut self, keep: Keep) {
+        self.keep = keep;
+    }
+
     /// Drops what is too much or too old, oldest first, whether it has been compacted or not, and
     /// returns what that was.
     ///
