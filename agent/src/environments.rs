@@ -8,6 +8,7 @@ pub mod vector;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +21,7 @@ pub use self::recipe::{Access, Kind, Recipe};
 use self::resetting::Resetting;
 pub(crate) use self::running::Running;
 use self::stage::{Scene, Stage};
+use self::vector::Vector;
 use crate::handle::HostHandle;
 use crate::names::{environment_name, host_name};
 use crate::repeat::Repeat;
@@ -38,6 +40,8 @@ pub struct Held {
     /// Order in which environments were made.
     sequence: u64,
     expires: Mutex<Instant>,
+    /// Whether a call takes less than handing it to another thread.
+    is_quick: bool,
     // Fair: steps run in the order in which they came.
     state: Arc<tokio::sync::Mutex<Running>>,
 }
@@ -77,7 +81,8 @@ impl Held {
             .await?
     }
 
-    /// Runs on a thread that may be kept busy: a step of a large host takes milliseconds.
+    /// Runs on a thread that may be kept busy, for a step of a large host takes milliseconds; carts, of which a
+    /// thousand take microseconds, where it is called.
     ///
     /// # Errors
     /// `ENVIRONMENT_PANICKED`.
@@ -86,8 +91,13 @@ impl Held {
         act: impl FnOnce(&mut Running) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let mut running = Arc::clone(&self.state).lock_owned().await;
-        let done = tokio::task::spawn_blocking(move || act(&mut running)).await;
-        done.map_err(|_| {
+        let done = if self.is_quick {
+            catch_unwind(AssertUnwindSafe(|| act(&mut running))).ok()
+        } else {
+            let working = tokio::task::spawn_blocking(move || act(&mut running));
+            working.await.ok()
+        };
+        done.ok_or_else(|| {
             let message = format!(
                 "{} panicked, which is our bug: delete it",
                 environment_name(&self.id)
@@ -158,6 +168,10 @@ impl Environments {
     /// As [`Environments::create`].
     pub fn check(&self, id: &str, recipe: &Recipe, now: Instant) -> Result<(), Failure> {
         recipe.check(&self.hosts)?;
+        self.check_place(id, recipe, now)
+    }
+
+    fn check_place(&self, id: &str, recipe: &Recipe, now: Instant) -> Result<(), Failure> {
         let registry = self.sweep(now);
         self.admit(&registry, id)?;
         refuse_second_holder(&registry, recipe)
@@ -174,7 +188,7 @@ impl Environments {
         now: Instant,
     ) -> Result<Arc<Held>, Failure> {
         // Before a host is taken over; and again behind, for somebody may have been quicker.
-        self.check(&id, &recipe, now)?;
+        self.check_place(&id, &recipe, now)?;
         let vector = recipe.make(&self.hosts).await?;
         let stage = recipe.held_host().and_then(|host| {
             let scene = self.scenes.get(host)?.clone();
@@ -230,6 +244,7 @@ impl Environments {
             spec: running.vector().spec().clone(),
             created: SystemTime::now(),
             sequence: registry.made,
+            is_quick: matches!(running.vector(), Vector::Carts { .. }),
             expires: Mutex::new(now + recipe.lease),
             state: Arc::new(tokio::sync::Mutex::new(running)),
             recipe,

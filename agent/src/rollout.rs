@@ -215,8 +215,12 @@ impl Work {
     /// All of it, with what nobody asks for in its place.
     fn take(&mut self) -> Self {
         let nothing = Self {
+            packing: Packing::new(View::Basic),
+            levels: vec![],
             waiting: VecDeque::new(),
-            ..Self::of_opening(View::Basic)
+            answers: VecDeque::new(),
+            answered: 0,
+            failure: None,
         };
         std::mem::replace(self, nothing)
     }

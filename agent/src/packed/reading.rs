@@ -232,3 +232,73 @@ fn filled<T>(field: &str, shape: (usize, usize), values: Vec<T>) -> Result<Array
     Array2::from_shape_vec(shape, values)
         .map_err(|_| WireError::new(field, format!("does not fill {shape:?}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use blkpilot_env::sim::{SimBatch, presets};
+    use blkpilot_env::{ResetOptions, Restart};
+
+    use super::*;
+    use crate::environments::vector::Vector;
+    use crate::packed::{After, Packing, View};
+
+    /// A host after a step, its rows, and the full answer.
+    fn stepped() -> (Vector, Rows, v1::RolloutResponse) {
+        let batch = SimBatch::fixed(presets::mixed(), 1).unwrap();
+        let mut vector = Vector::Sim(Box::new(batch));
+        vector
+            .reset(&[Restart::Seeded(1)], &ResetOptions::new())
+            .unwrap();
+        let mut packing = Packing::new(View::Full);
+        let (first, _) = packing.answer(&vector, After::Reset);
+        let rows = Rows::from_wire(first.layout.unwrap()).unwrap();
+        let current = vector.observation(0).current;
+        let mut levels = vec![];
+        vector.pack(&[current], &mut levels).unwrap();
+        vector.step(&levels).unwrap();
+        let (answer, _) = packing.answer(&vector, After::Step);
+        (vector, rows, answer)
+    }
+
+    #[test]
+    fn what_was_packed_is_read_back_and_rows_are_named_once() {
+        let (vector, rows, answer) = stepped();
+        assert!(answer.layout.is_none());
+        let read = step(vector.spec(), &rows, &rows, &answer).unwrap();
+        assert_eq!(Some(read), vector.outcome(0));
+    }
+
+    #[test]
+    fn a_field_of_another_length_is_refused_by_name() {
+        let (vector, rows, answer) = stepped();
+        type Cut = fn(&mut v1::PackedObservations, &mut v1::PackedOutcomes);
+        let cuts: [(&str, Cut); 9] = [
+            ("disks", |seen, _| drop(seen.disks.split_off(5))),
+            ("channels", |seen, _| seen.channels.clear()),
+            ("pairs", |seen, _| drop(seen.pairs.split_to(1))),
+            ("host", |seen, _| seen.host = vec![0; 3].into()),
+            ("disk_masks", |seen, _| seen.disk_masks = vec![1].into()),
+            ("validity", |seen, _| seen.validity = vec![1; 2].into()),
+            ("rewards", |_, came| drop(came.rewards.split_off(4))),
+            ("terms", |_, came| came.terms.clear()),
+            ("terminated", |_, came| came.terminated.clear()),
+        ];
+        for (field, cut) in cuts {
+            let mut wrong = answer.clone();
+            let seen = wrong.observations.as_mut().unwrap();
+            cut(seen, wrong.outcomes.as_mut().unwrap());
+            let refused = step(vector.spec(), &rows, &rows, &wrong).unwrap_err();
+            assert_eq!(refused.field, field);
+        }
+    }
+
+    #[test]
+    fn a_reason_that_is_none_is_refused() {
+        let (vector, rows, mut answer) = stepped();
+        let seen = answer.observations.as_mut().unwrap();
+        let cells = rows.disk_ids.len() * vector.spec().disk_levels(rows.channel_ids.len());
+        seen.disk_masks = vec![99; cells].into();
+        let refused = step(vector.spec(), &rows, &rows, &answer).unwrap_err();
+        assert_eq!(refused.field, "disk_masks");
+    }
+}
