@@ -7,6 +7,7 @@
 
 mod advise;
 mod commands;
+mod connection;
 mod data_dir;
 mod device;
 mod dial;
@@ -22,6 +23,7 @@ mod rollback;
 mod serve;
 mod sweep;
 mod tables;
+mod token;
 mod topology;
 mod trial;
 mod unfreeze;
@@ -37,7 +39,7 @@ use clap::{Args, Parser, Subcommand};
 use tonic::{Code, Status};
 
 use crate::client::ConnectError;
-use crate::config::{ConfigError, DEFAULT_SOCKET};
+use crate::config::ConfigError;
 use crate::server::ServeError;
 use crate::status::Failure;
 use crate::trial::Plan;
@@ -64,7 +66,7 @@ enum Command {
     /// Run the service
     ///
     /// Looks after one host, simulated or live, as the configuration says, and answers gRPC on a
-    /// Unix socket or loopback address until it gets SIGINT or SIGTERM.
+    /// Unix socket, on loopback, or through TLS on any address, until it gets SIGINT or SIGTERM.
     Serve(ServeArgs),
     /// Show the state of each virtual disk, without a service
     Observe(ObserveArgs),
@@ -149,6 +151,11 @@ enum Command {
     /// kept, and everything is recorded in the data directory: promoted, refused, forced, taken back.
     #[command(after_help = promote::EXAMPLES)]
     Promote(Box<promote::PromoteArgs>),
+    /// The tokens of a service's clients: make, revoke, list
+    ///
+    /// Works on the data directory, whether or not the service runs, as its user or root.
+    #[command(subcommand, after_help = token::HELP)]
+    Token(token::TokenCommand),
 }
 
 #[derive(Debug, Args)]
@@ -207,9 +214,8 @@ fn parse_scenario(name: &str) -> Result<Box<Scenario>, String> {
 
 #[derive(Debug, Args)]
 struct ClientArgs {
-    /// The service: unix:PATH or http://ADDRESS
-    #[arg(long, value_name = "SERVER", env = "BLKPILOT_SERVER", default_value_t = format!("unix:{DEFAULT_SOCKET}"))]
-    server: String,
+    #[command(flatten)]
+    connection: connection::ConnectionArgs,
     /// Name of the host; not needed if the service has one
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
@@ -395,7 +401,10 @@ impl From<Status> for CliError {
 
 impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            ConnectError::NoAnswer { .. } => Self::Unavailable(error.to_string()),
+            other => Self::Usage(other.to_string()),
+        }
     }
 }
 
@@ -468,5 +477,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Sweep(args) => sweep::run(args).await,
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Promote(args) => promote::run(&args),
+        Command::Token(command) => token::run(&command),
     }
 }

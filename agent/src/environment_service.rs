@@ -8,12 +8,12 @@ use blkpilot_env::sim::Generator;
 use blkpilot_env::{Autoreset, ResetOptions};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentService;
-use tonic::{Extensions, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use crate::access::layer::NoHostChanged;
 use crate::config::is_resource_id;
 use crate::environments::{Environments, Held, Kind, Recipe};
-use crate::gate::LoopbackChanges;
 use crate::names::{self, environment_name, host_name};
 use crate::paging;
 use crate::status::Failure;
@@ -28,7 +28,6 @@ const MOST_REQUESTS: usize = 1024;
 #[derive(Debug)]
 pub struct Service {
     environments: Arc<Environments>,
-    changes: LoopbackChanges,
     /// Request ids of creations, with the recipe and the id of what was made.
     requests: Mutex<VecDeque<(Uuid, Recipe, String)>>,
 }
@@ -36,10 +35,9 @@ pub struct Service {
 impl Service {
     /// A service over these environments.
     #[must_use]
-    pub fn new(environments: Arc<Environments>, changes: LoopbackChanges) -> Self {
+    pub fn new(environments: Arc<Environments>) -> Self {
         Self {
             environments,
-            changes,
             requests: Mutex::default(),
         }
     }
@@ -52,7 +50,6 @@ impl Service {
     async fn create(
         &self,
         request: v1::CreateEnvironmentRequest,
-        extensions: &Extensions,
     ) -> Result<v1::Environment, Failure> {
         let wanted = request
             .environment
@@ -62,9 +59,6 @@ impl Service {
         if request.validate_only {
             recipe.check(&self.environments.hosts)?;
             return Ok(describe(&recipe, environment_name(&id)));
-        }
-        if matches!(recipe.kind, Kind::Host { .. }) {
-            self.changes.admit(extensions)?;
         }
         let request_id = parse_request_id(&request.request_id)?;
         if let Some(held) = self.remembered(request_id, &recipe)? {
@@ -132,8 +126,7 @@ impl EnvironmentService for Service {
         &self,
         request: Request<v1::CreateEnvironmentRequest>,
     ) -> Result<Response<v1::Environment>, Status> {
-        let (_, extensions, request) = request.into_parts();
-        Ok(Response::new(self.create(request, &extensions).await?))
+        Ok(Response::new(self.create(request.into_inner()).await?))
     }
 
     async fn get_environment(
@@ -169,7 +162,7 @@ impl EnvironmentService for Service {
         let options: ResetOptions = request.options.into_iter().collect();
         let observation = held.reset(request.seed, options).await?;
         let observation = Some(wire::observation_to_wire(&observation));
-        Ok(Response::new(v1::ResetResponse { observation }))
+        Ok(played(&held, v1::ResetResponse { observation }))
     }
 
     async fn step(
@@ -180,7 +173,7 @@ impl EnvironmentService for Service {
         let held = self.held(&request.name)?;
         let action = wire::action_from_wire("action", request.action).map_err(Failure::from)?;
         let step = held.step(action).await?;
-        Ok(Response::new(wire::step_to_wire(&step)))
+        Ok(played(&held, wire::step_to_wire(&step)))
     }
 
     async fn delete_environment(
@@ -194,6 +187,15 @@ impl EnvironmentService for Service {
             other => Ok(Response::new(other?)),
         }
     }
+}
+
+/// An answer that is marked unless a managed host was played on.
+fn played<T>(held: &Held, answer: T) -> Response<T> {
+    let mut response = Response::new(answer);
+    if !matches!(held.recipe.kind, Kind::Host { .. }) {
+        response.extensions_mut().insert(NoHostChanged);
+    }
+    response
 }
 
 /// A request id off the wire; empty for none.

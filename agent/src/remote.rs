@@ -8,11 +8,10 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
-use crate::client::{ConnectError, connect};
+use crate::client::{ConnectError, Connection, Target};
 use crate::status::env_error;
 use crate::wire::{self, WireError};
 
@@ -43,7 +42,7 @@ pub struct RemoteEnvironment {
 #[derive(Debug)]
 struct Held {
     runtime: Runtime,
-    client: EnvironmentServiceClient<Channel>,
+    client: EnvironmentServiceClient<Connection>,
     server: String,
     name: String,
     silence: Arc<Silence>,
@@ -68,18 +67,22 @@ pub enum RemoteError {
 }
 
 impl RemoteEnvironment {
-    /// Creates an environment on a server, `unix:PATH` or `http://ADDRESS`. Without a lease of its own it has one
+    /// Creates an environment on a server, such as `unix:PATH`. Without a lease of its own it has one
     /// of a minute.
     ///
     /// # Errors
     /// `Runtime`, `Connect`, `Refused`, `Answer`.
-    pub fn create(server: &str, environment: v1::Environment) -> Result<Self, RemoteError> {
+    pub fn create(
+        server: impl Into<Target>,
+        environment: v1::Environment,
+    ) -> Result<Self, RemoteError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("lease")
             .enable_all()
             .build()?;
-        let channel = runtime.block_on(connect(server))?;
+        let target = server.into();
+        let channel = runtime.block_on(target.connect())?;
         let mut client =
             EnvironmentServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
         let environment = v1::Environment {
@@ -107,7 +110,7 @@ impl RemoteEnvironment {
             renewal: runtime.spawn(renewal),
             runtime,
             client,
-            server: server.to_owned(),
+            server: target.server,
             name: made.name,
             silence,
         };
@@ -130,7 +133,7 @@ impl RemoteEnvironment {
 impl Held {
     fn call<T>(
         &mut self,
-        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Channel>) -> Result<Response<T>, Status>,
+        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Connection>) -> Result<Response<T>, Status>,
     ) -> Result<T, EnvError> {
         self.silence.end();
         let answer = self.runtime.block_on(ask(&mut self.client));
@@ -211,7 +214,7 @@ impl Silence {
 
 /// Renews a lease until the environment has gone, or its client is silent for too long.
 async fn renew(
-    mut client: EnvironmentServiceClient<Channel>,
+    mut client: EnvironmentServiceClient<Connection>,
     name: String,
     every: Duration,
     silence: Arc<Silence>,

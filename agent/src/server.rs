@@ -2,10 +2,10 @@
 //! down in order when it ends.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
@@ -15,18 +15,23 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentServiceServer;
 use blkpilot_proto::v1::tuner_service_server::TunerServiceServer;
 use thiserror::Error;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
+use tower_layer::{Identity, Stack};
 
+use crate::accept::{self, Spoken};
+use crate::access::audit::Audit;
+use crate::access::layer::AccessLayer;
+use crate::access::tls::{Refreshed, TlsKeeper, TlsProblem};
+use crate::access::tokens::{TokenError, TokenFile, TokenKeeper};
+use crate::access::{Access, Limits};
 use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
 use crate::chain::Chain;
-use crate::config::{Config, HostKind, Listen, OnExit};
+use crate::config::{AccessConfig, Config, HostKind, Listen, OnExit};
 use crate::environments::Environments;
-use crate::gate::LoopbackChanges;
 use crate::handle::{HostHandle, HostState};
 use crate::history::Recorder;
 use crate::last_good::{self, Proof};
@@ -46,6 +51,15 @@ const LEASE_CHECK: Duration = Duration::from_secs(2);
 const PATIENCE: f64 = 0.25;
 /// Calls of one connection that run at once.
 const MOST_CALLS: usize = 128;
+/// How often certificate, key and client CA are looked at.
+const TLS_CHECK: Duration = Duration::from_secs(5);
+/// A connection on which nothing was heard for so long is asked whether anybody is there,
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// and closed when no answer comes for so long.
+const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything that is served, behind who may call it.
+type Guarded = Router<Stack<AccessLayer, Identity>>;
 
 /// Why the service did not start, or ended.
 #[derive(Debug, Error)]
@@ -65,6 +79,12 @@ pub enum ServeError {
     /// The decision log cannot be used.
     #[error("decision log: {0}")]
     Log(#[from] LogError),
+    /// The tokens cannot be read.
+    #[error("tokens: {0}")]
+    Tokens(#[from] TokenError),
+    /// What the service proves itself by has changed since the configuration was read, and is no good now.
+    #[error("{}", tls_lines(.0))]
+    Tls(Vec<TlsProblem>),
     /// Nothing can listen there.
     #[error("service.listen = {0}")]
     Listen(#[from] ListenError),
@@ -94,12 +114,19 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+fn tls_lines(problems: &[TlsProblem]) -> String {
+    let line = |problem: &TlsProblem| format!("service.tls.{} {problem}", problem.key);
+    problems.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A service that listens.
 #[derive(Debug)]
 pub struct Server {
     environments: Arc<Environments>,
     listener: Listener,
-    router: Router,
+    tls: Option<Arc<TlsKeeper>>,
+    limits: Limits,
+    router: Guarded,
     host: HostHandle,
     owner: JoinHandle<()>,
     on_exit: OnExit,
@@ -123,6 +150,8 @@ impl Server {
             HostKind::Simulated { .. } => OnExit::Keep,
             HostKind::Libvirt(libvirt) => libvirt.on_exit,
         };
+        let tls = tls(&service.access)?;
+        let access = Arc::new(access(&service.access, &dir)?);
         let owner_config = owner_config(config)?;
         let name = owner_config.name.clone();
         let listener = Listener::bind(&service.listen).await?;
@@ -131,15 +160,13 @@ impl Server {
             problem: e.to_string(),
         })?;
         let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
-        let changes = if service.loopback_may_change {
-            LoopbackChanges::Taken
-        } else {
-            LoopbackChanges::Refused
-        };
-        let (health, router) = router(&host, Arc::clone(&environments), changes)?;
+        let limits = service.access.limits;
+        let (health, router) = router(&host, Arc::clone(&environments), access, limits)?;
         Ok(Self {
             environments,
             listener,
+            tls,
+            limits,
             router,
             host,
             owner,
@@ -154,6 +181,12 @@ impl Server {
         self.listener.address()
     }
 
+    /// What new connections are taken with, where TLS is spoken: to take what its files hold now at once.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<TlsKeeper>> {
+        self.tls.clone()
+    }
+
     /// Serves until `shutdown` is ready; then puts the host back if it shall be, and lets calls
     /// under way end.
     ///
@@ -163,12 +196,15 @@ impl Server {
         let Self {
             environments,
             listener,
+            tls,
+            limits,
             router,
             host,
             owner,
             on_exit,
             health,
         } = self;
+        let renewing = tls.clone().map(|keeper| tokio::spawn(follow_tls(keeper)));
         let watching = tokio::spawn(follow_health(host.clone(), health));
         let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -176,7 +212,7 @@ impl Server {
             // Both a message and a sender that has gone mean stop.
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(router, listener, stopped));
+        let serving = tokio::spawn(serve(router, listener, tls, limits, stopped));
         let mut owner_view = host.view.clone();
         let ended = async move { while owner_view.changed().await.is_ok() {} };
         let by_itself = tokio::select! {
@@ -192,6 +228,9 @@ impl Server {
         let drained = tokio::time::timeout(DRAIN, serving).await;
         watching.abort();
         expiring.abort();
+        if let Some(renewing) = renewing {
+            renewing.abort();
+        }
         let host = info.name.clone();
         let ended_well = join(owner).await;
         if by_itself || ended_well == Some(false) {
@@ -249,20 +288,40 @@ async fn join(owner: JoinHandle<()>) -> Option<bool> {
 }
 
 async fn serve(
-    router: Router,
+    router: Guarded,
     listener: Listener,
+    tls: Option<Arc<TlsKeeper>>,
+    limits: Limits,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
+    let most = limits.connections;
     match listener {
         Listener::Unix(listener, _file) => {
-            let incoming = UnixListenerStream::new(listener);
+            let incoming = accept::from_unix(listener, most);
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
-        Listener::Loopback(listener, _) => {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        Listener::Tcp(listener, _) => {
+            let spoken = tls.map_or(Spoken::Plain, Spoken::Tls);
+            let incoming = accept::from_tcp(listener, spoken, most);
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
     }
+}
+
+fn tls(config: &AccessConfig) -> Result<Option<Arc<TlsKeeper>>, ServeError> {
+    let open = |files| TlsKeeper::open(files, SystemTime::now()).map(Arc::new);
+    let opened = config.tls.clone().map(open).transpose();
+    opened.map_err(ServeError::Tls)
+}
+
+fn access(config: &AccessConfig, data_dir: &Path) -> Result<Access, ServeError> {
+    let tokens = TokenKeeper::open(TokenFile::in_dir(data_dir))?;
+    let audit = Audit::open(data_dir, config.audit).map_err(|source| ServeError::DataDir {
+        dir: data_dir.to_owned(),
+        source,
+    })?;
+    let rules = config.rules.clone();
+    Ok(Access::new(rules, tokens, config.limits, audit))
 }
 
 fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
@@ -384,24 +443,55 @@ fn spec_of(kind: &HostKind) -> EnvSpec {
 fn router(
     host: &HostHandle,
     environments: Arc<Environments>,
-    changes: LoopbackChanges,
-) -> Result<(HealthReporter, Router), ServeError> {
+    access: Arc<Access>,
+    limits: Limits,
+) -> Result<(HealthReporter, Guarded), ServeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let environment_service = environment_service::Service::new(environments, changes);
-    let tuner_service = tuner_service::Service::new([host.clone()], changes);
+    let most_bytes = (limits.message_mib as usize) << 20;
+    let environment_service = environment_service::Service::new(environments);
+    let environment_service = EnvironmentServiceServer::new(environment_service);
+    let tuner_service = TunerServiceServer::new(tuner_service::Service::new([host.clone()]));
     let router = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(MOST_CALLS)
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(EnvironmentServiceServer::new(environment_service))
-        .add_service(TunerServiceServer::new(tuner_service));
+        .max_concurrent_streams(limits.streams_per_connection)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
+        .layer(AccessLayer(access))
+        .add_service(health.max_decoding_message_size(most_bytes))
+        .add_service(
+            reflection()
+                .build_v1()?
+                .max_decoding_message_size(most_bytes),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()?
+                .max_decoding_message_size(most_bytes),
+        )
+        .add_service(environment_service.max_decoding_message_size(most_bytes))
+        .add_service(tuner_service.max_decoding_message_size(most_bytes));
     Ok((reporter, router))
+}
+
+/// Takes new files as they come. Whoever puts them there need not tell the service.
+async fn follow_tls(keeper: Arc<TlsKeeper>) {
+    let mut ticks = tokio::time::interval(TLS_CHECK);
+    loop {
+        ticks.tick().await;
+        match keeper.refresh(SystemTime::now()) {
+            Refreshed::Unchanged => {}
+            Refreshed::Taken => tracing::info!("new connections get the new certificate"),
+            Refreshed::Refused(problems) => {
+                let problems = tls_lines(&problems);
+                tracing::error!("the certificate in force stays: {problems}");
+            }
+        }
+    }
 }
 
 /// A client that has gone must not keep a host to itself until somebody else calls.

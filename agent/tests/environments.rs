@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use blkpilot_agent::access::role::Role;
 use blkpilot_agent::remote::RemoteEnvironment;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::conformance::{Demands, check, random_action};
@@ -16,6 +17,7 @@ use blkpilot_env::{
 };
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment::Kind;
+use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use rand::SeedableRng as _;
 use support::{HOST, Service, Settings, fields, reason, set};
 use tonic::Code;
@@ -77,11 +79,11 @@ fn step(name: &str, levels: Vec<u32>) -> v1::StepRequest {
 }
 
 /// Runs a check that blocks, away from the server's threads.
-async fn conforms(server: &str, environment: v1::Environment, demands: Demands) {
-    let server = server.to_owned();
+async fn conforms(service: &Service, environment: v1::Environment, demands: Demands) {
+    let target = service.with_token(Role::Operator);
     let checked = tokio::task::spawn_blocking(move || {
         check(
-            || RemoteEnvironment::create(&server, environment.clone()).unwrap(),
+            || RemoteEnvironment::create(&target, environment.clone()).unwrap(),
             demands,
         )
     });
@@ -101,9 +103,9 @@ async fn environments_conform_over_grpc_as_they_do_in_process() {
             ..Settings::default()
         })
         .await;
-        conforms(&service.server, environment(cart_pole()), DETERMINISTIC).await;
+        conforms(&service, environment(cart_pole()), DETERMINISTIC).await;
         for name in presets::NAMES {
-            conforms(&service.server, environment(preset(name)), DETERMINISTIC).await;
+            conforms(&service, environment(preset(name)), DETERMINISTIC).await;
         }
         let generator = v1::sim_host::Generator {
             schedulers: true,
@@ -117,7 +119,7 @@ async fn environments_conform_over_grpc_as_they_do_in_process() {
             autoreset: v1::Autoreset::SameStep.into(),
             ..environment(random)
         };
-        conforms(&service.server, autoreset, DETERMINISTIC).await;
+        conforms(&service, autoreset, DETERMINISTIC).await;
         let mut client = service.environments();
         let left = client
             .list_environments(v1::ListEnvironmentsRequest::default())
@@ -311,7 +313,7 @@ async fn a_managed_host_conforms_and_is_put_back() {
         is_deterministic: false,
         steps: 20,
     };
-    conforms(&service.server, environment(managed_host()), demands).await;
+    conforms(&service, environment(managed_host()), demands).await;
     // Every step is a decision on record.
     assert!(service.decisions().await.len() >= 20);
 
@@ -377,7 +379,7 @@ async fn who_passes_the_guard_by_says_why() {
 }
 
 #[tokio::test]
-async fn a_managed_host_is_not_given_out_over_tcp() {
+async fn over_tcp_a_managed_host_is_given_out_to_the_holder_of_a_token() {
     let service = Service::start(&Settings {
         on_tcp: true,
         ..Settings::default()
@@ -387,7 +389,12 @@ async fn a_managed_host_is_not_given_out_over_tcp() {
         .environments()
         .create_environment(create(managed_host(), "mine"))
         .await;
-    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    let operator = service.with_token(Role::Operator);
+    EnvironmentServiceClient::new(operator.connect().await.unwrap())
+        .create_environment(create(managed_host(), "mine"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
