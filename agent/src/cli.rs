@@ -8,6 +8,7 @@
 mod advise;
 mod commands;
 mod config;
+mod connection;
 mod data_dir;
 mod device;
 mod dial;
@@ -25,6 +26,7 @@ mod serve;
 pub mod shell;
 mod sweep;
 mod tables;
+mod token;
 mod topology;
 mod trial;
 mod unfreeze;
@@ -40,7 +42,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tonic::{Code, Status};
 
 use crate::client::ConnectError;
-use crate::config::{ConfigError, DEFAULT_SOCKET};
+use crate::config::ConfigError;
 use crate::server::ServeError;
 use crate::status::Failure;
 use crate::trial::Plan;
@@ -67,7 +69,7 @@ enum Command {
     /// Run the service
     ///
     /// Looks after one host, simulated or live, as the configuration says, and answers gRPC on a
-    /// Unix socket or loopback address until it gets SIGINT or SIGTERM.
+    /// Unix socket, on loopback, or through TLS on any address, until it gets SIGINT or SIGTERM.
     Serve(ServeArgs),
     /// Say what of this host and configuration keeps the service from working, and how to repair it
     ///
@@ -166,6 +168,11 @@ enum Command {
     Completions(shell::CompletionsArgs),
     /// Write the manual pages of all commands
     Man(shell::ManArgs),
+    /// The tokens of a service's clients: make, revoke, list
+    ///
+    /// Works on the data directory, whether or not the service runs, as its user or root.
+    #[command(subcommand, after_help = token::HELP)]
+    Token(token::TokenCommand),
 }
 
 #[derive(Debug, Args)]
@@ -224,9 +231,8 @@ fn parse_scenario(name: &str) -> Result<Box<Scenario>, String> {
 
 #[derive(Debug, Args)]
 struct ClientArgs {
-    /// The service: unix:PATH or http://ADDRESS
-    #[arg(long, value_name = "SERVER", env = "BLKPILOT_SERVER", default_value_t = format!("unix:{DEFAULT_SOCKET}"))]
-    server: String,
+    #[command(flatten)]
+    connection: connection::ConnectionArgs,
     /// Name of the host; not needed if the service has one
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
@@ -419,7 +425,10 @@ impl From<Status> for CliError {
 
 impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            ConnectError::NoAnswer { .. } => Self::Unavailable(error.to_string()),
+            other => Self::Usage(other.to_string()),
+        }
     }
 }
 
@@ -496,5 +505,6 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => shell::completions(&args, Cli::command()),
         Command::Man(args) => shell::man(&args, Cli::command()),
+        Command::Token(command) => token::run(&command),
     }
 }

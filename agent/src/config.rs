@@ -1,6 +1,7 @@
 //! The daemon's configuration: TOML in, a checked [`Config`] or every problem out, before anything
 //! is touched.
 
+mod access;
 pub mod keys;
 mod policies;
 pub mod reference;
@@ -26,6 +27,7 @@ use blkpilot_log::Keep;
 use blkpilot_models::scenario_file;
 use thiserror::Error;
 
+pub use self::access::AccessConfig;
 pub use self::policies::{BASELINES, PolicyConfig, Promotion, Selection};
 use crate::history::LogConfig;
 use crate::mode::{Knob, Mode};
@@ -187,11 +189,10 @@ pub struct ServiceConfig {
     pub listen: Listen,
     /// Where decisions, journal and lock are kept.
     pub data_dir: PathBuf,
-    /// Whether calls that change guests are taken over a loopback address, where every local user
-    /// can make them.
-    pub loopback_may_change: bool,
     /// Most environments held at once.
     pub max_environments: usize,
+    /// Who may call, how often, and what is recorded of it.
+    pub access: AccessConfig,
 }
 
 /// Where to listen.
@@ -199,8 +200,10 @@ pub struct ServiceConfig {
 pub enum Listen {
     /// A Unix socket.
     Unix(PathBuf),
-    /// A loopback address.
+    /// A loopback address, in the clear.
     Loopback(SocketAddr),
+    /// Any address, through TLS.
+    Tls(SocketAddr),
 }
 
 impl fmt::Display for Listen {
@@ -208,6 +211,7 @@ impl fmt::Display for Listen {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Loopback(address) => write!(f, "http://{address}"),
+            Self::Tls(address) => write!(f, "https://{address}"),
         }
     }
 }
@@ -688,53 +692,90 @@ fn log(mut section: Section) -> LogConfig {
 }
 
 fn service(mut section: Section, base: &Path) -> Option<ServiceConfig> {
-    let text = section.text_or_default("listen");
-    let listen = match parse_listen(&text, base) {
-        Ok(listen) => Some(listen),
-        Err(problem) => {
-            section.problem("listen", format!("= \"{text}\" {problem}"));
-            None
-        }
-    };
+    let listen = listen(&mut section, base);
     let data_dir = section.required(
         "data_dir",
         "a directory for decisions and journal",
         Section::text,
     );
-    let loopback_may_change = section.flag_or_default("loopback_may_change");
     let max_environments = section.integer_or_default("max_environments");
     section.moved("max_log_mib", "log.max_mib");
+    section.gone(
+        "loopback_may_change",
+        "whoever sends a token may change over loopback (blkpilot token create)",
+    );
+    let access = access::access(&mut section, base);
     section.finish();
     Some(ServiceConfig {
         listen: listen?,
         data_dir: base.join(data_dir?),
-        loopback_may_change,
         max_environments: max_environments as usize,
+        access,
     })
+}
+
+fn listen(section: &mut Section, base: &Path) -> Option<Listen> {
+    let spoken = if section.has("tls") {
+        Spoken::Tls
+    } else {
+        Spoken::Plain
+    };
+    let text = section.text_or_default("listen");
+    match parse_listen(&text, base, spoken) {
+        Ok(listen) => Some(listen),
+        Err(problem) => {
+            section.problem("listen", format!("= \"{text}\" {problem}"));
+            None
+        }
+    }
+}
+
+/// What is spoken at an address: whether there is a `[service.tls]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    Plain,
+    Tls,
 }
 
 /// `sun_path` holds 108 bytes with the final 0.
 const LONGEST_SOCKET_PATH: usize = 107;
 
-fn parse_listen(text: &str, base: &Path) -> Result<Listen, String> {
+fn parse_listen(text: &str, base: &Path, spoken: Spoken) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        let path = base.join(path.strip_prefix("//").unwrap_or(path));
-        let length = path.as_os_str().len();
-        return if length > LONGEST_SOCKET_PATH {
-            Err(format!(
-                "is {length} bytes long as a path: a Unix socket's has at most {LONGEST_SOCKET_PATH}"
-            ))
-        } else {
-            Ok(Listen::Unix(path))
-        };
+        return parse_socket(path, base, spoken);
     }
-    let address = text.strip_prefix("http://").unwrap_or(text);
-    match address.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_loopback() => Ok(Listen::Loopback(address)),
-        Ok(_) => Err(
-            "is not a loopback address: without TLS only unix:PATH or a loopback address is served"
+    let (scheme, address) = text.split_once("://").unwrap_or(("", text));
+    let address = address.parse::<SocketAddr>();
+    let address =
+        address.map_err(|_| "must be unix:PATH or an address such as 127.0.0.1:7077".to_owned())?;
+    match (scheme, spoken) {
+        ("" | "https", Spoken::Tls) => Ok(Listen::Tls(address)),
+        ("http", Spoken::Tls) => Err("is in the clear: write https://, or remove [service.tls]".to_owned()),
+        ("https", Spoken::Plain) => {
+            Err("needs [service.tls] with certificate and key".to_owned())
+        }
+        ("" | "http", Spoken::Plain) if address.ip().is_loopback() => Ok(Listen::Loopback(address)),
+        ("" | "http", Spoken::Plain) => Err(
+            "is not a loopback address: without [service.tls] only unix:PATH or a loopback address is served"
                 .to_owned(),
         ),
-        Err(_) => Err("must be unix:PATH or an address such as 127.0.0.1:7077".to_owned()),
+        _ => Err("must be unix:PATH, http://ADDRESS or https://ADDRESS".to_owned()),
     }
+}
+
+fn parse_socket(path: &str, base: &Path, spoken: Spoken) -> Result<Listen, String> {
+    let path = base.join(path.strip_prefix("//").unwrap_or(path));
+    let length = path.as_os_str().len();
+    if length > LONGEST_SOCKET_PATH {
+        return Err(format!(
+            "is {length} bytes long as a path: a Unix socket's has at most {LONGEST_SOCKET_PATH}"
+        ));
+    }
+    if spoken == Spoken::Tls {
+        return Err(
+            "is a Unix socket, which needs no TLS: name an address, or remove [service.tls]"
+                .to_owned(),
+        );
+    }
+    Ok(Listen::Unix(path))
 }

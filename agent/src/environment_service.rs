@@ -9,14 +9,14 @@ use blkpilot_env::JointAction;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentService;
 use futures_util::Stream;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
+use crate::access::layer::NoHostChanged;
 use crate::config::is_resource_id;
 use crate::environment_wire::{describe, filter, lease, recipe, to_wire};
 use crate::environments::resetting::Resetting;
 use crate::environments::{Environments, Held};
-use crate::gate::LoopbackChanges;
 use crate::names::{self, environment_name};
 use crate::observing::Observers;
 use crate::repeat::{Remembered, Repeat};
@@ -31,7 +31,6 @@ const MOST_REQUESTS: usize = 1024;
 #[derive(Debug)]
 pub struct Service {
     environments: Arc<Environments>,
-    changes: LoopbackChanges,
     /// Ids of what was made by calls that may be repeated. Held while such a call is under way, so that one that
     /// repeats it waits for its answer.
     made: tokio::sync::Mutex<Remembered<String>>,
@@ -41,10 +40,9 @@ pub struct Service {
 impl Service {
     /// A service over these environments.
     #[must_use]
-    pub fn new(environments: Arc<Environments>, changes: LoopbackChanges) -> Self {
+    pub fn new(environments: Arc<Environments>) -> Self {
         Self {
             environments,
-            changes,
             made: tokio::sync::Mutex::new(Remembered::new(MOST_REQUESTS)),
             observers: Observers::default(),
         }
@@ -63,7 +61,6 @@ impl Service {
     async fn create(
         &self,
         request: v1::CreateEnvironmentRequest,
-        extensions: &Extensions,
     ) -> Result<v1::Environment, Failure> {
         let repeat = Repeat::of("CreateEnvironment", &request.request_id, &request)?;
         let wanted = request
@@ -71,9 +68,6 @@ impl Service {
             .ok_or_else(|| Failure::field("environment", "is missing: say what to create"))?;
         let recipe = recipe(wanted)?;
         let id = environment_id(request.environment_id)?;
-        if recipe.held_host().is_some() {
-            self.changes.admit(extensions)?;
-        }
         if request.validate_only {
             self.environments.check(&id, &recipe, Instant::now())?;
             return Ok(describe(&recipe, environment_name(&id)));
@@ -115,7 +109,10 @@ impl Service {
         Ok(held)
     }
 
-    async fn reset(&self, request: v1::ResetRequest) -> Result<v1::ResetResponse, Failure> {
+    async fn reset(
+        &self,
+        request: v1::ResetRequest,
+    ) -> Result<Response<v1::ResetResponse>, Failure> {
         let held = self.acting(&request.name)?;
         let repeat = Repeat::of("Reset", &request.request_id, &request)?;
         let resetting = Resetting::from_wire(v1::RolloutReset {
@@ -124,13 +121,15 @@ impl Service {
             mask: request.mask,
             options: request.options,
         })?;
-        held.reset(resetting, repeat).await
+        let answer = held.reset(resetting, repeat).await?;
+        Ok(played(&held, answer))
     }
 
-    async fn step(&self, request: v1::StepRequest) -> Result<v1::StepResponse, Failure> {
+    async fn step(&self, request: v1::StepRequest) -> Result<Response<v1::StepResponse>, Failure> {
         let held = self.acting(&request.name)?;
         let repeat = Repeat::of("Step", &request.request_id, &request)?;
-        held.step(actions(&held, request)?, repeat).await
+        let answer = held.step(actions(&held, request)?, repeat).await?;
+        Ok(played(&held, answer))
     }
 
     fn list(
@@ -187,8 +186,7 @@ impl EnvironmentService for Service {
         &self,
         request: Request<v1::CreateEnvironmentRequest>,
     ) -> Result<Response<v1::Environment>, Status> {
-        let (_, extensions, request) = request.into_parts();
-        Ok(Response::new(self.create(request, &extensions).await?))
+        Ok(Response::new(self.create(request.into_inner()).await?))
     }
 
     async fn get_environment(
@@ -219,16 +217,14 @@ impl EnvironmentService for Service {
         &self,
         request: Request<v1::ResetRequest>,
     ) -> Result<Response<v1::ResetResponse>, Status> {
-        Ok(Response::new(
-            Self::reset(self, request.into_inner()).await?,
-        ))
+        Ok(Self::reset(self, request.into_inner()).await?)
     }
 
     async fn step(
         &self,
         request: Request<v1::StepRequest>,
     ) -> Result<Response<v1::StepResponse>, Status> {
-        Ok(Response::new(Self::step(self, request.into_inner()).await?))
+        Ok(Self::step(self, request.into_inner()).await?)
     }
 
     async fn rollout(
@@ -272,6 +268,15 @@ impl EnvironmentService for Service {
             other => Ok(Response::new(other?)),
         }
     }
+}
+
+/// An answer that is marked unless a managed host was played on.
+fn played<T>(held: &Held, answer: T) -> Response<T> {
+    let mut response = Response::new(answer);
+    if held.recipe.held_host().is_none() {
+        response.extensions_mut().insert(NoHostChanged);
+    }
+    response
 }
 
 fn environment_id(id: String) -> Result<String, Failure> {

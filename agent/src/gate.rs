@@ -1,40 +1,12 @@
-//! From where changes are taken, and until when calls are.
+//! Until when calls are taken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::service::Interceptor;
-use tonic::transport::server::TcpConnectInfo;
-use tonic::{Code, Extensions, Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::status::Failure;
-
-/// Whether changes are taken over a loopback address, which every local user can reach. A Unix
-/// socket's mode says who can.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoopbackChanges {
-    /// They are.
-    Taken,
-    /// They are refused.
-    Refused,
-}
-
-impl LoopbackChanges {
-    /// Whether the call with these extensions may change a host.
-    ///
-    /// # Errors
-    /// `UNIX_SOCKET_ONLY`.
-    pub fn admit(self, extensions: &Extensions) -> Result<(), Failure> {
-        if self == Self::Taken || extensions.get::<TcpConnectInfo>().is_none() {
-            return Ok(());
-        }
-        Err(Failure::new(
-            Code::PermissionDenied,
-            "UNIX_SOCKET_ONLY",
-            "changes are not taken over a loopback address, which every local user can reach: use the Unix socket, or set service.loopback_may_change = true",
-        ))
-    }
-}
 
 /// Whether calls are taken: until the service stops, which its clones hear of at once. Put before each service
 /// but health, which tells that it stops.

@@ -3,9 +3,11 @@
 //! Reading order: [`config`], [`backend`] (what a host must do, live or simulated), [`admission`]
 //! (what may be changed: pure), [`decision`] and [`history`] (what is decided and recorded),
 //! [`owner`] (the one thread that touches a host) and [`handle`] (how to ask it), [`environments`]
-//! and [`hosted`], the services over them, [`server`] (all of it together). [`remote`] and [`client`]
+//! and [`hosted`], the services over them, [`access`] (who may call them), [`server`] (all of it together). [`remote`] and [`client`]
 //! are the other end of the wire; [`cli`] is the binary.
 
+pub mod accept;
+pub mod access;
 pub mod admission;
 pub mod backend;
 pub mod chain;

@@ -18,8 +18,8 @@ const SOCKET_MODE: u32 = 0o660;
 pub enum Listener {
     /// A Unix socket, removed when this is dropped.
     Unix(UnixListener, SocketFile),
-    /// A loopback address.
-    Loopback(TcpListener, SocketAddr),
+    /// An address.
+    Tcp(TcpListener, Listen),
 }
 
 /// The file of a Unix socket; removes it when dropped.
@@ -80,10 +80,13 @@ impl Listener {
                 let listener = bind_unix(path).map_err(failed)?;
                 Ok(Self::Unix(listener, SocketFile(path.clone())))
             }
-            Listen::Loopback(address) => {
-                let listener = TcpListener::bind(address).await.map_err(failed)?;
-                let address = listener.local_addr().map_err(failed)?;
-                Ok(Self::Loopback(listener, address))
+            Listen::Loopback(wanted) => {
+                let (listener, address) = bind_tcp(*wanted).await.map_err(failed)?;
+                Ok(Self::Tcp(listener, Listen::Loopback(address)))
+            }
+            Listen::Tls(wanted) => {
+                let (listener, address) = bind_tcp(*wanted).await.map_err(failed)?;
+                Ok(Self::Tcp(listener, Listen::Tls(address)))
             }
         }
     }
@@ -93,9 +96,15 @@ impl Listener {
     pub fn address(&self) -> Listen {
         match self {
             Self::Unix(_, file) => Listen::Unix(file.0.clone()),
-            Self::Loopback(_, address) => Listen::Loopback(*address),
+            Self::Tcp(_, listen) => listen.clone(),
         }
     }
+}
+
+async fn bind_tcp(wanted: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(wanted).await?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 fn remove_stale(path: &Path, listen: &Listen) -> Result<(), ListenError> {

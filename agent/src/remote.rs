@@ -11,13 +11,12 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use self::lease::{Silence, renew};
 use self::rollout::Rollout;
-use crate::client::{ConnectError, connect};
+use crate::client::{ConnectError, Connection, Target};
 use crate::packed::{pack_action, reading};
 use crate::status::env_error;
 use crate::wire;
@@ -53,7 +52,7 @@ pub struct RemoteEnvironment {
 #[derive(Debug)]
 struct Held {
     runtime: Runtime,
-    client: EnvironmentServiceClient<Channel>,
+    client: EnvironmentServiceClient<Connection>,
     server: String,
     name: String,
     silence: Arc<Silence>,
@@ -78,18 +77,22 @@ pub enum RemoteError {
 }
 
 impl RemoteEnvironment {
-    /// Creates an environment on a server, `unix:PATH` or `http://ADDRESS`. Without a lease of its own it has one
+    /// Creates an environment on a server, such as `unix:PATH`. Without a lease of its own it has one
     /// of a minute.
     ///
     /// # Errors
     /// `Runtime`, `Connect`, `Refused`, `Answer`.
-    pub fn create(server: &str, environment: v1::Environment) -> Result<Self, RemoteError> {
+    pub fn create(
+        server: impl Into<Target>,
+        environment: v1::Environment,
+    ) -> Result<Self, RemoteError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("lease")
             .enable_all()
             .build()?;
-        let channel = runtime.block_on(connect(server))?;
+        let target = server.into();
+        let channel = runtime.block_on(target.connect())?;
         let mut client =
             EnvironmentServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
         let environment = v1::Environment {
@@ -117,7 +120,7 @@ impl RemoteEnvironment {
             renewal: runtime.spawn(renewal),
             runtime,
             client,
-            server: server.to_owned(),
+            server: target.server,
             name: made.name,
             silence,
         };
@@ -161,7 +164,7 @@ impl RemoteEnvironment {
 impl Held {
     fn call<T>(
         &mut self,
-        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Channel>, &str) -> Result<T, Status>,
+        ask: impl AsyncFnOnce(&mut EnvironmentServiceClient<Connection>, &str) -> Result<T, Status>,
     ) -> Result<T, EnvError> {
         self.silence.end();
         let answer = self.runtime.block_on(ask(&mut self.client, &self.name));

@@ -2,10 +2,10 @@
 //! down in order when it ends.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
@@ -15,20 +15,27 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::{self, EnvironmentServiceServer};
 use blkpilot_proto::v1::tuner_service_server::{self, TunerServiceServer};
 use thiserror::Error;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower_layer::{Identity, Stack};
 
+use crate::accept::{self, Spoken};
+use crate::access::audit::Audit;
+use crate::access::layer::AccessLayer;
+use crate::access::tls::{Refreshed, TlsKeeper, TlsProblem};
+use crate::access::tokens::{TokenError, TokenFile, TokenKeeper};
+use crate::access::{Access, Limits};
 use crate::admission::Modes;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
 use crate::chain::Chain;
-use crate::config::{Config, HostKind, Listen, OnExit};
+use crate::config::{AccessConfig, Config, HostKind, Listen, OnExit};
 use crate::decision::PolicyRef;
 use crate::environments::Environments;
-use crate::gate::{Intake, LoopbackChanges};
+use crate::gate::Intake;
 use crate::handle::{HostHandle, HostState};
 use crate::history::Recorder;
 use crate::last_good::{self, Proof};
@@ -58,6 +65,15 @@ const MOST_CALLS: usize = 128;
 /// on, as a rollout is not whose answers are not taken, leave room for the other calls.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How often certificate, key and client CA are looked at.
+const TLS_CHECK: Duration = Duration::from_secs(5);
+/// A connection on which nothing was heard for so long is asked whether anybody is there,
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// and closed when no answer comes for so long.
+const KEEPALIVE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Everything that is served, behind who may call it.
+type Guarded = Router<Stack<AccessLayer, Identity>>;
 
 /// Why the service did not start, or ended.
 #[derive(Debug, Error)]
@@ -77,6 +93,12 @@ pub enum ServeError {
     /// The decision log cannot be used.
     #[error("decision log: {0}")]
     Log(#[from] LogError),
+    /// The tokens cannot be read.
+    #[error("tokens: {0}")]
+    Tokens(#[from] TokenError),
+    /// What the service proves itself by has changed since the configuration was read, and is no good now.
+    #[error("{}", tls_lines(.0))]
+    Tls(Vec<TlsProblem>),
     /// Nothing can listen there.
     #[error("service.listen = {0}")]
     Listen(#[from] ListenError),
@@ -106,12 +128,19 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+fn tls_lines(problems: &[TlsProblem]) -> String {
+    let line = |problem: &TlsProblem| format!("service.tls.{} {problem}", problem.key);
+    problems.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// A service that listens.
 #[derive(Debug)]
 pub struct Server {
     environments: Arc<Environments>,
     listener: Listener,
-    router: Router,
+    tls: Option<Arc<TlsKeeper>>,
+    limits: Limits,
+    router: Guarded,
     host: HostHandle,
     owner: JoinHandle<()>,
     on_exit: OnExit,
@@ -137,6 +166,8 @@ impl Server {
             HostKind::Simulated { .. } => OnExit::Keep,
             HostKind::Libvirt(libvirt) => libvirt.on_exit,
         };
+        let tls = tls(&service.access)?;
+        let access = Arc::new(access(&service.access, &dir)?);
         let owner_config = owner_config(config)?;
         let name = owner_config.name.clone();
         let listener = Listener::bind(&service.listen).await?;
@@ -145,16 +176,14 @@ impl Server {
             problem: e.to_string(),
         })?;
         let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
-        let changes = if service.loopback_may_change {
-            LoopbackChanges::Taken
-        } else {
-            LoopbackChanges::Refused
-        };
+        let limits = service.access.limits;
         let intake = Intake::default();
-        let (health, router) = router(&host, Arc::clone(&environments), changes, &intake)?;
+        let (health, router) = router(&host, Arc::clone(&environments), access, limits, &intake)?;
         Ok(Self {
             environments,
             listener,
+            tls,
+            limits,
             router,
             host,
             owner,
@@ -184,6 +213,12 @@ impl Server {
         self.listener.address()
     }
 
+    /// What new connections are taken with, where TLS is spoken: to take what its files hold now at once.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<TlsKeeper>> {
+        self.tls.clone()
+    }
+
     /// Serves until `shutdown` is ready; then says so in its health, takes no more calls, puts the host
     /// back if it shall be, and lets calls under way end.
     ///
@@ -206,6 +241,8 @@ impl Server {
         let Self {
             environments,
             listener,
+            tls,
+            limits,
             router,
             host,
             owner,
@@ -214,6 +251,7 @@ impl Server {
             intake,
             drain,
         } = self;
+        let renewing = tls.clone().map(|keeper| tokio::spawn(follow_tls(keeper)));
         let watching = tokio::spawn(follow_health(host.clone(), health.clone()));
         let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -221,7 +259,7 @@ impl Server {
             // Both a message and a sender that has gone mean stop.
             let _ = stopped.await;
         };
-        let mut serving = tokio::spawn(serve(router, listener, stopped));
+        let mut serving = tokio::spawn(serve(router, listener, tls, limits, stopped));
         let mut owner_view = host.view.clone();
         let ended = async move { while owner_view.changed().await.is_ok() {} };
         let by_itself = tokio::select! {
@@ -249,6 +287,9 @@ impl Server {
             let _ = serving.await;
         }
         expiring.abort();
+        if let Some(renewing) = renewing {
+            renewing.abort();
+        }
         let ended = Ended {
             by_itself,
             well: join(owner).await,
@@ -339,20 +380,40 @@ async fn join(owner: JoinHandle<()>) -> Option<bool> {
 }
 
 async fn serve(
-    router: Router,
+    router: Guarded,
     listener: Listener,
+    tls: Option<Arc<TlsKeeper>>,
+    limits: Limits,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
+    let most = limits.connections;
     match listener {
         Listener::Unix(listener, _file) => {
-            let incoming = UnixListenerStream::new(listener);
+            let incoming = accept::from_unix(listener, most);
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
-        Listener::Loopback(listener, _) => {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        Listener::Tcp(listener, _) => {
+            let spoken = tls.map_or(Spoken::Plain, Spoken::Tls);
+            let incoming = accept::from_tcp(listener, spoken, most);
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
     }
+}
+
+fn tls(config: &AccessConfig) -> Result<Option<Arc<TlsKeeper>>, ServeError> {
+    let open = |files| TlsKeeper::open(files, SystemTime::now()).map(Arc::new);
+    let opened = config.tls.clone().map(open).transpose();
+    opened.map_err(ServeError::Tls)
+}
+
+fn access(config: &AccessConfig, data_dir: &Path) -> Result<Access, ServeError> {
+    let tokens = TokenKeeper::open(TokenFile::in_dir(data_dir))?;
+    let audit = Audit::open(data_dir, config.audit).map_err(|source| ServeError::DataDir {
+        dir: data_dir.to_owned(),
+        source,
+    })?;
+    let rules = config.rules.clone();
+    Ok(Access::new(rules, tokens, config.limits, audit))
 }
 
 fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
@@ -495,33 +556,64 @@ fn spec_of(kind: &HostKind) -> EnvSpec {
 fn router(
     host: &HostHandle,
     environments: Arc<Environments>,
-    changes: LoopbackChanges,
+    access: Arc<Access>,
+    limits: Limits,
     intake: &Intake,
-) -> Result<(HealthReporter, Router), ServeError> {
+) -> Result<(HealthReporter, Guarded), ServeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let environment_service = environment_service::Service::new(environments, changes);
-    let tuner_service = tuner_service::Service::new([host.clone()], changes);
+    let most_bytes = (limits.message_mib as usize) << 20;
+    let environment_service = environment_service::Service::new(environments);
+    let environment_service = EnvironmentServiceServer::new(environment_service);
+    let tuner_service = TunerServiceServer::new(tuner_service::Service::new([host.clone()]));
     let router = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(MOST_CALLS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(EnvironmentServiceServer::with_interceptor(
-            environment_service,
+        .max_concurrent_streams(limits.streams_per_connection)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
+        .layer(AccessLayer(access))
+        .add_service(health.max_decoding_message_size(most_bytes))
+        .add_service(
+            reflection()
+                .build_v1()?
+                .max_decoding_message_size(most_bytes),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()?
+                .max_decoding_message_size(most_bytes),
+        )
+        .add_service(InterceptedService::new(
+            environment_service.max_decoding_message_size(most_bytes),
             intake.clone(),
         ))
-        .add_service(TunerServiceServer::with_interceptor(
-            tuner_service,
+        .add_service(InterceptedService::new(
+            tuner_service.max_decoding_message_size(most_bytes),
             intake.clone(),
         ));
     Ok((reporter, router))
+}
+
+/// Takes new files as they come. Whoever puts them there need not tell the service.
+async fn follow_tls(keeper: Arc<TlsKeeper>) {
+    let mut ticks = tokio::time::interval(TLS_CHECK);
+    loop {
+        ticks.tick().await;
+        match keeper.refresh(SystemTime::now()) {
+            Refreshed::Unchanged => {}
+            Refreshed::Taken => tracing::info!("new connections get the new certificate"),
+            Refreshed::Refused(problems) => {
+                let problems = tls_lines(&problems);
+                tracing::error!("the certificate in force stays: {problems}");
+            }
+        }
+    }
 }
 
 /// A client that has gone must not keep a host to itself until somebody else calls.

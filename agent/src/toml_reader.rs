@@ -132,6 +132,13 @@ impl Section {
         }
     }
 
+    /// Takes a key that is no longer one, and says what is in its place.
+    pub(crate) fn gone(&mut self, key: &'static str, instead: &str) {
+        if self.table.remove(key).is_some() {
+            self.problem(key, format!("has gone: {instead}; remove it"));
+        }
+    }
+
     pub(crate) fn text(&mut self, key: &'static str) -> Option<String> {
         self.take_as(key, "a string", |v| v.as_str().map(str::to_owned))
     }
@@ -181,12 +188,6 @@ impl Section {
     pub(crate) fn text_or_default(&mut self, key: &'static str) -> String {
         self.text(key)
             .unwrap_or_else(|| self.fallback(key, |v| v.as_str().map(str::to_owned)))
-    }
-
-    /// As [`Section::flag`], or its default.
-    pub(crate) fn flag_or_default(&mut self, key: &'static str) -> bool {
-        self.flag(key)
-            .unwrap_or_else(|| self.fallback(key, Value::as_bool))
     }
 
     /// As [`Section::choice`], or its default.

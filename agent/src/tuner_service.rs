@@ -19,7 +19,6 @@ use uuid::Uuid;
 use crate::admission::Choice;
 use crate::backend::DiskName;
 use crate::decision::Decision;
-use crate::gate::LoopbackChanges;
 use crate::handle::{
     self, ChangeCall, DeviceCall, DeviceRequest, DiskCall, DiskRequest, HostHandle, HostState,
     RewardCall, ShownWindow, UnfreezeCall, unavailable,
@@ -44,18 +43,16 @@ const FIRST_WINDOW: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Service {
     hosts: BTreeMap<String, HostHandle>,
-    changes: LoopbackChanges,
     watchers: Arc<AtomicUsize>,
 }
 
 impl Service {
     /// A service over these hosts.
     #[must_use]
-    pub fn new(hosts: impl IntoIterator<Item = HostHandle>, changes: LoopbackChanges) -> Self {
+    pub fn new(hosts: impl IntoIterator<Item = HostHandle>) -> Self {
         let by_name = |host: HostHandle| (host.info.name.clone(), host);
         Self {
             hosts: hosts.into_iter().map(by_name).collect(),
-            changes,
             watchers: Arc::default(),
         }
     }
@@ -439,9 +436,6 @@ impl TunerService for Service {
         &self,
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::Decision>, Status> {
-        if !request.get_ref().validate_only {
-            self.changes.admit(request.extensions())?;
-        }
         Ok(Response::new(
             Self::apply(self, request.into_inner()).await?,
         ))
@@ -451,9 +445,6 @@ impl TunerService for Service {
         &self,
         request: Request<v1::RollbackRequest>,
     ) -> Result<Response<v1::Decision>, Status> {
-        if !request.get_ref().validate_only {
-            self.changes.admit(request.extensions())?;
-        }
         Ok(Response::new(
             Self::rollback(self, request.into_inner()).await?,
         ))
@@ -463,9 +454,6 @@ impl TunerService for Service {
         &self,
         request: Request<v1::UnfreezeRequest>,
     ) -> Result<Response<v1::UnfreezeResponse>, Status> {
-        if !request.get_ref().validate_only {
-            self.changes.admit(request.extensions())?;
-        }
         Ok(Response::new(
             Self::unfreeze(self, request.into_inner()).await?,
         ))
@@ -475,9 +463,6 @@ impl TunerService for Service {
         &self,
         request: Request<v1::SetRewardWeightsRequest>,
     ) -> Result<Response<v1::SetRewardWeightsResponse>, Status> {
-        if !request.get_ref().validate_only {
-            self.changes.admit(request.extensions())?;
-        }
         Ok(Response::new(
             Self::set_reward_weights(self, request.into_inner()).await?,
         ))
@@ -496,9 +481,6 @@ impl TunerService for Service {
         &self,
         request: Request<v1::ChangeDeviceRequest>,
     ) -> Result<Response<v1::Device>, Status> {
-        if !request.get_ref().validate_only {
-            self.changes.admit(request.extensions())?;
-        }
         Ok(Response::new(
             Self::change_device(self, request.into_inner()).await?,
         ))
@@ -517,9 +499,6 @@ impl TunerService for Service {
         &self,
         request: Request<v1::ChangeDiskSettingsRequest>,
     ) -> Result<Response<v1::DiskSettings>, Status> {
-        if !request.get_ref().validate_only {
-            self.changes.admit(request.extensions())?;
-        }
         Ok(Response::new(
             Self::change_disk_settings(self, request.into_inner()).await?,
         ))

@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use blkpilot_agent::access::role::Role;
 use blkpilot_agent::remote::{RemoteEnvironment, observation_from_wire, step_from_wire};
 use blkpilot_agent::status::env_error;
 use blkpilot_env::cartpole::CartPole;
@@ -45,11 +46,11 @@ fn step(name: &str, levels: Vec<u32>) -> v1::StepRequest {
 }
 
 /// Runs a check that blocks, away from the server's threads.
-async fn conforms(server: &str, environment: v1::Environment, demands: Demands) {
-    let server = server.to_owned();
+async fn conforms(service: &Service, environment: v1::Environment, demands: Demands) {
+    let target = service.with_token(Role::Operator);
     let checked = tokio::task::spawn_blocking(move || {
         check(
-            || RemoteEnvironment::create(&server, environment.clone()).unwrap(),
+            || RemoteEnvironment::create(&target, environment.clone()).unwrap(),
             demands,
         )
     });
@@ -95,7 +96,7 @@ async fn environments_conform_over_grpc_in_every_kind_and_autoreset_mode() {
                     autoreset: mode.into(),
                     ..environment(kind.clone())
                 };
-                conforms(&service.server, environment, DETERMINISTIC).await;
+                conforms(&service, environment, DETERMINISTIC).await;
             }
         }
         let mut client = service.environments();
@@ -383,7 +384,7 @@ async fn a_managed_host_conforms_and_is_put_back() {
         is_deterministic: false,
         steps: 20,
     };
-    conforms(&service.server, environment(managed_host()), demands).await;
+    conforms(&service, environment(managed_host()), demands).await;
     // Every step is a decision on record.
     assert!(service.decisions().await.len() >= 20);
 
@@ -451,7 +452,7 @@ async fn who_passes_the_guard_by_says_why() {
 }
 
 #[tokio::test]
-async fn a_managed_host_is_not_given_out_over_tcp() {
+async fn over_tcp_a_managed_host_is_given_out_to_the_holder_of_a_token() {
     let service = Service::start(&Settings {
         on_tcp: true,
         ..Settings::default()
@@ -461,7 +462,12 @@ async fn a_managed_host_is_not_given_out_over_tcp() {
         .environments()
         .create_environment(create(managed_host(), "mine"))
         .await;
-    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    let operator = service.with_token(Role::Operator);
+    EnvironmentServiceClient::new(operator.connect().await.unwrap())
+        .create_environment(create(managed_host(), "mine"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -585,46 +585,6 @@ async fn unfreezing_what_is_not_frozen_does_nothing_and_what_is_not_there_is_ref
 }
 
 #[tokio::test]
-async fn over_tcp_changes_need_to_be_allowed() {
-    let on_tcp = Settings {
-        on_tcp: true,
-        ..Settings::default()
-    };
-    let service = Service::start(&on_tcp).await;
-    let change = set(&[("backup/vda", "cache", "buffered")]);
-    let refused = service.tuner().apply(change.clone()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::PermissionDenied);
-    assert_eq!(reason(&refused), "UNIX_SOCKET_ONLY");
-    assert!(service.tuner().rollback(rollback("-")).await.is_err());
-    let only_asked = v1::ApplyRequest {
-        validate_only: true,
-        ..change.clone()
-    };
-    service.tuner().apply(only_asked).await.unwrap();
-    let refused = service
-        .tuner()
-        .unfreeze(unfreeze("guests/backup", ""))
-        .await;
-    assert_eq!(reason(&refused.unwrap_err()), "UNIX_SOCKET_ONLY");
-    let only_asked = v1::UnfreezeRequest {
-        validate_only: true,
-        ..unfreeze("guests/backup", "")
-    };
-    service.tuner().unfreeze(only_asked).await.unwrap();
-
-    let allowed = Settings {
-        service: "loopback_may_change = true".to_owned(),
-        ..on_tcp
-    };
-    Service::start(&allowed)
-        .await
-        .tuner()
-        .apply(change)
-        .await
-        .unwrap();
-}
-
-#[tokio::test]
 async fn a_libvirt_that_does_not_answer_makes_only_its_host_unavailable() {
     let service = Service::start(&Settings {
         host: "kind = \"libvirt\"\nuri = \"qemu+unix:///system?socket=/nonexistent/libvirt-sock\"\non_exit = \"revert\"".to_owned(),

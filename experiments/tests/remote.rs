@@ -419,7 +419,9 @@ fn a_run_whose_service_fails_keeps_what_it_learnt_and_goes_on_with_a_new_episode
         },
     );
     let error = blkpilot_lab::cli::error_text(&failed.unwrap_err());
-    assert!(error.contains("does not answer any more"), "{error}");
+    // Which of the two depends on whether a call was under way.
+    let ways = ["does not answer any more", "is being stopped"];
+    assert!(ways.iter().any(|way| error.contains(way)), "{error}");
     // With the warm-up, three rollouts.
     assert_eq!(policy(&out).manifest.env_steps, 18);
     service.run();

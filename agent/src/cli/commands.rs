@@ -3,25 +3,24 @@
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use serde_json::json;
-use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::json::Json;
 use super::output::print;
 use super::serve::interrupted;
 use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, WatchArgs, tables};
-use crate::client::connect;
+use crate::client::Connection;
 use crate::names::{Row, host_name};
 
 pub(super) struct Session {
-    pub(super) client: TunerServiceClient<Channel>,
+    pub(super) client: TunerServiceClient<Connection>,
     /// Name of the host, without `hosts/`.
     pub(super) host: String,
 }
 
 impl Session {
     pub(super) async fn open(args: &ClientArgs) -> Result<Self, CliError> {
-        let mut client = TunerServiceClient::new(connect(&args.server).await?);
+        let mut client = TunerServiceClient::new(args.connection.target()?.connect().await?);
         let host = match &args.host {
             Some(host) => host.clone(),
             None => only_host(&mut client).await?,
@@ -43,7 +42,7 @@ impl Session {
     }
 }
 
-async fn only_host(client: &mut TunerServiceClient<Channel>) -> Result<String, CliError> {
+async fn only_host(client: &mut TunerServiceClient<Connection>) -> Result<String, CliError> {
     let answer = client
         .list_hosts(v1::ListHostsRequest::default())
         .await?

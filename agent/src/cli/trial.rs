@@ -9,12 +9,12 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Handle;
-use tonic::transport::Channel;
 
 use super::commands::Session;
 use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, TrialArgs, tables};
+use crate::client::{Connection, Target};
 use crate::names::{Row, host_name};
 use crate::remote::{RemoteEnvironment, RemoteError};
 use crate::trial::{self, Arm, Plan, Report, TrialError};
@@ -28,7 +28,7 @@ pub(super) async fn run(args: TrialArgs) -> Result<(), CliError> {
         stopped.store(true, Ordering::Relaxed);
     });
     let runtime = Handle::current();
-    let (server, plan) = (args.client.server.clone(), args.plan());
+    let (server, plan) = (args.client.connection.target()?, args.plan());
     let trial =
         tokio::task::spawn_blocking(move || try_out(&server, session, &runtime, plan, &stop));
     let report = trial
@@ -52,7 +52,7 @@ fn write(path: &PathBuf, json: &str) -> Result<(), CliError> {
 }
 
 fn try_out(
-    server: &str,
+    server: &Target,
     session: Session,
     runtime: &Handle,
     plan: Plan,
@@ -113,7 +113,10 @@ fn progress(plan: Plan) -> ProgressBar {
     ProgressBar::new(plan.intervals()).with_style(style.progress_chars("=> "))
 }
 
-async fn ask(client: &mut TunerServiceClient<Channel>, host: &str) -> Result<v1::Decision, String> {
+async fn ask(
+    client: &mut TunerServiceClient<Connection>,
+    host: &str,
+) -> Result<v1::Decision, String> {
     let request = v1::ProposeRequest {
         host: host_name(host),
     };

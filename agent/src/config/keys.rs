@@ -1,6 +1,7 @@
 //! Every key of the daemon's configuration, once: what it is, its unit, range and default, and whether a
 //! reload takes it. The reader checks by this table, and docs/config.md is made of it.
 
+mod access;
 mod guard;
 mod host;
 mod policy;
@@ -113,7 +114,7 @@ pub enum Reload {
 }
 
 /// All tables, in the order of the reference.
-pub static TABLES: [&Table; 17] = [
+pub static TABLES: [&Table; 23] = [
     &service::ROOT,
     &host::HOST,
     &host::SIMULATED,
@@ -130,6 +131,12 @@ pub static TABLES: [&Table; 17] = [
     &policy::POLICY,
     &policy::CANDIDATE,
     &service::SERVICE,
+    &access::SOCKET,
+    &access::CALLER,
+    &access::TLS,
+    &access::CLIENT,
+    &access::LIMITS,
+    &access::AUDIT,
     &service::LOG,
 ];
 

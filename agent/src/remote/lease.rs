@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::client::Connection;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use tonic::Code;
-use tonic::transport::Channel;
 
 /// Between two calls: a client that is silent for longer hangs, and its environment is let go.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
@@ -39,7 +39,7 @@ impl Silence {
 
 /// Renews a lease until the environment has gone, or its client is silent for too long.
 pub(super) async fn renew(
-    mut client: EnvironmentServiceClient<Channel>,
+    mut client: EnvironmentServiceClient<Connection>,
     name: String,
     every: Duration,
     silence: Arc<Silence>,

@@ -1,12 +1,12 @@
 //! The rollout over which a remote environment is reset and stepped.
 
+use crate::client::Connection;
 use blkpilot_env::{ActionError, EnvSpec, JointAction};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use blkpilot_proto::v1::rollout_request::Request;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::packed;
@@ -25,7 +25,7 @@ pub(super) struct Rollout {
 impl Rollout {
     /// Opens a rollout of the environment with this name.
     pub(super) async fn open(
-        client: &mut EnvironmentServiceClient<Channel>,
+        client: &mut EnvironmentServiceClient<Connection>,
         name: &str,
     ) -> Result<Self, Status> {
         let (requests, outgoing) = mpsc::channel(1);

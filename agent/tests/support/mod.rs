@@ -3,8 +3,11 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use blkpilot_agent::client::connect;
+use blkpilot_agent::access::role::Role;
+use blkpilot_agent::access::tokens::{TokenFile, Wanted};
+use blkpilot_agent::client::{Target, connect};
 use blkpilot_agent::config::Config;
 use blkpilot_agent::server::{ServeError, Server};
 use blkpilot_proto::v1;
@@ -113,6 +116,21 @@ impl Service {
         drop(self.stop.take());
         self.serving.take().unwrap().await.unwrap().unwrap();
         self.dir
+    }
+
+    /// The service, with a new token for this role.
+    pub(crate) fn with_token(&self, role: Role) -> Target {
+        let wanted = Wanted {
+            name: "a test".to_owned(),
+            role,
+            lifetime: None,
+        };
+        let tokens = TokenFile::in_dir(&self.dir.path().join("data"));
+        let (_, secret) = tokens.create(wanted, SystemTime::now()).unwrap();
+        Target {
+            token: Some(secret),
+            ..Target::from(&self.server)
+        }
     }
 
     pub(crate) fn tuner(&self) -> TunerServiceClient<Channel> {

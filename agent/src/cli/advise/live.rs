@@ -59,7 +59,7 @@ impl Live {
             Err(error) => Err(error.to_string()),
         };
         Ok(Self {
-            server: args.server.clone(),
+            server: args.connection.server.clone(),
             proposal,
         })
     }

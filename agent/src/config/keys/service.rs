@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use toml::Value;
-
 use super::{Fallback, Key, Kind, Reload, Table, Times, integer, span, text};
 use crate::config::{DEFAULT_MAX_ENVIRONMENTS, DEFAULT_SOCKET, VERSION};
 use crate::history::LogConfig;
@@ -74,7 +72,7 @@ pub(super) static SERVICE: Table = Table {
     keys: &[
         key(
             "listen",
-            Kind::Text("unix:PATH, or a loopback address"),
+            Kind::Text("unix:PATH, a loopback address, or with `[service.tls]` any"),
             Fallback::Is(|| text(&format!("unix:{DEFAULT_SOCKET}"))),
             Reload::Restart,
             "Where it listens.",
@@ -87,13 +85,6 @@ pub(super) static SERVICE: Table = Table {
             "Where decisions, journal and lock are kept.",
         ),
         key(
-            "loopback_may_change",
-            Kind::Flag,
-            Fallback::Is(|| Value::Boolean(false)),
-            Reload::Restart,
-            "Whether calls that change guests are taken over a loopback address, where every local user can make them.",
-        ),
-        key(
             "max_environments",
             Kind::Integer {
                 unit: "environments",
@@ -103,6 +94,22 @@ pub(super) static SERVICE: Table = Table {
             Fallback::Is(|| integer(DEFAULT_MAX_ENVIRONMENTS)),
             Reload::Restart,
             "Most environments held at once.",
+        ),
+        table(
+            "socket",
+            Fallback::Absent("whoever can open it is admin"),
+            "Who may do what through the Unix socket.",
+        ),
+        table("tls", Fallback::Absent("none is spoken"), "TLS."),
+        table(
+            "limits",
+            Fallback::Absent("the defaults"),
+            "Bounds on what clients ask for.",
+        ),
+        table(
+            "audit",
+            Fallback::Absent("the defaults"),
+            "The record of changes.",
         ),
     ],
 };
