@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use blkpilot_env::reward::RewardConfig;
 use toml::{Table, Value};
 
 use crate::config::keys::{self, Kind, Reload};
@@ -39,16 +40,19 @@ pub struct Reloader {
     file: PathBuf,
     /// What was read last and taken.
     text: String,
+    /// What it says of the reward.
+    reward: RewardConfig,
     host: HostHandle,
 }
 
 impl Reloader {
-    /// Of a file with this text, by which the host is looked after now.
+    /// Of a file with this text, which says this of the reward, and by which the host is looked after now.
     #[must_use]
-    pub fn new(file: &Path, text: String, host: HostHandle) -> Self {
+    pub fn new(file: &Path, text: String, reward: RewardConfig, host: HostHandle) -> Self {
         Self {
             file: file.to_owned(),
             text,
+            reward,
             host,
         }
     }
@@ -60,11 +64,10 @@ impl Reloader {
     pub async fn reload(&mut self) -> Result<Report, ReloadError> {
         let text = Config::text_of(&self.file)?;
         let config = Config::parse(&self.file, &text)?;
-        let before = Config::parse(&self.file, &self.text)?;
         let changed = changed(&self.text, &text);
         let (taken, need_restart): (Vec<String>, Vec<String>) =
             changed.into_iter().partition(|path| is_taken(path));
-        let reward = (config.reward != before.reward).then_some(config.reward);
+        let reward = (config.reward != self.reward).then_some(config.reward);
         let settings = Reloadable {
             default_mode: config.host.mode,
             guests: config.host.guests,
@@ -76,6 +79,10 @@ impl Reloader {
         let done = self.host.reload(settings);
         let done = done.await.map_err(ReloadError::Owner)?;
         self.text = text;
+        // One that was not taken is tried again with the next reload.
+        if done.left.is_empty() {
+            self.reward = config.reward;
+        }
         Ok(Report {
             taken,
             need_restart,

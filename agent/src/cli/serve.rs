@@ -22,6 +22,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     // Before anything is opened: a signal during the start must end in order too.
     let (stop, hurry) = stops()?;
     let hang_ups = listen(SignalKind::hangup())?;
+    let reward = config.reward;
     let server = Server::start(config).await?;
     // It serves whether or not anybody reads this.
     if let Err(error) = print(format_args!("listening on {}", server.address())) {
@@ -32,7 +33,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let telling = tokio::spawn(supervisor::follow_status(name, view));
     let feeding = tokio::spawn(supervisor::feed_watchdog(host.pulse.clone()));
     supervisor::ready();
-    let reloader = Reloader::new(&args.config, text, host.clone());
+    let reloader = Reloader::new(&args.config, text, reward, host.clone());
     let reloading = tokio::spawn(reload_when_told(hang_ups, reloader));
     let shutdown = async {
         // A sender that has gone is a bug that must not keep it from ending.

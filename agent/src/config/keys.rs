@@ -186,7 +186,12 @@ impl Key {
             }
             Kind::Text(_) | Kind::Flag | Kind::Choice(_) | Kind::Choices(_) | Kind::Nested => true,
         };
-        (!is_within).then(|| format!("= {value} must be {}", range.unwrap_or_default()))
+        let shown = || match (&self.kind, number(value)) {
+            // −1 and −1.0 are one number.
+            (Kind::Number { .. } | Kind::Positive { .. }, Some(number)) => number.to_string(),
+            _ => value.to_string(),
+        };
+        (!is_within).then(|| format!("= {} must be {}", shown(), range.unwrap_or_default()))
     }
 }
 
