@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use blkpilot_agent::access::role::Role;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment::Kind;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
@@ -367,13 +368,14 @@ async fn observing_keeps_an_observer_and_ends_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_observer_needs_no_right_to_change() {
+async fn an_observer_may_force_nothing() {
     let service = Service::start(&Settings {
         on_tcp: true,
         ..Settings::default()
     })
     .await;
-    let mut client = service.environments();
+    let operator = service.with_token(Role::Operator);
+    let mut client = EnvironmentServiceClient::new(operator.connect().await.unwrap());
     client.create_environment(observer("looks")).await.unwrap();
     let mut forces = observer("forces");
     if let Some(Kind::ManagedHost(host)) = &mut forces.environment.as_mut().unwrap().kind {

@@ -62,6 +62,20 @@ fn file(table: &Table, lines: &str) -> String {
             let needed = "match = \"sda\"\nknobs = []";
             format!("[[host.device]]\n{}", with("host.device", needed))
         }
+        "service.socket.caller" => {
+            let needed = "uid = 1\nrole = \"observer\"";
+            format!(
+                "[[service.socket.caller]]\n{}",
+                with("service.socket.caller", needed)
+            )
+        }
+        "service.tls.client" => {
+            let needed = "common_name = \"n\"\nrole = \"observer\"";
+            format!(
+                "[[service.tls.client]]\n{}",
+                with("service.tls.client", needed)
+            )
+        }
         path => format!("[{path}]\n{lines}"),
     };
     format!("{text}\n{nested}")
