@@ -5,13 +5,18 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const OPERATIONS: &str = "google/longrunning/operations.proto";
+
+const FILES: [&str; 9] = [
     "blkpilot/v1/spec.proto",
     "blkpilot/v1/observation.proto",
     "blkpilot/v1/host.proto",
     "blkpilot/v1/decision.proto",
     "blkpilot/v1/environment_service.proto",
     "blkpilot/v1/tuner_service.proto",
+    "blkpilot/v1/operation_service.proto",
+    "blkpilot/v1/policy_service.proto",
+    OPERATIONS,
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -19,6 +24,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("blkpilot_v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .extern_path(".google.longrunning", "crate::longrunning")
+        .compile_fds(descriptors)?;
+    // Google's files by themselves, so that ours can name their module; last, since it is they that count.
+    tonic_prost_build::configure()
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        // Their comments hold examples that rustdoc would take for Rust.
+        .disable_comments(["."])
+        .compile_fds(protox::compile([OPERATIONS], ["proto"])?)?;
     Ok(())
 }
