@@ -6,6 +6,7 @@
 //! and [`hosted`], the services over them, [`server`] (all of it together). [`remote`] and [`client`]
 //! are the other end of the wire; [`cli`] is the binary.
 
+pub mod actor;
 pub mod admission;
 pub mod backend;
 pub mod chain;
@@ -13,7 +14,9 @@ pub mod cli;
 pub mod client;
 mod compaction;
 pub mod config;
+pub mod database;
 pub mod decision;
+pub mod deployment;
 pub mod durable;
 pub mod environment_service;
 pub mod environments;
@@ -21,17 +24,24 @@ pub mod gate;
 pub mod handle;
 pub mod history;
 pub mod hosted;
+pub mod judging;
 pub mod last_good;
 pub mod learner;
 pub mod listen;
 pub mod mode;
 pub mod names;
+pub mod operation_service;
+pub mod operations;
 pub mod owner;
 pub mod paging;
 mod panel;
 pub mod policy;
-pub mod promotion;
+pub mod policy_service;
+pub mod policy_store;
+mod policy_upload;
+mod policy_wire;
 pub mod remote;
+pub mod requests;
 pub mod server;
 pub mod status;
 pub mod sweep;

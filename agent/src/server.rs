@@ -11,30 +11,36 @@ use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_host::BootClock;
 use blkpilot_log::LogError;
+use blkpilot_proto::longrunning::operations_server::OperationsServer;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::EnvironmentServiceServer;
+use blkpilot_proto::v1::operation_service_server::OperationServiceServer;
+use blkpilot_proto::v1::policy_service_server::PolicyServiceServer;
 use blkpilot_proto::v1::tuner_service_server::TunerServiceServer;
 use thiserror::Error;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic_health::server::HealthReporter;
 
-use crate::admission::Modes;
+use crate::admission::{Modes, Reach};
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
-use crate::chain::Chain;
-use crate::config::{Config, HostKind, Listen, OnExit};
+use crate::chain::{Chain, Loaded};
+use crate::config::{Config, HostKind, Listen, OnExit, PolicyConfig};
+use crate::database::DatabaseError;
+use crate::deployment::{Deployment, follow_others};
 use crate::environments::Environments;
 use crate::gate::LoopbackChanges;
-use crate::handle::{HostHandle, HostState};
+use crate::handle::{HostHandle, HostState, Origin, Production};
 use crate::history::Recorder;
-use crate::last_good::{self, Proof};
 use crate::learner::Learner;
 use crate::listen::{ListenError, Listener};
+use crate::operations::Operations;
 use crate::owner::{self, OwnerConfig};
 use crate::policy::{self, LoadError, Served};
-use crate::{environment_service, tuner_service};
+use crate::policy_store::{PolicyStore, StoreError, VersionName};
+use crate::{environment_service, operation_service, policy_service, tuner_service};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -62,6 +68,12 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The policy store cannot be used.
+    #[error("policy store: {0}")]
+    Store(#[from] StoreError),
+    /// The database of the service cannot be used.
+    #[error("database: {0}")]
+    Database(#[from] DatabaseError),
     /// The decision log cannot be used.
     #[error("decision log: {0}")]
     Log(#[from] LogError),
@@ -104,6 +116,8 @@ pub struct Server {
     owner: JoinHandle<()>,
     on_exit: OnExit,
     health: HealthReporter,
+    deployment: Arc<Deployment>,
+    operations: Operations,
 }
 
 impl Server {
@@ -123,20 +137,36 @@ impl Server {
             HostKind::Simulated { .. } => OnExit::Keep,
             HostKind::Libvirt(libvirt) => libvirt.on_exit,
         };
-        let owner_config = owner_config(config)?;
+        let store = PolicyStore::open(&dir)?;
+        let patience = patience(&config.host.kind);
+        let (owner_config, promoted) = owner_config(config.clone())?;
+        // Nobody else serves this directory now: what a crash has left is in nobody's way.
+        let swept = store.sweep()?;
+        if swept > 0 {
+            tracing::info!(swept, "removed checkpoints whose upload was interrupted");
+        }
         let name = owner_config.name.clone();
         let listener = Listener::bind(&service.listen).await?;
         let (host, owner) = owner::start(owner_config).map_err(|e| ServeError::Owner {
             host: name,
             problem: e.to_string(),
         })?;
+        let operations = Operations::open(store.database().clone())?;
+        let deployment = Deployment::new(store, host.clone(), config, patience, promoted);
+        let deployment = Arc::new(deployment);
         let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
         let changes = if service.loopback_may_change {
             LoopbackChanges::Taken
         } else {
             LoopbackChanges::Refused
         };
-        let (health, router) = router(&host, Arc::clone(&environments), changes)?;
+        let policies =
+            policy_service::Service::new(Arc::clone(&deployment), operations.clone(), changes);
+        let (health, router) = router(&host, Arc::clone(&environments), policies, changes)?;
+        let watched = operation_service::Service::new(operations.clone(), changes);
+        let router = router
+            .add_service(OperationsServer::new(watched.clone()))
+            .add_service(OperationServiceServer::new(watched));
         Ok(Self {
             environments,
             listener,
@@ -145,6 +175,8 @@ impl Server {
             owner,
             on_exit,
             health,
+            deployment,
+            operations,
         })
     }
 
@@ -168,8 +200,11 @@ impl Server {
             owner,
             on_exit,
             health,
+            deployment,
+            operations,
         } = self;
         let watching = tokio::spawn(follow_health(host.clone(), health));
+        let following = tokio::spawn(follow_others(deployment));
         let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stopped = async move {
@@ -188,9 +223,18 @@ impl Server {
         // Its streams end with the owner.
         let info = Arc::clone(&host.info);
         drop(host);
+        if tokio::time::timeout(DRAIN, operations.stop())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "an operation did not end in {DRAIN:?}: the next start reports it as aborted"
+            );
+        }
         let _ = stop.send(());
         let drained = tokio::time::timeout(DRAIN, serving).await;
         watching.abort();
+        following.abort();
         expiring.abort();
         let host = info.name.clone();
         let ended_well = join(owner).await;
@@ -265,20 +309,26 @@ async fn serve(
     }
 }
 
-fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
+/// What the owner needs, and which version of the store decides in production, if one does.
+fn owner_config(config: Config) -> Result<(OwnerConfig, Option<VersionName>), ServeError> {
     let spec = spec_of(&config.host.kind);
-    let production = policy::production(&config, &spec)?;
+    let mut production = policy::production(&config, &spec)?;
+    let promoted = production.version.take();
+    let kept = kept(&config, &spec, promoted.as_ref())?;
     let candidate = candidate(&config, &spec)?;
     let log = config.service.data_dir.join("decisions");
     let recorder = Recorder::open(&log, &config.log)?;
     let modes = Modes {
         default: config.host.mode,
         guests: config.host.guests,
-        has_candidate: candidate.is_some(),
+        candidate: match candidate {
+            Some(_) => Reach::Canary,
+            None => Reach::Nobody,
+        },
     };
     let known = modes.clone();
     let data_dir = config.service.data_dir;
-    let last_good_dir = last_good::dir_in(&data_dir);
+    let served_from = data_dir.clone();
     let patience = patience(&config.host.kind);
     let (kind, interval, seed, connect): (_, _, _, Connect) = match config.host.kind {
         HostKind::Simulated {
@@ -305,31 +355,29 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
             (BackendKind::Libvirt, interval, seed, Box::new(connect))
         }
     };
-    let Served {
-        loaded,
-        network,
-        learner,
-    } = production;
-    let (candidate, candidate_learner) = match candidate {
-        Some(candidate) => (Some(candidate.loaded), candidate.learner),
-        None => (None, None),
-    };
-    let mut learners: Vec<Learner> = [learner, candidate_learner].into_iter().flatten().collect();
+    let learner = production.learner.take();
+    let production = Production::of(production, &served_from, &spec, patience);
+    let (kept, kept_learner) = apart(kept);
+    let (candidate, candidate_learner) = apart(candidate);
+    let learners = [learner, kept_learner, candidate_learner];
+    let mut learners: Vec<Learner> = learners.into_iter().flatten().collect();
     for learner in &mut learners {
         learner.catch_up(&log, &config.host.name);
     }
-    let last_good = network.as_ref().and_then(|(_, selection)| {
-        last_good::load(&last_good_dir, &loaded.reference, *selection, &spec)
-    });
-    Ok(OwnerConfig {
+    let owner_config = OwnerConfig {
         name: config.host.name,
         kind,
         interval,
         modes,
-        production: Chain::with_fallbacks(loaded, last_good, &spec, patience),
+        production: production.chain,
         candidate: candidate.map(|candidate| Chain::alone(candidate, patience)),
+        origin: match promoted {
+            Some(_) => Origin::Store,
+            None => Origin::Configuration,
+        },
+        configured: kept.map(|kept| Chain::with_fallbacks(kept, None, &spec, patience)),
         learners,
-        proof: network.map(|(checkpoint, _)| Proof::of(checkpoint, last_good_dir)),
+        proof: production.proof,
         clock: Box::new(BootClock),
         spec,
         seed,
@@ -338,7 +386,26 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         guard: config.guard,
         neighbours: config.neighbours,
         reward: config.reward,
-    })
+    };
+    Ok((owner_config, promoted))
+}
+
+/// The configuration's policy while a promoted one decides, where it has to be kept: one that learns must miss
+/// nothing.
+fn kept(
+    config: &Config,
+    spec: &EnvSpec,
+    promoted: Option<&VersionName>,
+) -> Result<Option<Served>, LoadError> {
+    let learns = matches!(config.policy, PolicyConfig::Bandit(_));
+    let is_kept = learns && promoted.is_some();
+    is_kept
+        .then(|| policy::configured(config, spec))
+        .transpose()
+}
+
+fn apart(served: Option<Served>) -> (Option<Loaded>, Option<Learner>) {
+    served.map_or((None, None), |served| (Some(served.loaded), served.learner))
 }
 
 fn candidate(config: &Config, spec: &EnvSpec) -> Result<Option<Served>, LoadError> {
@@ -384,6 +451,7 @@ fn spec_of(kind: &HostKind) -> EnvSpec {
 fn router(
     host: &HostHandle,
     environments: Arc<Environments>,
+    policies: policy_service::Service,
     changes: LoopbackChanges,
 ) -> Result<(HealthReporter, Router), ServeError> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -400,7 +468,8 @@ fn router(
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(EnvironmentServiceServer::new(environment_service))
-        .add_service(TunerServiceServer::new(tuner_service));
+        .add_service(TunerServiceServer::new(tuner_service))
+        .add_service(PolicyServiceServer::new(policies));
     Ok((reporter, router))
 }
 
@@ -413,11 +482,18 @@ async fn expire_leases(environments: Arc<Environments>) {
     }
 }
 
-/// Keeps `grpc.health.v1` true: environments always work, the tuner while its host can be reached.
+/// Keeps `grpc.health.v1` true: environments, policies and operations always work, the tuner while its host can be
+/// reached.
 async fn follow_health(host: HostHandle, health: HealthReporter) {
     type Tuner = TunerServiceServer<tuner_service::Service>;
     health
         .set_serving::<EnvironmentServiceServer<environment_service::Service>>()
+        .await;
+    health
+        .set_serving::<PolicyServiceServer<policy_service::Service>>()
+        .await;
+    health
+        .set_serving::<OperationServiceServer<operation_service::Service>>()
         .await;
     let mut view = host.view.clone();
     drop(host);
