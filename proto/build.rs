@@ -5,13 +5,18 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const OPERATIONS: &str = "google/longrunning/operations.proto";
+
+const FILES: [&str; 9] = [
     "blkpilot/v1/spec.proto",
     "blkpilot/v1/observation.proto",
     "blkpilot/v1/host.proto",
     "blkpilot/v1/decision.proto",
     "blkpilot/v1/environment_service.proto",
     "blkpilot/v1/tuner_service.proto",
+    "blkpilot/v1/operation_service.proto",
+    "blkpilot/v1/policy_service.proto",
+    OPERATIONS,
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -26,6 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".blkpilot.v1.RolloutRequest")
         .btree_map(".blkpilot.v1.ResetRequest.options")
         .btree_map(".blkpilot.v1.RolloutReset.options")
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .extern_path(".google.longrunning", "crate::longrunning")
         .compile_fds(descriptors)?;
+    // Google's files by themselves, so that ours can name their module; last, since it is they that count.
+    tonic_prost_build::configure()
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        // Their comments hold examples that rustdoc would take for Rust.
+        .disable_comments(["."])
+        .compile_fds(protox::compile([OPERATIONS], ["proto"])?)?;
     Ok(())
 }

@@ -19,7 +19,7 @@ fi
 if scripts/setup.sh --lint; then
     PATH="${BLKPILOT_TOOLS:-.deps/tools}/buf/node_modules/.bin:$PATH"
     buf lint proto
-    buf format proto --diff --exit-code
+    buf format proto --exclude-path proto/proto/google --diff --exit-code
     buf breaking proto --against proto/released.binpb
 else
     echo "lint: buf is not installed (see above): the .proto files were not checked"

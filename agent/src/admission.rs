@@ -23,8 +23,29 @@ pub struct Modes {
     pub default: Mode,
     /// What the configuration says of single guests.
     pub guests: BTreeMap<String, GuestConfig>,
-    /// Whether there is a candidate, without which modes shadow and canary stand for advice.
-    pub has_candidate: bool,
+    /// For whom there is a candidate: where there is none, modes shadow and canary stand for advice.
+    pub candidate: Reach,
+}
+
+/// For whom a candidate decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// There is none.
+    Nobody,
+    /// For guests in mode shadow only.
+    Shadow,
+    /// For guests in modes shadow and canary.
+    Canary,
+}
+
+impl Reach {
+    fn covers(self, mode: Mode) -> bool {
+        match mode {
+            Mode::Shadow => self >= Self::Shadow,
+            Mode::Canary => self >= Self::Canary,
+            _ => true,
+        }
+    }
 }
 
 impl Modes {
@@ -33,10 +54,10 @@ impl Modes {
     #[must_use]
     pub fn of(&self, guest: &GuestStatus) -> Mode {
         let wanted = self.wanted(guest);
-        if wanted.needs_candidate() && !self.has_candidate {
-            Mode::Advise
-        } else {
+        if self.candidate.covers(wanted) {
             wanted
+        } else {
+            Mode::Advise
         }
     }
 
@@ -50,8 +71,12 @@ impl Modes {
     pub fn notice(&self, guest: &GuestStatus) -> Option<String> {
         let wanted = self.wanted(guest);
         (wanted != self.of(guest)).then(|| {
+            let stage = match wanted {
+                Mode::Shadow => "candidate",
+                _ => "canary",
+            };
             format!(
-                "mode {wanted} needs a candidate, and the service has none, so it is in mode advise: add [candidate] to the configuration"
+                "mode {wanted} needs a candidate, and the service has none, so it is in mode advise: add [candidate] to the configuration, or promote a version to stage {stage}"
             )
         })
     }
@@ -354,7 +379,7 @@ mod tests {
             modes: Modes {
                 default: Mode::Advise,
                 guests: BTreeMap::from([("builds".to_owned(), observe)]),
-                has_candidate: false,
+                candidate: Reach::Nobody,
             },
         }
     }
@@ -425,11 +450,12 @@ mod tests {
                 .map(|guest| cluster.is_open(&seen, &guest.name));
             names.collect::<Vec<bool>>()
         };
-        for (has_candidate, shadow, auto) in [
-            (true, [true, false, false], [false, true, true]),
-            (false, [false; 3], [false, false, true]),
+        for (candidate, shadow, auto) in [
+            (Reach::Canary, [true, false, false], [false, true, true]),
+            (Reach::Shadow, [true, false, false], [false, false, true]),
+            (Reach::Nobody, [false; 3], [false, false, true]),
         ] {
-            cluster.modes.has_candidate = has_candidate;
+            cluster.modes.candidate = candidate;
             assert_eq!(open(&cluster, Purpose::Advice), [true; 3]);
             assert_eq!(open(&cluster, Purpose::Shadow), shadow);
             assert_eq!(open(&cluster, Purpose::Auto), auto);
@@ -438,7 +464,8 @@ mod tests {
                 .iter()
                 .map(|guest| cluster.modes.notice(guest));
             let notices: Vec<bool> = notices.map(|notice| notice.is_some()).collect();
-            assert_eq!(notices, [!has_candidate, !has_candidate, false]);
+            let lacks = |reach| candidate < reach;
+            assert_eq!(notices, [lacks(Reach::Shadow), lacks(Reach::Canary), false]);
         }
     }
 

@@ -20,6 +20,7 @@ mod json;
 mod log;
 mod observe;
 mod output;
+mod policy;
 mod promote;
 mod rollback;
 mod serve;
@@ -157,6 +158,9 @@ enum Command {
     /// Prints a verdict (better, worse, cannot tell, and why) with the estimates of three estimators and
     /// what says whether to believe them. Nothing is changed.
     Evaluate(Box<evaluate::EvaluateArgs>),
+    /// The policies of a running service: upload, list, promote, roll back, archive
+    #[command(subcommand, after_help = policy::EXAMPLES)]
+    Policy(Box<policy::PolicyCommand>),
     /// Make a policy the one that the service serves, if an evaluation of its recent decisions says so
     ///
     /// The gate wants a verdict of better (or not worse) with the confidence given. What was served before is
@@ -501,6 +505,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Trial(args) => trial::run(args).await,
         Command::Sweep(args) => sweep::run(args).await,
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Policy(command) => policy::run(&command).await,
         Command::Promote(args) => promote::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => shell::completions(&args, Cli::command()),

@@ -1,6 +1,7 @@
 //! A host as the rest of the service sees it: what its owner shows, and how to ask it for something.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,12 +15,13 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::admission::Choice;
+use crate::admission::{Choice, Reach};
 use crate::backend::{BackendKind, DaemonStatus, DiskName, FrozenKnob, GuestStatus, Planned};
-use crate::chain::Counts;
+use crate::chain::{Chain, Counts};
 use crate::config::{GuestConfig, OnExit};
 use crate::decision::{Decision, PolicyRef};
 use crate::history::{History, LogConfig};
+use crate::last_good::Proof;
 use crate::mode::{Knob, Mode};
 use crate::pulse::Pulse;
 use crate::status::Failure;
@@ -36,6 +38,10 @@ pub struct HostView {
     pub state: HostState,
     /// The last window; `None` until there is one, and while the host cannot be reached.
     pub window: Option<Arc<ShownWindow>>,
+    /// What decides in production.
+    pub policy: PolicyRef,
+    /// What decides for guests in mode shadow and canary.
+    pub candidate: Option<PolicyRef>,
     /// Why the production policy did not decide by itself in the last interval; `None` if it did.
     pub policy_error: Option<String>,
     /// What has stood in for the production policy.
@@ -263,6 +269,54 @@ pub struct ShownDisk {
     pub planned: Vec<Planned>,
 }
 
+/// Where a policy that takes another's place comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The configuration names it.
+    Configuration,
+    /// It was promoted.
+    Store,
+}
+
+/// What decides in production.
+pub struct Production {
+    /// The policy, and what stands in for it.
+    pub chain: Chain,
+    /// Keeps it as the last good one, once it has proved itself.
+    pub proof: Option<Proof>,
+}
+
+/// Another policy in the place of one that decides.
+pub enum Succession {
+    /// The configuration's production policy, which the owner has kept since another took its place.
+    Configured,
+    /// Another production policy, and where it comes from.
+    Production(Box<Production>, Origin),
+    /// Another candidate, in the place of the configuration's or another.
+    Candidate(Box<Chain>, Reach),
+    /// The configuration's candidate, or none if it has none.
+    ConfiguredCandidate,
+}
+
+impl fmt::Debug for Succession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Configured => f.write_str("Configured"),
+            Self::Production(production, origin) => f
+                .debug_tuple("Production")
+                .field(production.chain.reference())
+                .field(origin)
+                .finish(),
+            Self::Candidate(chain, reach) => f
+                .debug_tuple("Candidate")
+                .field(chain.reference())
+                .field(reach)
+                .finish(),
+            Self::ConfiguredCandidate => f.write_str("ConfiguredCandidate"),
+        }
+    }
+}
+
 /// What an owner answers.
 pub type Answer = Result<Arc<Decision>, Failure>;
 
@@ -282,6 +336,7 @@ pub(crate) enum Command {
     ChangeDevice(DeviceCall, oneshot::Sender<Result<DeviceState, Failure>>),
     Disks(oneshot::Sender<Result<Vec<ShownDisk>, Failure>>),
     ChangeDisk(DiskCall, oneshot::Sender<Result<ShownDisk, Failure>>),
+    Seat(Succession, oneshot::Sender<Result<(), Failure>>),
     /// With why the guard is to be passed by, if it is.
     Attach(Option<String>, oneshot::Sender<Result<Arc<Lease>, Failure>>),
     Reset(oneshot::Sender<Result<Observation, EnvError>>),
@@ -332,10 +387,6 @@ pub struct HostInfo {
     pub spec: EnvSpec,
     /// Length of one decision interval on the wall clock.
     pub interval: Duration,
-    /// What decides in production.
-    pub policy: PolicyRef,
-    /// What decides for guests in mode shadow and canary.
-    pub candidate: Option<PolicyRef>,
 }
 
 impl HostHandle {
@@ -411,6 +462,15 @@ impl HostHandle {
     /// As `TunerService.ChangeDiskSettings`.
     pub async fn change_disk(&self, call: DiskCall) -> Result<ShownDisk, Failure> {
         self.ask(|reply| Command::ChangeDisk(call, reply)).await?
+    }
+
+    /// Lets another policy take the place of one that decides, between two intervals: from the next on it
+    /// decides, and what was decided before stands.
+    ///
+    /// # Errors
+    /// `NOT_LOADED` for the configuration's policy where the owner has never had it; those of a call.
+    pub async fn seat(&self, succession: Succession) -> Result<(), Failure> {
+        self.ask(|reply| Command::Seat(succession, reply)).await?
     }
 
     /// A recorded decision, or a proposal that can still be applied.

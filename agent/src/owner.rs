@@ -17,6 +17,7 @@ mod neighbours;
 mod refresh;
 mod reload;
 mod reward;
+mod seat;
 mod unfreeze;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -42,13 +43,14 @@ use self::attached::Attached;
 use self::device_trial::Before;
 use self::guarding::Watch;
 use self::refresh::{Bell, Refresh};
+use self::seat::{Displaced, Seated};
 use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
 use crate::chain::{Chain, Counts};
 use crate::config::OnExit;
 use crate::decision::{Context, Decision, Made, PolicyRef, now_us};
 use crate::handle::{
-    ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Request,
+    ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Origin, Request,
     ShownGuest, ShownWindow, Stop, StopSlot, unavailable,
 };
 use crate::history::Recorder;
@@ -79,6 +81,10 @@ pub struct OwnerConfig {
     pub production: Chain,
     /// What decides for guests in mode shadow and canary.
     pub candidate: Option<Chain>,
+    /// Where the production policy comes from.
+    pub origin: Origin,
+    /// The configuration's, where another decides from the start and it is to be kept.
+    pub configured: Option<Chain>,
     /// Keeps the production policy as the last good one, once it has proved itself.
     pub proof: Option<Proof>,
     /// What learns from what comes of decisions.
@@ -112,6 +118,8 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
     let (shown, view) = watch::channel(HostView {
         state: HostState::Starting,
         window: None,
+        policy: config.production.reference().clone(),
+        candidate: config.candidate.as_ref().map(|c| c.reference().clone()),
         policy_error: None,
         fallbacks: Counts::default(),
         candidate_error: None,
@@ -125,8 +133,6 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         kind: config.kind,
         spec: config.spec.clone(),
         interval: config.interval,
-        policy: config.production.reference().clone(),
-        candidate: config.candidate.as_ref().map(|c| c.reference().clone()),
     });
     let stop = StopSlot::default();
     let handle = HostHandle {
@@ -180,6 +186,8 @@ struct Owner {
     restore_due: bool,
     /// Since the start: before that nothing of it can have been changed.
     was_reached: bool,
+    seated: Seated,
+    displaced: Displaced,
 }
 
 /// The last window, with masks that do not know modes.
@@ -199,11 +207,12 @@ struct Proposal {
 
 impl Owner {
     fn new(
-        config: OwnerConfig,
+        mut config: OwnerConfig,
         shown: watch::Sender<HostView>,
         decisions: broadcast::Sender<Arc<Decision>>,
         bell: Arc<Bell>,
     ) -> Self {
+        let seated = Seated::new(config.configured.take(), config.origin);
         let context = Context {
             host: config.name.clone(),
             episode: Uuid::new_v4(),
@@ -234,6 +243,8 @@ impl Owner {
             device_trials: BTreeMap::new(),
             restore_due: false,
             was_reached: false,
+            seated,
+            displaced: None,
             config,
         }
     }
@@ -256,6 +267,10 @@ impl Owner {
             // However many calls wait, the host is looked at in time.
             if pause.is_zero() {
                 self.look();
+                // Where looks take longer than the interval, one call each is what is left for those that wait.
+                if let Ok(command) = inbox.try_recv() {
+                    self.serve(command);
+                }
                 continue;
             }
             let refresh = self.refresh.wait(now);
@@ -284,6 +299,7 @@ impl Owner {
             Command::ChangeDevice(call, reply) => drop(reply.send(self.change_device(&call))),
             Command::Disks(reply) => drop(reply.send(self.disks())),
             Command::ChangeDisk(call, reply) => drop(reply.send(self.change_disk(&call))),
+            Command::Seat(succession, reply) => drop(reply.send(self.seat(succession))),
             Command::Attach(force_reason, reply) => drop(reply.send(self.attach(force_reason))),
             Command::Reset(reply) => self.reset(reply),
             Command::Step(action, reply) => self.step(action, reply),
@@ -403,6 +419,9 @@ impl Owner {
                 view.state = HostState::Ready;
             }
             view.window = window;
+            view.policy = self.config.production.reference().clone();
+            let candidate = self.config.candidate.as_ref();
+            view.candidate = candidate.map(|candidate| candidate.reference().clone());
             view.policy_error = self.policy_error.clone();
             view.tuning_daemons = daemons;
             view.reward = self.config.reward;

@@ -50,9 +50,41 @@ pub fn page<T>(
     Ok((page, next))
 }
 
+/// One page of a list in whatever order, behind the entry that the token names.
+///
+/// # Errors
+/// A violation of `page_size`; one of `page_token` that names none of them.
+pub fn page_behind<T>(
+    entries: impl IntoIterator<Item = T>,
+    key: impl Fn(&T) -> String,
+    page_size: i32,
+    token: &str,
+) -> Result<(Vec<T>, String), Failure> {
+    let size = size(page_size)?;
+    let mut rest = entries.into_iter();
+    if !token.is_empty() {
+        rest.find(|entry| key(entry) == token)
+            .ok_or_else(|| foreign_token(token))?;
+    }
+    let page: Vec<T> = rest.by_ref().take(size).collect();
+    let next = match (rest.next(), page.last()) {
+        (Some(_), Some(last)) => key(last),
+        _ => String::new(),
+    };
+    Ok((page, next))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_in_any_order_goes_on_behind_the_last_entry() {
+        let page = |token: &str| page_behind([3, 1, 2], ToString::to_string, 2, token);
+        assert_eq!(page(""), Ok((vec![3, 1], "1".to_owned())));
+        assert_eq!(page("1"), Ok((vec![2], String::new())));
+        assert!(page("7").unwrap_err().message().contains("page_token"));
+    }
 
     #[test]
     fn pages_together_hold_each_entry_once() {

@@ -10,7 +10,7 @@ use crate::chain::Loaded;
 use crate::config::{self, PolicyConfig};
 use crate::decision::PolicyRef;
 use crate::learner::{Learner, LearnerError};
-use crate::promotion::{self, PromotionError};
+use crate::policy_store::{self, PolicyStore, StoreError, Version, VersionName};
 
 /// Why a policy was refused.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub enum LoadError {
     Promoted {
         /// What is wrong with it.
         #[source]
-        source: PromotionError,
+        source: StoreError,
     },
     /// The baseline cannot act on this host.
     #[error("{setting}: {source}")]
@@ -58,29 +58,69 @@ fn cause(error: &CheckpointError) -> String {
 }
 
 /// The production policy: the promoted one where there is one and the configuration does not ignore it, else
-/// the configuration's.
+/// the configuration's. Nothing is written: what a build without a store had promoted is read where it is.
 ///
 /// # Errors
 /// Whatever is wrong with it; nothing is served in its place.
 pub fn production(config: &config::Config, spec: &EnvSpec) -> Result<Served, LoadError> {
     let data_dir = &config.service.data_dir;
     let promoted = match config.promoted {
-        config::Promotion::Serve => promotion::load(data_dir),
-        config::Promotion::Ignore => Ok(None),
+        config::Promotion::Serve => promoted(data_dir, spec)?,
+        config::Promotion::Ignore => None,
     };
-    let promoted = promoted.map_err(|source| LoadError::Promoted { source })?;
     let Some(promoted) = promoted else {
-        return load(&config.policy, "policy", spec, data_dir);
+        return configured(config, spec);
     };
+    let reference = &promoted.loaded.reference;
     tracing::info!(
-        policy = promoted.name,
-        version = promoted.checkpoint.manifest.tensors_sha256,
+        policy = reference.name,
+        version = reference.version,
         "serving the promoted policy in place of the configuration's"
     );
-    let setting = format!("{}/promoted/policy", data_dir.display());
-    let named = (promoted.name, promoted.selection.into());
-    served(promoted.checkpoint, named, spec)
-        .map_err(|source| LoadError::Checkpoint { setting, source })
+    Ok(promoted)
+}
+
+/// The configuration's production policy.
+///
+/// # Errors
+/// As [`load`].
+pub fn configured(config: &config::Config, spec: &EnvSpec) -> Result<Served, LoadError> {
+    load(&config.policy, "policy", spec, &config.service.data_dir)
+}
+
+fn promoted(data_dir: &Path, spec: &EnvSpec) -> Result<Option<Served>, LoadError> {
+    let unusable = |source| LoadError::Promoted { source };
+    let store = PolicyStore::open_to_read(data_dir).map_err(unusable)?;
+    let standing = store.as_ref().map(PolicyStore::standing).transpose();
+    let standing = standing.map_err(unusable)?.unwrap_or_default();
+    if let (Some(store), Some(version)) = (&store, standing.production) {
+        return stored(store, &version, spec).map(Some);
+    }
+    let older = policy_store::promoted_before(data_dir).map_err(unusable)?;
+    let older = older.map(|older| {
+        let named = (older.policy, older.selection);
+        let setting = format!("{}/promoted/policy", data_dir.display());
+        served(older.checkpoint, named, spec)
+            .map_err(|source| LoadError::Checkpoint { setting, source })
+    });
+    older.transpose()
+}
+
+/// Loads a version of the store, and checks that it fits.
+///
+/// # Errors
+/// Whatever is wrong with it; for one made for another spec, the first difference.
+pub fn stored(store: &PolicyStore, version: &Version, spec: &EnvSpec) -> Result<Served, LoadError> {
+    let checkpoint = store.checkpoint(version);
+    let checkpoint = checkpoint.map_err(|source| LoadError::Promoted { source })?;
+    let named = (version.name.policy.clone(), version.selection);
+    let setting = version.name.to_string();
+    let served = served(checkpoint, named, spec);
+    let served = served.map_err(|source| LoadError::Checkpoint { setting, source })?;
+    Ok(Served {
+        version: Some(version.name.clone()),
+        ..served
+    })
 }
 
 /// Loads the policy of a table, `policy` or `candidate`, and checks that it fits.
@@ -107,6 +147,7 @@ pub fn load(
                 loaded: Loaded { policy, reference },
                 network: None,
                 learner: None,
+                version: None,
             })
         }
         PolicyConfig::Bandit(config) => {
@@ -127,6 +168,7 @@ pub fn load(
                 },
                 network: None,
                 learner: Some(learner),
+                version: None,
             })
         }
         PolicyConfig::Checkpoint { dir, selection } => {
@@ -146,6 +188,8 @@ pub struct Served {
     pub network: Option<(Checkpoint, Selection)>,
     /// What it learns with; `None` for one that does not.
     pub learner: Option<Learner>,
+    /// Its name in the policy store, if it is from there.
+    pub version: Option<VersionName>,
 }
 
 fn baseline(name: &str, spec: &EnvSpec) -> Result<Box<dyn Policy>, PolicyError> {
@@ -190,5 +234,6 @@ fn served(
         },
         network: Some((checkpoint, selection)),
         learner: None,
+        version: None,
     })
 }

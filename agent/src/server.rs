@@ -11,8 +11,11 @@ use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_host::BootClock;
 use blkpilot_log::LogError;
+use blkpilot_proto::longrunning::operations_server::{self, OperationsServer};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::{self, EnvironmentServiceServer};
+use blkpilot_proto::v1::operation_service_server::{self, OperationServiceServer};
+use blkpilot_proto::v1::policy_service_server::{self, PolicyServiceServer};
 use blkpilot_proto::v1::tuner_service_server::{self, TunerServiceServer};
 use thiserror::Error;
 use tonic::service::interceptor::InterceptedService;
@@ -27,23 +30,26 @@ use crate::access::layer::AccessLayer;
 use crate::access::tls::{Refreshed, TlsKeeper, TlsProblem};
 use crate::access::tokens::{TokenError, TokenFile, TokenKeeper};
 use crate::access::{Access, Limits};
-use crate::admission::Modes;
+use crate::admission::{Modes, Reach};
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
-use crate::chain::Chain;
-use crate::config::{AccessConfig, Config, HostKind, Listen, OnExit};
+use crate::chain::{Chain, Loaded};
+use crate::config::{AccessConfig, Config, HostKind, Listen, OnExit, PolicyConfig};
+use crate::database::DatabaseError;
 use crate::decision::PolicyRef;
+use crate::deployment::{Deployment, follow_others};
 use crate::environments::Environments;
 use crate::gate::Intake;
-use crate::handle::{HostHandle, HostState};
+use crate::handle::{HostHandle, HostState, Origin, Production};
 use crate::history::Recorder;
-use crate::last_good::{self, Proof};
 use crate::learner::Learner;
 use crate::listen::{ListenError, Listener};
+use crate::operations::Operations;
 use crate::owner::{self, OwnerConfig};
 use crate::policy::{self, LoadError, Served};
-use crate::{environment_service, tuner_service};
+use crate::policy_store::{PolicyStore, StoreError, VersionName};
+use crate::{environment_service, operation_service, policy_service, tuner_service};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -54,9 +60,12 @@ const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Share of an interval that a policy may take for a joint decision.
 const PATIENCE: f64 = 0.25;
 /// What health is told of, beside the service as a whole.
-const SERVICES: [&str; 3] = [
+const SERVICES: [&str; 6] = [
     "",
     environment_service_server::SERVICE_NAME,
+    operation_service_server::SERVICE_NAME,
+    operations_server::SERVICE_NAME,
+    policy_service_server::SERVICE_NAME,
     tuner_service_server::SERVICE_NAME,
 ];
 /// Calls of one connection that run at once.
@@ -90,6 +99,12 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The policy store cannot be used.
+    #[error("policy store: {0}")]
+    Store(#[from] StoreError),
+    /// The database of the service cannot be used.
+    #[error("database: {0}")]
+    Database(#[from] DatabaseError),
     /// The decision log cannot be used.
     #[error("decision log: {0}")]
     Log(#[from] LogError),
@@ -145,6 +160,8 @@ pub struct Server {
     owner: JoinHandle<()>,
     on_exit: OnExit,
     health: HealthReporter,
+    deployment: Arc<Deployment>,
+    operations: Operations,
     intake: Intake,
     drain: Duration,
 }
@@ -168,17 +185,33 @@ impl Server {
         };
         let tls = tls(&service.access)?;
         let access = Arc::new(access(&service.access, &dir)?);
-        let owner_config = owner_config(config)?;
+        let store = PolicyStore::open(&dir)?;
+        let patience = patience(&config.host.kind);
+        let (owner_config, promoted) = owner_config(config.clone())?;
+        // Nobody else serves this directory now: what a crash has left is in nobody's way.
+        let swept = store.sweep()?;
+        if swept > 0 {
+            tracing::info!(swept, "removed checkpoints whose upload was interrupted");
+        }
         let name = owner_config.name.clone();
         let listener = Listener::bind(&service.listen).await?;
         let (host, owner) = owner::start(owner_config).map_err(|e| ServeError::Owner {
             host: name,
             problem: e.to_string(),
         })?;
+        let operations = Operations::open(store.database().clone())?;
+        let deployment = Deployment::new(store, host.clone(), config, patience, promoted);
+        let deployment = Arc::new(deployment);
         let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
         let limits = service.access.limits;
         let intake = Intake::default();
-        let (health, router) = router(&host, Arc::clone(&environments), access, limits, &intake)?;
+        let services = Services {
+            environments: environment_service::Service::new(Arc::clone(&environments)),
+            tuner: tuner_service::Service::new([host.clone()]),
+            policies: policy_service::Service::new(Arc::clone(&deployment), operations.clone()),
+            operations: operation_service::Service::new(operations.clone()),
+        };
+        let (health, router) = router(services, access, limits, &intake)?;
         Ok(Self {
             environments,
             listener,
@@ -189,6 +222,8 @@ impl Server {
             owner,
             on_exit,
             health,
+            deployment,
+            operations,
             intake,
             drain: DRAIN,
         })
@@ -248,11 +283,14 @@ impl Server {
             owner,
             on_exit,
             health,
+            deployment,
+            operations,
             intake,
             drain,
         } = self;
         let renewing = tls.clone().map(|keeper| tokio::spawn(follow_tls(keeper)));
         let watching = tokio::spawn(follow_health(host.clone(), health.clone()));
+        let following = tokio::spawn(follow_others(deployment));
         let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stopped = async move {
@@ -267,6 +305,7 @@ impl Server {
             () = ended => true,
         };
         tracing::info!(?on_exit, "stopping");
+        following.abort();
         watching.abort();
         // Ended or aborted: nothing says any more that it serves.
         let _ = watching.await;
@@ -277,8 +316,10 @@ impl Server {
         let info = Arc::clone(&host.info);
         drop(host);
         let _ = stop.send(());
+        // Whoever waits for an operation or watches it is answered when that ends.
+        let draining = async { tokio::join!(operations.stop(), &mut serving).1 };
         let drained = tokio::select! {
-            drained = tokio::time::timeout(drain, &mut serving) => drained.ok(),
+            drained = tokio::time::timeout(drain, draining) => drained.ok(),
             () = hurry => None,
         };
         if drained.is_none() {
@@ -300,7 +341,7 @@ impl Server {
             Some(Ok(served)) => Ok(served?),
             Some(Err(_)) | None => {
                 tracing::warn!(
-                    "calls were cut off: they did not end in {drain:?}, or it had to be quick"
+                    "calls or operations were cut off: they did not end in {drain:?}, or it had to be quick; the next start reports such operations as aborted"
                 );
                 Ok(())
             }
@@ -416,19 +457,25 @@ fn access(config: &AccessConfig, data_dir: &Path) -> Result<Access, ServeError> 
     Ok(Access::new(rules, tokens, config.limits, audit))
 }
 
-fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
+/// What the owner needs, and which version of the store decides in production, if one does.
+fn owner_config(config: Config) -> Result<(OwnerConfig, Option<VersionName>), ServeError> {
     let spec = spec_of(&config.host.kind);
-    let production = policy::production(&config, &spec)?;
+    let mut production = policy::production(&config, &spec)?;
+    let promoted = production.version.take();
+    let kept = kept(&config, &spec, promoted.as_ref())?;
     let candidate = candidate(&config, &spec)?;
     let log = config.service.data_dir.join("decisions");
     let recorder = Recorder::open(&log, &config.log)?;
     let modes = Modes {
         default: config.host.mode,
         guests: config.host.guests,
-        has_candidate: candidate.is_some(),
+        candidate: match candidate {
+            Some(_) => Reach::Canary,
+            None => Reach::Nobody,
+        },
     };
     let data_dir = config.service.data_dir;
-    let last_good_dir = last_good::dir_in(&data_dir);
+    let served_from = data_dir.clone();
     let patience = patience(&config.host.kind);
     let (kind, interval, seed, connect): (_, _, _, Connect) = match config.host.kind {
         HostKind::Simulated {
@@ -455,31 +502,29 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
             (BackendKind::Libvirt, interval, seed, Box::new(connect))
         }
     };
-    let Served {
-        loaded,
-        network,
-        learner,
-    } = production;
-    let (candidate, candidate_learner) = match candidate {
-        Some(candidate) => (Some(candidate.loaded), candidate.learner),
-        None => (None, None),
-    };
-    let mut learners: Vec<Learner> = [learner, candidate_learner].into_iter().flatten().collect();
+    let learner = production.learner.take();
+    let production = Production::of(production, &served_from, &spec, patience);
+    let (kept, kept_learner) = apart(kept);
+    let (candidate, candidate_learner) = apart(candidate);
+    let learners = [learner, kept_learner, candidate_learner];
+    let mut learners: Vec<Learner> = learners.into_iter().flatten().collect();
     for learner in &mut learners {
         learner.catch_up(&log, &config.host.name);
     }
-    let last_good = network.as_ref().and_then(|(_, selection)| {
-        last_good::load(&last_good_dir, &loaded.reference, *selection, &spec)
-    });
-    Ok(OwnerConfig {
+    let owner_config = OwnerConfig {
         name: config.host.name,
         kind,
         interval,
         modes,
-        production: Chain::with_fallbacks(loaded, last_good, &spec, patience),
+        production: production.chain,
         candidate: candidate.map(|candidate| Chain::alone(candidate, patience)),
+        origin: match promoted {
+            Some(_) => Origin::Store,
+            None => Origin::Configuration,
+        },
+        configured: kept.map(|kept| Chain::with_fallbacks(kept, None, &spec, patience)),
         learners,
-        proof: network.map(|(checkpoint, _)| Proof::of(checkpoint, last_good_dir)),
+        proof: production.proof,
         clock: Box::new(BootClock),
         spec,
         seed,
@@ -488,7 +533,26 @@ fn owner_config(config: Config) -> Result<OwnerConfig, ServeError> {
         guard: config.guard,
         neighbours: config.neighbours,
         reward: config.reward,
-    })
+    };
+    Ok((owner_config, promoted))
+}
+
+/// The configuration's policy while a promoted one decides, where it has to be kept: one that learns must miss
+/// nothing.
+fn kept(
+    config: &Config,
+    spec: &EnvSpec,
+    promoted: Option<&VersionName>,
+) -> Result<Option<Served>, LoadError> {
+    let learns = matches!(config.policy, PolicyConfig::Bandit(_));
+    let is_kept = learns && promoted.is_some();
+    is_kept
+        .then(|| policy::configured(config, spec))
+        .transpose()
+}
+
+fn apart(served: Option<Served>) -> (Option<Loaded>, Option<Learner>) {
+    served.map_or((None, None), |served| (Some(served.loaded), served.learner))
 }
 
 fn candidate(config: &Config, spec: &EnvSpec) -> Result<Option<Served>, LoadError> {
@@ -553,9 +617,16 @@ fn spec_of(kind: &HostKind) -> EnvSpec {
     }
 }
 
+/// What is served, but for health and reflection.
+struct Services {
+    environments: environment_service::Service,
+    tuner: tuner_service::Service,
+    policies: policy_service::Service,
+    operations: operation_service::Service,
+}
+
 fn router(
-    host: &HostHandle,
-    environments: Arc<Environments>,
+    services: Services,
     access: Arc<Access>,
     limits: Limits,
     intake: &Intake,
@@ -567,9 +638,7 @@ fn router(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let most_bytes = (limits.message_mib as usize) << 20;
-    let environment_service = environment_service::Service::new(environments);
-    let environment_service = EnvironmentServiceServer::new(environment_service);
-    let tuner_service = TunerServiceServer::new(tuner_service::Service::new([host.clone()]));
+    let (reflection, older) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let router = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(MOST_CALLS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -579,25 +648,41 @@ fn router(
         .http2_keepalive_timeout(Some(KEEPALIVE_PATIENCE))
         .layer(AccessLayer(access))
         .add_service(health.max_decoding_message_size(most_bytes))
-        .add_service(
-            reflection()
-                .build_v1()?
-                .max_decoding_message_size(most_bytes),
-        )
-        .add_service(
-            reflection()
-                .build_v1alpha()?
-                .max_decoding_message_size(most_bytes),
-        )
-        .add_service(InterceptedService::new(
-            environment_service.max_decoding_message_size(most_bytes),
-            intake.clone(),
-        ))
-        .add_service(InterceptedService::new(
-            tuner_service.max_decoding_message_size(most_bytes),
-            intake.clone(),
-        ));
-    Ok((reporter, router))
+        .add_service(reflection.max_decoding_message_size(most_bytes))
+        .add_service(older.max_decoding_message_size(most_bytes));
+    Ok((reporter, services.add_to(router, most_bytes, intake)))
+}
+
+impl Services {
+    fn add_to(self, router: Guarded, most_bytes: usize, intake: &Intake) -> Guarded {
+        let environments = EnvironmentServiceServer::new(self.environments);
+        let tuner = TunerServiceServer::new(self.tuner);
+        let policies = PolicyServiceServer::new(self.policies);
+        let watched = OperationServiceServer::new(self.operations.clone());
+        let operations = OperationsServer::new(self.operations);
+        let intake = || intake.clone();
+        router
+            .add_service(InterceptedService::new(
+                environments.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+            .add_service(InterceptedService::new(
+                tuner.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+            .add_service(InterceptedService::new(
+                policies.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+            .add_service(InterceptedService::new(
+                watched.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+            .add_service(InterceptedService::new(
+                operations.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+    }
 }
 
 /// Takes new files as they come. Whoever puts them there need not tell the service.
@@ -625,11 +710,21 @@ async fn expire_leases(environments: Arc<Environments>) {
     }
 }
 
-/// Keeps `grpc.health.v1` true: environments always work, the tuner while its host can be reached.
+/// Keeps `grpc.health.v1` true: environments, policies and operations always work, the tuner while its host can be
+/// reached.
 async fn follow_health(host: HostHandle, health: HealthReporter) {
     type Tuner = TunerServiceServer<tuner_service::Service>;
     health
         .set_serving::<EnvironmentServiceServer<environment_service::Service>>()
+        .await;
+    health
+        .set_serving::<PolicyServiceServer<policy_service::Service>>()
+        .await;
+    health
+        .set_serving::<OperationServiceServer<operation_service::Service>>()
+        .await;
+    health
+        .set_serving::<OperationsServer<operation_service::Service>>()
         .await;
     let mut view = host.view.clone();
     drop(host);

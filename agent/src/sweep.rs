@@ -276,6 +276,7 @@ mod tests {
     use blkpilot_env::sim::presets;
 
     use super::*;
+    use crate::admission::Reach;
     use crate::backend::simulated::SimulatedHost;
     use crate::config::GuestConfig;
     use crate::mode::{Knob, Mode};
@@ -292,7 +293,7 @@ mod tests {
         Modes {
             default,
             guests: BTreeMap::new(),
-            has_candidate: false,
+            candidate: Reach::Nobody,
         }
     }
 

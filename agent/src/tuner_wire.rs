@@ -36,12 +36,12 @@ pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
         state: state.into(),
         unavailable_reason: reason,
         interval: prost_types::Duration::try_from(info.interval).ok(),
-        policy: Some(policy_to_wire(&info.policy)),
+        policy: Some(policy_to_wire(&view.policy)),
         default_mode: mode_to_wire(view.default_mode).into(),
         observe_time: window.map(|window| timestamp(window.at_us)),
         channels: window.map_or(vec![], |window| window.observation.channel_ids.clone()),
         policy_error: view.policy_error.unwrap_or_default(),
-        candidate: info.candidate.as_ref().map(policy_to_wire),
+        candidate: view.candidate.as_ref().map(policy_to_wire),
         fallbacks: Some(counts_to_wire(view.fallbacks)),
         candidate_error: view.candidate_error.unwrap_or_default(),
         candidate_fallbacks: Some(counts_to_wire(view.candidate_fallbacks)),
@@ -117,7 +117,7 @@ fn mode_to_wire(mode: Mode) -> v1::Mode {
     }
 }
 
-fn timestamp(at_us: i64) -> prost_types::Timestamp {
+pub(crate) fn timestamp(at_us: i64) -> prost_types::Timestamp {
     let since = Duration::from_micros(u64::try_from(at_us).unwrap_or(0));
     SystemTime::checked_add(&UNIX_EPOCH, since)
         .unwrap_or(UNIX_EPOCH)

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::admission::Modes;
+use blkpilot_agent::admission::{Modes, Reach};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, DiskAction, DiskName, Execution, GuardLimits, GuestStatus,
@@ -15,7 +15,7 @@ use blkpilot_agent::backend::{
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
 use blkpilot_agent::decision::PolicyRef;
-use blkpilot_agent::handle::{DiskCall, DiskRequest, HostHandle};
+use blkpilot_agent::handle::{DiskCall, DiskRequest, HostHandle, Origin};
 use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::owner::{OwnerConfig, start};
@@ -193,10 +193,12 @@ impl Case {
                     ("guest-1".to_owned(), heavy),
                 ]
                 .into(),
-                has_candidate: false,
+                candidate: Reach::Nobody,
             },
             production: Chain::alone(Loaded { policy, reference }, Duration::from_secs(1)),
             candidate: None,
+            origin: Origin::Configuration,
+            configured: None,
             proof: None,
             learners: vec![],
             clock: Box::new(ManualClock::default()),

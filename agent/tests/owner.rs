@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::admission::{Choice, Modes};
+use blkpilot_agent::admission::{Choice, Modes, Reach};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window,
@@ -16,8 +16,8 @@ use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
 use blkpilot_agent::decision::{PolicyRef, Source, State};
 use blkpilot_agent::handle::{
-    ChangeCall, HostHandle, HostState, Reloadable, Reloaded, Request, RewardCall, RewardChange,
-    UnfreezeCall,
+    ChangeCall, HostHandle, HostState, Origin, Reloadable, Reloaded, Request, RewardCall,
+    RewardChange, UnfreezeCall,
 };
 use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
@@ -247,7 +247,7 @@ impl Case {
             modes: Modes {
                 default: mode,
                 guests: BTreeMap::new(),
-                has_candidate: false,
+                candidate: Reach::Nobody,
             },
             production: Chain::with_fallbacks(
                 Loaded {
@@ -259,6 +259,8 @@ impl Case {
                 Duration::from_secs(1),
             ),
             candidate: None,
+            origin: Origin::Configuration,
+            configured: None,
             proof: None,
             learners: vec![],
             clock: Box::new(ManualClock::default()),

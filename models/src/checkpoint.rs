@@ -9,6 +9,7 @@
 //! directory, which is then renamed. Loading believes nothing; whatever is wrong is one
 //! [`CheckpointError`] that names the file, the thing, the value and the way out.
 
+mod bytes;
 mod files;
 mod verify;
 
@@ -24,8 +25,10 @@ use thiserror::Error;
 
 use crate::architecture::Architecture;
 use crate::normaliser::{Normaliser, PerTable, Range};
-use files::{LARGEST_MANIFEST_BYTES, LARGEST_SUMS_BYTES, LARGEST_TENSORS_BYTES, sha256};
+use files::sha256;
 use verify::Fault;
+
+pub use bytes::CheckpointBytes;
 
 /// Version of the manifest's format that this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -130,11 +133,7 @@ impl Checkpoint {
     /// # Errors
     /// Whatever is wrong with it; never a panic, whatever the files hold.
     pub fn load(dir: &Path) -> Result<Self, CheckpointError> {
-        let sums = files::read(&dir.join(SUMS), LARGEST_SUMS_BYTES)?;
-        let manifest = files::read(&dir.join(MANIFEST), LARGEST_MANIFEST_BYTES)?;
-        let tensors = files::read(&dir.join(TENSORS), LARGEST_TENSORS_BYTES)?;
-        check_sums(dir, &sums, &manifest, &tensors)?;
-        Self::from_bytes(dir, &manifest, &tensors)
+        CheckpointBytes::read(dir)?.verify(dir)
     }
 
     /// Verifies a manifest and a tensor file that came by another way than a directory. `origin` is

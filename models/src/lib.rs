@@ -27,7 +27,7 @@ pub mod policy;
 pub mod scenario_file;
 
 pub use architecture::Architecture;
-pub use checkpoint::{Checkpoint, CheckpointError, Manifest, Tensor};
+pub use checkpoint::{Checkpoint, CheckpointBytes, CheckpointError, Manifest, Tensor};
 pub use network::{ActorCritic, Forward, Scratch};
 pub use network_policy::{NetworkPolicy, Selection};
 pub use normaliser::{Normaliser, Novelty, Outlier, PerTable, Range, Statistics, TableName};

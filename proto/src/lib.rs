@@ -12,6 +12,12 @@ pub mod v1 {
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("blkpilot_v1");
 }
 
+/// Package `google.longrunning`: operations that outlast a call.
+pub mod longrunning {
+    #![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated")]
+    tonic::include_proto!("google.longrunning");
+}
+
 /// `ErrorInfo.domain` of every error the service returns.
 pub const ERROR_DOMAIN: &str = "blkpilot";
 

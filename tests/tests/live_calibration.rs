@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use blkpilot_agent::admission::Modes;
+use blkpilot_agent::admission::{Modes, Reach};
 use blkpilot_agent::backend::HostBackend as _;
 use blkpilot_agent::backend::live::LibvirtHost;
 use blkpilot_agent::config::{LibvirtConfig, OnExit};
@@ -47,7 +47,7 @@ fn record(fixture: &Fixture, dir: &Path, recording: &Path) -> Report {
     let modes = Modes {
         default: Mode::Advise,
         guests: BTreeMap::new(),
-        has_candidate: false,
+        candidate: Reach::Nobody,
     };
     let source = Source {
         name: fixture.uri(),

@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::admission::{Choice as Wanted, Modes};
+use blkpilot_agent::admission::{Choice as Wanted, Modes, Reach};
 use blkpilot_agent::backend::live::LibvirtHost;
 use blkpilot_agent::backend::{BackendKind, HostBackend};
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{LibvirtConfig, OnExit};
 use blkpilot_agent::decision::{Decision, PolicyRef, Source};
 use blkpilot_agent::handle::{
-    ChangeCall, DeviceCall, DeviceRequest, HostHandle, Request, ShownWindow,
+    ChangeCall, DeviceCall, DeviceRequest, HostHandle, Origin, Request, ShownWindow,
 };
 use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::hosted::HostedEnvironment;
@@ -126,7 +126,7 @@ impl Service {
         let modes = Modes {
             default: Mode::Auto,
             guests: BTreeMap::new(),
-            has_candidate: false,
+            candidate: Reach::Nobody,
         };
         let connect = {
             let data = dir.path().to_owned();
@@ -147,6 +147,8 @@ impl Service {
             modes,
             production: Chain::alone(loaded, INTERVAL),
             candidate: None,
+            origin: Origin::Configuration,
+            configured: None,
             proof: None,
             learners: vec![],
             clock: Box::new(ManualClock::default()),

@@ -61,7 +61,7 @@ const fn changes(path: &'static str, least: Role, named_by: &'static [&'static s
 }
 
 /// Every method there is.
-pub const METHODS: [Method; 29] = {
+pub const METHODS: [Method; 44] = {
     use Role::{Admin, Operator};
     [
         open("/grpc.health.v1.Health/Check"),
@@ -123,6 +123,48 @@ pub const METHODS: [Method; 29] = {
         reads("/blkpilot.v1.TunerService/GetDecision"),
         reads("/blkpilot.v1.TunerService/ListDecisions"),
         reads("/blkpilot.v1.TunerService/WatchDecisions"),
+        // One record for the stream.
+        changes(
+            "/blkpilot.v1.PolicyService/UploadPolicyVersion",
+            Operator,
+            &["header.parent"],
+        ),
+        reads("/blkpilot.v1.PolicyService/GetPolicy"),
+        reads("/blkpilot.v1.PolicyService/ListPolicies"),
+        reads("/blkpilot.v1.PolicyService/GetPolicyVersion"),
+        reads("/blkpilot.v1.PolicyService/ListPolicyVersions"),
+        // What decides on every guest of the host.
+        changes(
+            "/blkpilot.v1.PolicyService/PromotePolicyVersion",
+            Admin,
+            &["name"],
+        ),
+        // What is withdrawn is named by its etag, if by anything.
+        changes(
+            "/blkpilot.v1.PolicyService/RollbackProduction",
+            Admin,
+            &["etag"],
+        ),
+        changes(
+            "/blkpilot.v1.PolicyService/ArchivePolicyVersion",
+            Operator,
+            &["name"],
+        ),
+        reads("/blkpilot.v1.PolicyService/ListPolicyEvents"),
+        reads("/blkpilot.v1.OperationService/WatchOperation"),
+        reads("/google.longrunning.Operations/ListOperations"),
+        reads("/google.longrunning.Operations/GetOperation"),
+        reads("/google.longrunning.Operations/WaitOperation"),
+        changes(
+            "/google.longrunning.Operations/CancelOperation",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/google.longrunning.Operations/DeleteOperation",
+            Operator,
+            &["name"],
+        ),
     ]
 };
 

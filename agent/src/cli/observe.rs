@@ -16,7 +16,7 @@ use super::json::Json;
 use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, HostSource, ObserveArgs, tables};
-use crate::admission::Modes;
+use crate::admission::{Modes, Reach};
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::SimulatedHost;
 use crate::backend::{BackendError, HostBackend};
@@ -126,7 +126,7 @@ fn watch(
     let modes = Modes {
         default: Mode::Observe,
         guests: BTreeMap::new(),
-        has_candidate: false,
+        candidate: Reach::Nobody,
     };
     let mut host = LibvirtHost::open(&config, &modes, journal.path())?;
     let seen = windows(args, &mut host, recorder, stop);

@@ -14,7 +14,7 @@ use super::observe::recorded_from;
 use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, SweepArgs};
-use crate::admission::Modes;
+use crate::admission::{Modes, Reach};
 use crate::backend::HostBackend;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::SimulatedHost;
@@ -74,7 +74,7 @@ fn sweep_host(args: &SweepArgs, stop: &Receiver<()>) -> Result<Report, CliError>
     let modes = Modes {
         default: Mode::Advise,
         guests: BTreeMap::new(),
-        has_candidate: false,
+        candidate: Reach::Nobody,
     };
     let swept = match (&args.source.simulated, &args.source.libvirt) {
         (Some(scenario), _) => {

@@ -44,7 +44,7 @@ impl PolicyConfig {
     }
 }
 
-/// What becomes of a policy that `blkpilot promote` has installed.
+/// What becomes of a policy that was promoted to production.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Promotion {
     /// It is served in place of the configuration's.

@@ -16,7 +16,7 @@ impl Owner {
         self.config.modes = Modes {
             default: settings.default_mode,
             guests: settings.guests,
-            has_candidate: self.config.modes.has_candidate,
+            candidate: self.config.modes.candidate,
         };
         if let Some(backend) = &mut self.backend {
             backend.set_modes(&self.config.modes);

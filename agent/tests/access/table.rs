@@ -16,7 +16,7 @@ use super::setup::{
 };
 
 /// What each method answers an empty request of somebody who may call it.
-const ANSWERS: [(&str, Code); 29] = [
+const ANSWERS: [(&str, Code); 44] = [
     ("/grpc.health.v1.Health/Check", Code::Ok),
     ("/grpc.health.v1.Health/Watch", Code::Ok),
     (
@@ -106,11 +106,62 @@ const ANSWERS: [(&str, Code); 29] = [
         "/blkpilot.v1.TunerService/WatchDecisions",
         Code::InvalidArgument,
     ),
+    (
+        "/blkpilot.v1.PolicyService/UploadPolicyVersion",
+        Code::InvalidArgument,
+    ),
+    (
+        "/blkpilot.v1.PolicyService/GetPolicy",
+        Code::InvalidArgument,
+    ),
+    ("/blkpilot.v1.PolicyService/ListPolicies", Code::Ok),
+    (
+        "/blkpilot.v1.PolicyService/GetPolicyVersion",
+        Code::InvalidArgument,
+    ),
+    (
+        "/blkpilot.v1.PolicyService/ListPolicyVersions",
+        Code::InvalidArgument,
+    ),
+    (
+        "/blkpilot.v1.PolicyService/PromotePolicyVersion",
+        Code::InvalidArgument,
+    ),
+    (
+        "/blkpilot.v1.PolicyService/RollbackProduction",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.PolicyService/ArchivePolicyVersion",
+        Code::InvalidArgument,
+    ),
+    ("/blkpilot.v1.PolicyService/ListPolicyEvents", Code::Ok),
+    (
+        "/blkpilot.v1.OperationService/WatchOperation",
+        Code::InvalidArgument,
+    ),
+    ("/google.longrunning.Operations/ListOperations", Code::Ok),
+    (
+        "/google.longrunning.Operations/GetOperation",
+        Code::InvalidArgument,
+    ),
+    (
+        "/google.longrunning.Operations/WaitOperation",
+        Code::InvalidArgument,
+    ),
+    (
+        "/google.longrunning.Operations/CancelOperation",
+        Code::InvalidArgument,
+    ),
+    (
+        "/google.longrunning.Operations/DeleteOperation",
+        Code::InvalidArgument,
+    ),
 ];
 
 /// The table as it stands in the design, written a second time: who may call what.
 const OPEN: [&str; 2] = ["Check", "Watch"];
-const OPERATOR: [&str; 10] = [
+const OPERATOR: [&str; 14] = [
     "CreateEnvironment",
     "Rollout",
     "ForkEnvironment",
@@ -121,8 +172,17 @@ const OPERATOR: [&str; 10] = [
     "Rollback",
     "Unfreeze",
     "ChangeDiskSettings",
+    "UploadPolicyVersion",
+    "ArchivePolicyVersion",
+    "CancelOperation",
+    "DeleteOperation",
 ];
-const ADMIN: [&str; 2] = ["SetRewardWeights", "ChangeDevice"];
+const ADMIN: [&str; 4] = [
+    "SetRewardWeights",
+    "ChangeDevice",
+    "PromotePolicyVersion",
+    "RollbackProduction",
+];
 
 /// What a credential is worth.
 #[derive(Debug, Clone, Copy)]

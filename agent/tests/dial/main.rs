@@ -7,3 +7,4 @@ mod candidate;
 mod exploration;
 mod fallback;
 mod setup;
+mod succession;

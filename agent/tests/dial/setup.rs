@@ -1,10 +1,11 @@
 //! Four equal guests under one owner, and policies whose choices are known beforehand.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blkpilot_agent::admission::Modes;
+use blkpilot_agent::admission::{Modes, Reach};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
@@ -12,7 +13,7 @@ use blkpilot_agent::backend::{
 use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::{GuestConfig, OnExit};
 use blkpilot_agent::decision::{Decision, PolicyRef};
-use blkpilot_agent::handle::{HostHandle, HostView};
+use blkpilot_agent::handle::{HostHandle, HostView, Origin};
 use blkpilot_agent::history::{LogConfig, Recorder};
 use blkpilot_agent::mode::Mode;
 use blkpilot_agent::owner::{OwnerConfig, start};
@@ -38,6 +39,7 @@ pub(crate) type Told = Arc<Mutex<Vec<(JointAction, JointAction)>>>;
 pub(crate) struct Watched {
     host: SimulatedHost,
     pub(crate) told: Told,
+    windows: Arc<AtomicUsize>,
 }
 
 impl HostBackend for Watched {
@@ -62,6 +64,7 @@ impl HostBackend for Watched {
     }
 
     fn observe(&mut self) -> Result<Window, BackendError> {
+        self.windows.fetch_add(1, Ordering::Relaxed);
         self.host.observe()
     }
 
@@ -122,6 +125,8 @@ pub(crate) struct Setup {
     pub(crate) exploration: Option<Exploration>,
     pub(crate) production: Chain,
     pub(crate) candidate: Option<Loaded>,
+    /// Where the production policy comes from.
+    pub(crate) origin: Origin,
     pub(crate) guard: GuardConfig,
     pub(crate) clock: ManualClock,
 }
@@ -133,6 +138,7 @@ impl Setup {
             exploration: None,
             production: Chain::with_fallbacks(production, None, &four(), LIMIT),
             candidate: None,
+            origin: Origin::Configuration,
             guard: easy(),
             clock: ManualClock::default(),
         }
@@ -140,6 +146,7 @@ impl Setup {
 
     pub(crate) fn start(self) -> Case {
         let (dir, told) = (TempDir::new().unwrap(), Told::default());
+        let windows = Arc::new(AtomicUsize::new(0));
         let guest = |(i, mode): (usize, &Mode)| {
             let guest = GuestConfig {
                 mode: Some(*mode),
@@ -151,15 +158,21 @@ impl Setup {
         let modes = Modes {
             default: Mode::Observe,
             guests: self.modes.iter().enumerate().map(guest).collect(),
-            has_candidate: self.candidate.is_some(),
+            candidate: match self.candidate {
+                Some(_) => Reach::Canary,
+                None => Reach::Nobody,
+            },
         };
         let connect = {
-            let told = Arc::clone(&told);
+            let (told, windows) = (Arc::clone(&told), Arc::clone(&windows));
             move |_: &Modes| {
                 let scenario = presets::identical_disks(4, 4);
-                let host = SimulatedHost::open(scenario, 1, BTreeMap::new())?;
-                let told = Arc::clone(&told);
-                Ok(Box::new(Watched { host, told }) as Box<dyn HostBackend>)
+                let watched = Watched {
+                    host: SimulatedHost::open(scenario, 1, BTreeMap::new())?,
+                    told: Arc::clone(&told),
+                    windows: Arc::clone(&windows),
+                };
+                Ok(Box::new(watched) as Box<dyn HostBackend>)
             }
         };
         let config = OwnerConfig {
@@ -169,6 +182,8 @@ impl Setup {
             modes,
             production: self.production,
             candidate: self.candidate.map(|policy| Chain::alone(policy, LIMIT)),
+            origin: self.origin,
+            configured: None,
             proof: None,
             learners: vec![],
             clock: Box::new(self.clock),
@@ -181,7 +196,12 @@ impl Setup {
             reward: RewardConfig::default(),
         };
         let (host, _) = start(config).unwrap();
-        Case { host, told, dir }
+        Case {
+            host,
+            told,
+            windows,
+            dir,
+        }
     }
 }
 
@@ -206,6 +226,8 @@ pub(crate) fn four() -> EnvSpec {
 pub(crate) struct Case {
     pub(crate) host: HostHandle,
     pub(crate) told: Told,
+    /// Windows that were observed.
+    pub(crate) windows: Arc<AtomicUsize>,
     dir: TempDir,
 }
 

@@ -71,6 +71,9 @@ impl fmt::Display for Problems {
 /// Why there is no evaluation.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
+    /// Whoever asked for it no longer wants it.
+    #[error("it was stopped before it was done")]
+    Stopped,
     /// The log cannot be found or opened.
     #[error("{source}")]
     Log {

@@ -1,6 +1,7 @@
 //! A log, a policy, and what it would have brought.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_log::inventory::{Form, Inventory, inventory};
 use serde::{Deserialize, Serialize};
@@ -106,10 +107,12 @@ pub struct Progress {
     pub of: Option<u64>,
 }
 
-/// Who is told how far an evaluation has come, and who adds models to it.
+/// Who is told how far an evaluation has come, who ends it, and who adds models to it.
 pub struct Extras<'a> {
     /// Told about once per thousand rows.
     pub progress: Option<&'a mut dyn FnMut(Progress)>,
+    /// Looked at as often: set where it is to end.
+    pub stop: Option<&'a AtomicBool>,
     /// Models whose estimates stand beside the others', in [`Evaluation::models`]. With any, the log is read
     /// once more, for a [`Sample`](crate::Sample) of it.
     pub models: Vec<&'a mut dyn ValueModel>,
@@ -122,6 +125,7 @@ impl Default for Extras<'_> {
     fn default() -> Self {
         Self {
             progress: None,
+            stop: None,
             models: vec![],
             most_held_rows: MOST_HELD_ROWS,
         }
@@ -148,7 +152,7 @@ pub fn evaluate(
 /// As [`evaluate`], with what the caller adds. A model that fails has the reason in the place of its estimate.
 ///
 /// # Errors
-/// As [`evaluate`].
+/// As [`evaluate`]; `Stopped`.
 pub fn evaluate_with(
     log: &Path,
     policy: &dyn TargetPolicy,
@@ -159,6 +163,7 @@ pub fn evaluate_with(
     options.check()?;
     let Extras {
         mut progress,
+        stop,
         mut models,
         most_held_rows,
     } = extras;
@@ -166,6 +171,9 @@ pub fn evaluate_with(
     let spec = policy.spec();
     let policies: Vec<&dyn TargetPolicy> = [policy].into_iter().chain(against).collect();
     let mut at = |pass: usize, of: Option<u64>, rows: u64| {
+        if stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(EvaluateError::Stopped);
+        }
         if let Some(progress) = &mut progress {
             progress(Progress {
                 pass,
@@ -174,6 +182,7 @@ pub fn evaluate_with(
                 of,
             });
         }
+        Ok(())
     };
     let stored = inventory(log).map_err(|source| EvaluateError::Log { source })?;
     let rows: u64 = stored.files.iter().map(|file| file.rows).sum();
@@ -258,9 +267,11 @@ pub fn evaluate_with(
             behaviour,
             confidence: options.confidence,
         };
-        let mut tick = |done, of| at(4, Some(of), done);
+        let mut last = Ok(());
+        let mut tick = |done, of| last = at(4, Some(of), done);
         let by = |model: &mut &mut dyn ValueModel| added.estimate(*model, &mut tick);
         evaluation.models = models.iter_mut().map(by).collect();
+        last?;
         let notes = evaluation.models.iter().flat_map(|model| &model.notes);
         evaluation.notes.extend(notes.cloned());
     }

@@ -107,7 +107,11 @@ impl History {
             mixed: Mixed::Admitted,
             ..Options::default()
         };
-        let mut facts = walk(log, &options, spec, progress, &mut keeping)?;
+        let mut told = |rows| {
+            progress(rows);
+            Ok(())
+        };
+        let mut facts = walk(log, &options, spec, &mut told, &mut keeping)?;
         check(spec, &mut facts, &keeping.steps)?;
         let Keeping {
             mut features,

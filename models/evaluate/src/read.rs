@@ -44,7 +44,7 @@ pub(crate) fn walk(
     log: &Path,
     options: &Options,
     spec: &EnvSpec,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(u64) -> Result<(), EvaluateError>,
     sink: &mut dyn Sink,
 ) -> Result<LogFacts, EvaluateError> {
     let query = Query {
@@ -74,7 +74,7 @@ pub(crate) fn walk(
                 for row in 0..cells.rows {
                     reader.take(&cells, row)?;
                 }
-                progress(reader.facts.rows);
+                progress(reader.facts.rows)?;
             }
             // What is behind it can be read, so that all that is wrong is found at once.
             Err(error) => reader.facts.problems.note(None, text_of(&error)),

@@ -17,8 +17,12 @@ pub(super) const LARGEST_SUMS_BYTES: u64 = 4096;
 
 /// SHA-256 in hex.
 pub(super) fn sha256(bytes: &[u8]) -> String {
-    let mut hex = String::with_capacity(64);
-    for byte in Sha256::digest(bytes) {
+    hex(&Sha256::digest(bytes))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
         write!(hex, "{byte:02x}").expect("writing to a String never fails");
     }
     hex

@@ -228,9 +228,9 @@ fn what_is_no_checkpoint_is_called_so() {
     let large = root.path().join("large");
     File::create(&large)
         .unwrap()
-        .set_len(LARGEST_SUMS_BYTES + 1)
+        .set_len(files::LARGEST_SUMS_BYTES + 1)
         .unwrap();
-    let error = files::read(&large, LARGEST_SUMS_BYTES).unwrap_err();
+    let error = files::read(&large, files::LARGEST_SUMS_BYTES).unwrap_err();
     assert!(matches!(error, CheckpointError::TooLarge { .. }), "{error}");
 }
 

@@ -61,6 +61,7 @@ impl FirstMessage {
         self.message(method).map_or_else(Asked::default, |message| {
             let texts = named_by.iter().map(|path| text(&message, path));
             let resource = texts.into_iter().find(|text| !text.is_empty());
+            let message = head(message);
             let flag = message.get_field_by_name("validate_only");
             Asked {
                 resource: resource.unwrap_or_default(),
@@ -86,6 +87,13 @@ fn input(path: &str) -> Option<MessageDescriptor> {
     let service = POOL.get_service_by_name(service)?;
     let method = service.methods().find(|known| known.name() == method)?;
     Some(method.input())
+}
+
+/// The part of a message that says what is asked: of a stream that begins with a header, that.
+fn head(message: DynamicMessage) -> DynamicMessage {
+    let header = message.get_field_by_name("header");
+    let header = header.and_then(|header| header.as_message().cloned());
+    header.unwrap_or(message)
 }
 
 /// A text of a message, by its path; empty if it has none.
@@ -182,6 +190,37 @@ mod tests {
             asked(ROLLBACK, &framed(&long), 7, 1000).resource.len(),
             LONGEST_TEXT
         );
+    }
+
+    #[test]
+    fn of_an_upload_the_header_says_what_is_asked() {
+        use v1::upload_policy_version_request::Content;
+        let header = v1::UploadHeader {
+            parent: "policies/default".to_owned(),
+            validate_only: true,
+            request_id: "r-2".to_owned(),
+            ..v1::UploadHeader::default()
+        };
+        let request = v1::UploadPolicyVersionRequest {
+            content: Some(Content::Header(header)),
+        };
+        let path = "/blkpilot.v1.PolicyService/UploadPolicyVersion";
+        let wanted = Asked {
+            resource: "policies/default".to_owned(),
+            request_id: "r-2".to_owned(),
+            validate_only: true,
+        };
+        assert_eq!(asked(path, &framed(&request), 9, 1000), wanted);
+    }
+
+    #[test]
+    fn what_is_asked_of_an_operation_is_seen() {
+        let request = blkpilot_proto::longrunning::CancelOperationRequest {
+            name: "operations/1".to_owned(),
+        };
+        let path = "/google.longrunning.Operations/CancelOperation";
+        let seen = asked(path, &framed(&request), 9, 1000);
+        assert_eq!(seen.resource, "operations/1");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use blkpilot_evaluate::{
-    Block, EvaluateError, Evaluation, Exposure, Extras, Mixed, Options, Progress, ValueModel,
-    Verdict, VerdictRule, evaluate_with, html, verdict,
+    Block, EvaluateError, Exposure, Extras, Mixed, Options, Progress, ValueModel, VerdictRule,
+    evaluate_with, html, verdict,
 };
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,6 +16,7 @@ use crate::cli::CliError;
 use crate::cli::log::{find, parse_time};
 use crate::cli::output::print;
 use crate::decision::now_us;
+use crate::judging::Judged;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ExposureArg {
@@ -113,12 +114,6 @@ fn parse_block(text: &str) -> Result<Block, String> {
     humantime::parse_duration(text)
         .map(|span| Block::Seconds(span.as_secs_f64()))
         .map_err(|_| "must be a span such as 10min, or `episode`".to_owned())
-}
-
-/// What came out.
-pub(in crate::cli) struct Judged {
-    pub(in crate::cli) evaluation: Evaluation,
-    pub(in crate::cli) verdict: Verdict,
 }
 
 /// Evaluates a policy on the log in `log`, decided from `since` and before `until`; `models` are added.

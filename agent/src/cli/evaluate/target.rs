@@ -8,6 +8,7 @@ use blkpilot_models::{Checkpoint, Selection};
 use clap::ValueEnum;
 
 use crate::cli::CliError;
+use crate::judging::gamma_of;
 
 /// The baseline whose probabilities follow from the mask alone.
 pub(in crate::cli) const RANDOM: &str = "random";
@@ -59,11 +60,11 @@ pub(in crate::cli) fn load(
     })
 }
 
-pub(in crate::cli) fn checkpoint(dir: &Path) -> Result<Checkpoint, CliError> {
+fn checkpoint(dir: &Path) -> Result<Checkpoint, CliError> {
     Checkpoint::load(dir).map_err(|error| refused(dir, &error))
 }
 
-fn refused(dir: &Path, error: &blkpilot_models::CheckpointError) -> CliError {
+pub(in crate::cli) fn refused(dir: &Path, error: &blkpilot_models::CheckpointError) -> CliError {
     let cause =
         std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
     let hint = if dir.exists() {
@@ -72,26 +73,4 @@ fn refused(dir: &Path, error: &blkpilot_models::CheckpointError) -> CliError {
         "; name the directory of a checkpoint, or `random`"
     };
     CliError::Failed(format!("{error}{cause}{hint}"))
-}
-
-/// `gamma`, at whatever depth of the learner's configuration it stands.
-fn gamma_of(config: &serde_json::Value) -> Option<f64> {
-    let object = config.as_object()?;
-    let own = object.get("gamma").and_then(serde_json::Value::as_f64);
-    let own = own.filter(|gamma| (0.0..=1.0).contains(gamma));
-    own.or_else(|| object.values().find_map(gamma_of))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_discount_is_found_where_a_config_has_it() {
-        assert_eq!(gamma_of(&json!({"training": {"gamma": 0.8}})), Some(0.8));
-        assert_eq!(gamma_of(&json!({"gamma": 1.5, "x": [1]})), None);
-        assert_eq!(gamma_of(&json!(null)), None);
-    }
 }

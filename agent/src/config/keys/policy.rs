@@ -89,7 +89,7 @@ const PROMOTED: Key = key(
     "promoted",
     Kind::Choice(|| names(&PROMOTIONS)),
     Fallback::Is(|| text("serve")),
-    "Whether what `blkpilot promote` has installed is served in its place.",
+    "Whether what was promoted to production is served in its place.",
 );
 
 pub(super) static POLICY: Table = Table {

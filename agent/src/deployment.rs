@@ -1,0 +1,285 @@
+//! From what the policy store says to what decides: the owner of the host is given the policies that stand at
+//! the stages, whenever those have changed. Commands change a store from other processes, so it is also looked
+//! at every few seconds.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use blkpilot_env::EnvSpec;
+use tokio::sync::Mutex;
+use tonic::Code;
+
+use crate::admission::Reach;
+use crate::chain::Chain;
+use crate::config::{Config, Promotion};
+use crate::handle::{HostHandle, Origin, Production, Succession};
+use crate::last_good::{self, Proof};
+use crate::policy::{self, LoadError, Served};
+use crate::policy_store::{PolicyStore, Standing, StoreError, Version, VersionName};
+use crate::status::Failure;
+
+/// How often a store is looked at that another process may have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Which versions decide, as far as the owner was told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Deployed {
+    production: Option<VersionName>,
+    candidate: Option<(VersionName, Reach)>,
+}
+
+/// What decides on a host, kept as the store says.
+#[derive(Debug)]
+pub struct Deployment {
+    store: PolicyStore,
+    host: HostHandle,
+    config: Config,
+    /// What a policy may take for a joint decision.
+    patience: Duration,
+    /// Held while something is changed, so that changes reach the owner in their order.
+    deployed: Mutex<Deployed>,
+    /// For whoever asks.
+    shown: std::sync::Mutex<Deployed>,
+}
+
+impl Production {
+    /// A policy with what stands in for it, and what keeps it.
+    pub(crate) fn of(served: Served, data_dir: &Path, spec: &EnvSpec, patience: Duration) -> Self {
+        let dir = last_good::dir_in(data_dir);
+        let Served {
+            loaded, network, ..
+        } = served;
+        let last_good = network
+            .as_ref()
+            .and_then(|(_, selection)| last_good::load(&dir, &loaded.reference, *selection, spec));
+        Self {
+            chain: Chain::with_fallbacks(loaded, last_good, spec, patience),
+            proof: network.map(|(checkpoint, _)| Proof::of(checkpoint, dir)),
+        }
+    }
+}
+
+impl Deployment {
+    /// For the owner of a host, which was started with what the store said of production then.
+    #[must_use]
+    pub fn new(
+        store: PolicyStore,
+        host: HostHandle,
+        config: Config,
+        patience: Duration,
+        production: Option<VersionName>,
+    ) -> Self {
+        let deployed = Deployed {
+            production,
+            candidate: None,
+        };
+        Self {
+            store,
+            host,
+            config,
+            patience,
+            shown: std::sync::Mutex::new(deployed.clone()),
+            deployed: Mutex::new(deployed),
+        }
+    }
+
+    /// What the store is.
+    #[must_use]
+    pub fn store(&self) -> &PolicyStore {
+        &self.store
+    }
+
+    /// What can be seen and done on the host.
+    #[must_use]
+    pub fn spec(&self) -> &EnvSpec {
+        &self.host.info.spec
+    }
+
+    /// Where the decisions are recorded.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.config.service.data_dir.join("decisions")
+    }
+
+    /// Whether the configuration serves what was promoted.
+    #[must_use]
+    pub fn promotion(&self) -> Promotion {
+        self.config.promoted
+    }
+
+    /// Whether a version decides now.
+    #[must_use]
+    pub fn serves(&self, name: &VersionName) -> bool {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_candidate = |(candidate, _): &(VersionName, Reach)| candidate == name;
+        shown.production.as_ref() == Some(name)
+            || shown.candidate.as_ref().is_some_and(is_candidate)
+    }
+
+    /// Lets the owner decide by what the store says. Nothing is done where it does already.
+    ///
+    /// # Errors
+    /// What cannot be served; the owner decides as before then.
+    pub async fn follow(self: &Arc<Self>) -> Result<(), Failure> {
+        let mut deployed = self.deployed.lock().await;
+        let this = Arc::clone(self);
+        let standing = blocking(move || this.store.standing()).await??;
+        let followed = self.follow_candidate(&standing, &mut deployed).await;
+        // A candidate that cannot be served keeps nobody from production.
+        let done = self.follow_production(&standing, &mut deployed).await;
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = deployed.clone();
+        done.and(followed)
+    }
+
+    async fn follow_production(
+        self: &Arc<Self>,
+        standing: &Standing,
+        deployed: &mut Deployed,
+    ) -> Result<(), Failure> {
+        let wanted = match self.config.promoted {
+            Promotion::Serve => standing.production.as_ref(),
+            Promotion::Ignore => None,
+        };
+        let name = wanted.map(|version| version.name.clone());
+        if name == deployed.production {
+            return Ok(());
+        }
+        match wanted {
+            Some(version) => {
+                let served = self.load(version.clone()).await?;
+                self.seat_production(served, Origin::Store).await?;
+            }
+            None => self.seat_configured().await?,
+        }
+        deployed.production = name;
+        Ok(())
+    }
+
+    async fn seat_configured(self: &Arc<Self>) -> Result<(), Failure> {
+        match self.host.seat(Succession::Configured).await {
+            Err(failure) if failure.reason() == "NOT_LOADED" => {}
+            done => return done,
+        }
+        let this = Arc::clone(self);
+        let served = blocking(move || policy::configured(&this.config, this.spec())).await??;
+        self.seat_production(served, Origin::Configuration).await
+    }
+
+    async fn seat_production(
+        self: &Arc<Self>,
+        served: Served,
+        origin: Origin,
+    ) -> Result<(), Failure> {
+        let this = Arc::clone(self);
+        let production = blocking(move || {
+            let data_dir = &this.config.service.data_dir;
+            Production::of(served, data_dir, this.spec(), this.patience)
+        });
+        let production = Box::new(production.await?);
+        let succession = Succession::Production(production, origin);
+        self.host.seat(succession).await
+    }
+
+    async fn follow_candidate(
+        self: &Arc<Self>,
+        standing: &Standing,
+        deployed: &mut Deployed,
+    ) -> Result<(), Failure> {
+        let canary = standing.canary.as_ref().map(|it| (it, Reach::Canary));
+        let candidate = standing.candidate.as_ref().map(|it| (it, Reach::Shadow));
+        let wanted = canary.or(candidate);
+        let named = wanted.map(|(version, reach)| (version.name.clone(), reach));
+        if named == deployed.candidate {
+            return Ok(());
+        }
+        let succession = match wanted {
+            Some((version, reach)) => {
+                let served = self.load(version.clone()).await?;
+                let chain = Chain::alone(served.loaded, self.patience);
+                Succession::Candidate(Box::new(chain), reach)
+            }
+            None => Succession::ConfiguredCandidate,
+        };
+        self.host.seat(succession).await?;
+        deployed.candidate = named;
+        Ok(())
+    }
+
+    async fn load(self: &Arc<Self>, version: Version) -> Result<Served, Failure> {
+        let this = Arc::clone(self);
+        Ok(blocking(move || policy::stored(&this.store, &version, this.spec())).await??)
+    }
+}
+
+/// Follows a store that other processes change, for ever.
+pub(crate) async fn follow_others(deployment: Arc<Deployment>) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut last_error = String::new();
+    loop {
+        ticks.tick().await;
+        let error = match deployment.follow().await {
+            Ok(()) => String::new(),
+            Err(failure) => failure.message().to_owned(),
+        };
+        // Once, and not every two seconds.
+        if error != last_error && !error.is_empty() {
+            tracing::error!(error, "what the policy store says is not served");
+        }
+        last_error = error;
+    }
+}
+
+/// Runs what may take long, or wait for a disk, where it holds nobody up.
+pub(crate) async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(act).await;
+    done.map_err(|_| {
+        let message = "a task ended by itself, which is our bug: see the service's log";
+        Failure::new(Code::Internal, "INTERNAL", message)
+    })
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Self::new(
+            Code::FailedPrecondition,
+            "POLICY_REFUSED",
+            error.to_string(),
+        )
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match &error {
+            StoreError::Missing { name } => {
+                Self::new(Code::NotFound, "NOT_FOUND", message).with("name", name)
+            }
+            StoreError::Etag { name, found, .. } => {
+                Self::new(Code::Aborted, "ETAG_MISMATCH", message)
+                    .with("name", name)
+                    .with("etag", found)
+            }
+            StoreError::InProduction { name, .. } => {
+                Self::new(Code::FailedPrecondition, "IN_PRODUCTION", message).with("name", name)
+            }
+            StoreError::NothingPromoted => {
+                Self::new(Code::FailedPrecondition, "NOTHING_PROMOTED", message)
+            }
+            StoreError::Full { .. } => Self::new(Code::ResourceExhausted, "STORE_FULL", message),
+            StoreError::PolicyId { .. } => Self::field("parent", message),
+            StoreError::RequestReused { .. } => Self::field("request_id", message),
+            StoreError::Checkpoint { .. } => {
+                Self::new(Code::InvalidArgument, "CHECKPOINT_REFUSED", message)
+            }
+            StoreError::Mixed { .. } => Self::new(Code::DataLoss, "CHECKPOINT_DAMAGED", message),
+            StoreError::Database(_)
+            | StoreError::Io { .. }
+            | StoreError::Older { .. }
+            | StoreError::Record { .. } => Self::new(Code::Internal, "STORE_FAILED", message),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Calls that may be repeated: the answer to each is kept with what it changed, in the same transaction, so that
+//! a repeated call gets the first one's answer, whenever the service was killed between.
+
+use prost::Message;
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use crate::repeat::parse_request_id;
+use crate::status::Failure;
+
+/// Answers that are kept.
+const MOST_ANSWERS: i64 = 1000;
+
+/// A call that may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repeatable {
+    id: Uuid,
+    /// Of method and request.
+    digest: String,
+}
+
+/// Another request under an id that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reused(pub Uuid);
+
+impl Repeatable {
+    /// A call of a method; `None` where the request has no id. `request` is what makes it another request.
+    ///
+    /// # Errors
+    /// A violation of `request_id` that is no UUID.
+    pub fn of(
+        method: &str,
+        request_id: &str,
+        request: &impl Message,
+    ) -> Result<Option<Self>, Failure> {
+        let id = parse_request_id(request_id)?;
+        Ok(id.map(|id| {
+            let mut hash = Sha256::new();
+            hash.update(method);
+            hash.update([0]);
+            hash.update(request.encode_to_vec());
+            let digest = hash
+                .finalize()
+                .into_iter()
+                .map(|byte| format!("{byte:02x}"));
+            Self {
+                id,
+                digest: digest.collect(),
+            }
+        }))
+    }
+
+    /// Whether a call with this id has been answered.
+    pub(crate) fn is_known(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let sql = "SELECT count(*) FROM request WHERE id = ?1";
+        connection.query_row(sql, [self.id.to_string()], |row| row.get(0))
+    }
+
+    /// The answer of the first call; `None` if this is the first.
+    pub(crate) fn answered<T: Message + Default>(
+        &self,
+        transaction: &Transaction<'_>,
+    ) -> rusqlite::Result<Option<Result<T, Reused>>> {
+        let known = transaction
+            .query_row(
+                "SELECT digest, answer FROM request WHERE id = ?1",
+                [self.id.to_string()],
+                |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)),
+            )
+            .optional()?;
+        Ok(known.map(|(digest, answer)| {
+            if digest != self.digest {
+                return Err(Reused(self.id));
+            }
+            T::decode(&answer[..]).map_err(|_| Reused(self.id))
+        }))
+    }
+
+    /// Keeps the answer of the first call.
+    pub(crate) fn answer(
+        &self,
+        transaction: &Transaction<'_>,
+        answer: &impl Message,
+    ) -> rusqlite::Result<()> {
+        transaction.execute(
+            "INSERT INTO request (id, digest, answer) VALUES (?1, ?2, ?3)",
+            params![self.id.to_string(), self.digest, answer.encode_to_vec()],
+        )?;
+        transaction.execute(
+            "DELETE FROM request WHERE sequence <= (SELECT max(sequence) FROM request) - ?1",
+            [MOST_ANSWERS],
+        )?;
+        Ok(())
+    }
+}
