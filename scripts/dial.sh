@@ -34,7 +34,7 @@ slo_p99_us = 900"
 for name in default latency thrift objective; do
     config=$out/$name.toml
     awk '/^\[environment.reward_ranges\]/ { skip = 1; next } /^\[/ { skip = 0 } !skip' \
-        experiments/configs/dial.toml | sed 's/^env_steps = .*/env_steps = 250_000/' >"$config"
+        experiments/configs/dial.toml | sed 's/^env_steps = .*/env_steps = 120_000/' >"$config"
     printf '\n[environment.reward]\n%s\n' "${weights[$name]}" >>"$config"
     "$lab" train "$config" --out "$out/$name" --overwrite --json >"$out/$name.json"
     sed 's/^disks = .*/disks = [1, 4]/' "$config" >"$out/$name-hosts.toml"
