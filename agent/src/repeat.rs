@@ -36,6 +36,19 @@ impl Repeat {
         };
         Ok(parse_request_id(request_id)?.map(digest))
     }
+
+    /// The request's own id.
+    pub(crate) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The digest in hex, as it is kept on stable storage.
+    pub(crate) fn digest(&self) -> String {
+        self.digest
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
 }
 
 /// A request id off the wire; empty for none.

@@ -3,10 +3,9 @@
 
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::repeat::parse_request_id;
+use crate::repeat::Repeat;
 use crate::status::Failure;
 
 /// Answers that are kept.
@@ -14,11 +13,7 @@ const MOST_ANSWERS: i64 = 1000;
 
 /// A call that may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Repeatable {
-    id: Uuid,
-    /// Of method and request.
-    digest: String,
-}
+pub struct Repeatable(Repeat);
 
 /// Another request under an id that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,27 +29,13 @@ impl Repeatable {
         request_id: &str,
         request: &impl Message,
     ) -> Result<Option<Self>, Failure> {
-        let id = parse_request_id(request_id)?;
-        Ok(id.map(|id| {
-            let mut hash = Sha256::new();
-            hash.update(method);
-            hash.update([0]);
-            hash.update(request.encode_to_vec());
-            let digest = hash
-                .finalize()
-                .into_iter()
-                .map(|byte| format!("{byte:02x}"));
-            Self {
-                id,
-                digest: digest.collect(),
-            }
-        }))
+        Ok(Repeat::of(method, request_id, request)?.map(Self))
     }
 
     /// Whether a call with this id has been answered.
     pub(crate) fn is_known(&self, connection: &Connection) -> rusqlite::Result<bool> {
         let sql = "SELECT count(*) FROM request WHERE id = ?1";
-        connection.query_row(sql, [self.id.to_string()], |row| row.get(0))
+        connection.query_row(sql, [self.0.id().to_string()], |row| row.get(0))
     }
 
     /// The answer of the first call; `None` if this is the first.
@@ -65,15 +46,15 @@ impl Repeatable {
         let known = transaction
             .query_row(
                 "SELECT digest, answer FROM request WHERE id = ?1",
-                [self.id.to_string()],
+                [self.0.id().to_string()],
                 |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)),
             )
             .optional()?;
         Ok(known.map(|(digest, answer)| {
-            if digest != self.digest {
-                return Err(Reused(self.id));
+            if digest != self.0.digest() {
+                return Err(Reused(self.0.id()));
             }
-            T::decode(&answer[..]).map_err(|_| Reused(self.id))
+            T::decode(&answer[..]).map_err(|_| Reused(self.0.id()))
         }))
     }
 
@@ -85,7 +66,11 @@ impl Repeatable {
     ) -> rusqlite::Result<()> {
         transaction.execute(
             "INSERT INTO request (id, digest, answer) VALUES (?1, ?2, ?3)",
-            params![self.id.to_string(), self.digest, answer.encode_to_vec()],
+            params![
+                self.0.id().to_string(),
+                self.0.digest(),
+                answer.encode_to_vec()
+            ],
         )?;
         transaction.execute(
             "DELETE FROM request WHERE sequence <= (SELECT max(sequence) FROM request) - ?1",
