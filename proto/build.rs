@@ -7,7 +7,7 @@ use prost::Message as _;
 
 const OPERATIONS: &str = "google/longrunning/operations.proto";
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "blkpilot/v1/spec.proto",
     "blkpilot/v1/observation.proto",
     "blkpilot/v1/host.proto",
@@ -16,6 +16,7 @@ const FILES: [&str; 9] = [
     "blkpilot/v1/tuner_service.proto",
     "blkpilot/v1/operation_service.proto",
     "blkpilot/v1/policy_service.proto",
+    "blkpilot/v1/evaluation_service.proto",
     OPERATIONS,
 ];
 

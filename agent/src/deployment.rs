@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use blkpilot_env::EnvSpec;
+use blkpilot_proto::longrunning::Operation;
 use tokio::sync::Mutex;
 use tonic::Code;
 
@@ -15,8 +16,10 @@ use crate::chain::Chain;
 use crate::config::{Config, Promotion};
 use crate::handle::{HostHandle, Origin, Production, Succession};
 use crate::last_good::{self, Proof};
+use crate::operations::{Operations, Pending};
 use crate::policy::{self, LoadError, Served};
 use crate::policy_store::{PolicyStore, Standing, StoreError, Version, VersionName};
+use crate::requests::Repeatable;
 use crate::status::Failure;
 
 /// How often a store is looked at that another process may have changed.
@@ -115,6 +118,30 @@ impl Deployment {
         let is_candidate = |(candidate, _): &(VersionName, Reach)| candidate == name;
         shown.production.as_ref() == Some(name)
             || shown.candidate.as_ref().is_some_and(is_candidate)
+    }
+
+    /// Puts an operation on `target` on record, once: where the same call was answered before, it is that one's
+    /// operation, and nothing is left to be begun.
+    ///
+    /// # Errors
+    /// `TOO_MANY_OPERATIONS`; those of the store.
+    pub(crate) fn enter(
+        &self,
+        operations: &Operations,
+        target: &str,
+        repeatable: Option<&Repeatable>,
+    ) -> Result<(Operation, Option<Pending>), Failure> {
+        let pending = operations.prepare(target)?;
+        let entered = self
+            .store
+            .change(|change| change.once(repeatable, || change.enter(&pending)));
+        match entered {
+            Ok(operation) if operation.name == pending.name() => Ok((operation, Some(pending))),
+            other => {
+                operations.give_up(&pending);
+                Ok((other?, None))
+            }
+        }
     }
 
     /// Lets the owner decide by what the store says. Nothing is done where it does already.

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use blkpilot_evaluate::{
-    EvaluateError, Evaluation, Extras, Options, Progress, TargetPolicy, Verdict, VerdictRule,
-    evaluate_with, verdict,
+    EvaluateError, Evaluation, Extras, NetworkTarget, Options, Progress, TargetPolicy, Verdict,
+    VerdictRule, evaluate_with, verdict,
 };
 
 use crate::operations::Work;
+use crate::policy_store::{PolicyStore, StoreError, Version};
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +66,20 @@ fn ratio(at: Progress) -> f64 {
         _ => 0.0,
     };
     (at.pass as f64 + within) / at.passes as f64
+}
+
+/// A stored version as somebody to judge, and the discount that it was trained with, if it says.
+///
+/// # Errors
+/// `Checkpoint`, `Mixed`.
+pub fn stored(
+    store: &PolicyStore,
+    version: &Version,
+) -> Result<(NetworkTarget, Option<f64>), StoreError> {
+    let checkpoint = store.checkpoint(version)?;
+    let (name, selection) = (&version.name.policy, version.selection);
+    let policy = NetworkTarget::new(name, &checkpoint, selection, 0.0)?;
+    Ok((policy, gamma_of(&checkpoint.manifest.config)))
 }
 
 /// The discount that a checkpoint was trained with: `gamma`, at whatever depth of its learner's configuration

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blkpilot_evaluate::{Admission, Force, NetworkTarget, gate};
+use blkpilot_evaluate::{Admission, Force, gate};
 use blkpilot_models::{CheckpointBytes, CheckpointError};
 use blkpilot_proto::longrunning::Operation;
 use blkpilot_proto::v1;
@@ -18,7 +18,7 @@ use crate::actor::actor;
 use crate::config::Promotion;
 use crate::decision::now_us;
 use crate::deployment::{Deployment, blocking};
-use crate::judging::{Judged, Question, gamma_of, judge};
+use crate::judging::{Judged, Question, judge, stored};
 use crate::operations::{Operations, Pending, Work, any};
 use crate::paging;
 use crate::policy;
@@ -155,7 +155,7 @@ impl Service {
             etag: request.etag.clone(),
             is_forced: reason.is_some(),
             asked: asked(actor, reason.unwrap_or_default()),
-            gate: Gate::from_wire(request.gate, now)?,
+            gate: Gate::from_wire("gate", request.gate, now, vec![])?,
             repeatable: Repeatable::of("PromotePolicyVersion", &request.request_id, request)?,
         })
     }
@@ -269,25 +269,12 @@ impl Service {
     }
 
     fn enter_gated(&self, promotion: Goal) -> Result<Begun, Failure> {
-        let pending = self.operations.prepare(&promotion.name.to_string())?;
-        let entered = self
-            .deployment
-            .store()
-            .change(|change| change.once(promotion.repeatable.as_ref(), || change.enter(&pending)));
-        match entered {
-            Ok(operation) if operation.name == pending.name() => {
-                let left = Some((pending, promotion));
-                Ok(Begun { operation, left })
-            }
-            Ok(first) => {
-                self.operations.give_up(&pending);
-                Ok(Begun::done(first))
-            }
-            Err(error) => {
-                self.operations.give_up(&pending);
-                Err(error.into())
-            }
-        }
+        let target = promotion.name.to_string();
+        let repeatable = promotion.repeatable.as_ref();
+        let entered = self.deployment.enter(&self.operations, &target, repeatable);
+        let (operation, pending) = entered?;
+        let left = pending.map(|pending| (pending, promotion));
+        Ok(Begun { operation, left })
     }
 
     /// The work of a promotion to production: judged on the service's own decisions, then let through or not.
@@ -343,13 +330,10 @@ impl Service {
 
     fn judge(&self, version: &Version, gate: &Gate, work: &Work) -> Result<Judged, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        let checkpoint = self.deployment.store().checkpoint(version);
-        let checkpoint = checkpoint.map_err(|error| text(&error))?;
-        let (name, selection) = (&version.name.policy, version.selection);
-        let policy = NetworkTarget::new(name, &checkpoint, selection, 0.0);
-        let policy = policy.map_err(|error| text(&error))?;
+        let (policy, gamma) =
+            stored(self.deployment.store(), version).map_err(|error| text(&error))?;
         let mut options = gate.options.clone();
-        options.gamma = gamma_of(&checkpoint.manifest.config).unwrap_or(options.gamma);
+        options.gamma = gamma.unwrap_or(options.gamma);
         let log = self.deployment.log();
         let question = Question {
             log: Path::new(&log),

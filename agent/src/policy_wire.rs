@@ -153,12 +153,16 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// At `now_us`, microseconds since 1970 UTC.
+    /// At `now_us`, microseconds since 1970 UTC, of the field `within`.
     ///
-    /// All that is wrong is named at once.
-    pub(crate) fn from_wire(gate: Option<v1::PromotionGate>, now_us: i64) -> Result<Self, Failure> {
+    /// All that is wrong is named at once, with what is known to be `wrong` beside it.
+    pub(crate) fn from_wire(
+        within: &str,
+        gate: Option<v1::PromotionGate>,
+        now_us: i64,
+        mut wrong: Vec<(&'static str, String)>,
+    ) -> Result<Self, Failure> {
         let gate = gate.unwrap_or_default();
-        let mut wrong: Vec<(&str, String)> = vec![];
         let mut or = |key: &'static str, value: f64, default: f64, low: f64, high: f64| {
             let value = if value == 0.0 { default } else { value };
             if !(low..=high).contains(&value) {
@@ -180,13 +184,13 @@ impl Gate {
             "replicates",
             gate.replicates.into(),
             2000.0,
-            50.0,
+            100.0,
             100_000.0,
         );
         let least_ess = or("least_ess", gate.least_ess, 50.0, 1.0, 1e9);
         let mut wrong = wrong
             .into_iter()
-            .map(|(key, problem)| (format!("gate.{key}"), problem));
+            .map(|(key, problem)| (format!("{within}.{key}"), problem));
         if let Some((field, problem)) = wrong.next() {
             let first = Failure::field(field, problem);
             return Err(wrong.fold(first, |failure, (field, problem)| {
@@ -290,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_gate_that_says_nothing_is_the_default_one_and_all_that_is_wrong_is_named() {
-        let gate = Gate::from_wire(None, 0).unwrap();
+        let gate = Gate::from_wire("gate", None, 0, vec![]).unwrap();
         assert_eq!(gate.rule, GateRule::default());
         assert_eq!(gate.verdict, VerdictRule::default());
         let wrong = v1::PromotionGate {
@@ -299,7 +303,7 @@ mod tests {
             horizon_steps: f64::from(u8::MAX) as i32,
             ..v1::PromotionGate::default()
         };
-        let refused = Gate::from_wire(Some(wrong), 0).unwrap_err();
+        let refused = Gate::from_wire("gate", Some(wrong), 0, vec![]).unwrap_err();
         assert!(
             refused.message().contains("gate.margin: -1 must"),
             "{refused:?}"

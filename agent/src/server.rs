@@ -14,6 +14,7 @@ use blkpilot_log::LogError;
 use blkpilot_proto::longrunning::operations_server::{self, OperationsServer};
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment_service_server::{self, EnvironmentServiceServer};
+use blkpilot_proto::v1::evaluation_service_server::{self, EvaluationServiceServer};
 use blkpilot_proto::v1::operation_service_server::{self, OperationServiceServer};
 use blkpilot_proto::v1::policy_service_server::{self, PolicyServiceServer};
 use blkpilot_proto::v1::tuner_service_server::{self, TunerServiceServer};
@@ -49,7 +50,9 @@ use crate::operations::Operations;
 use crate::owner::{self, OwnerConfig};
 use crate::policy::{self, LoadError, Served};
 use crate::policy_store::{PolicyStore, StoreError, VersionName};
-use crate::{environment_service, operation_service, policy_service, tuner_service};
+use crate::{
+    environment_service, evaluation_service, operation_service, policy_service, tuner_service,
+};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -60,9 +63,10 @@ const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Share of an interval that a policy may take for a joint decision.
 const PATIENCE: f64 = 0.25;
 /// What health is told of, beside the service as a whole.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "",
     environment_service_server::SERVICE_NAME,
+    evaluation_service_server::SERVICE_NAME,
     operation_service_server::SERVICE_NAME,
     operations_server::SERVICE_NAME,
     policy_service_server::SERVICE_NAME,
@@ -209,6 +213,10 @@ impl Server {
             environments: environment_service::Service::new(Arc::clone(&environments)),
             tuner: tuner_service::Service::new([host.clone()]),
             policies: policy_service::Service::new(Arc::clone(&deployment), operations.clone()),
+            evaluations: evaluation_service::Service::new(
+                Arc::clone(&deployment),
+                operations.clone(),
+            ),
             operations: operation_service::Service::new(operations.clone()),
         };
         let (health, router) = router(services, access, limits, &intake)?;
@@ -622,6 +630,7 @@ struct Services {
     environments: environment_service::Service,
     tuner: tuner_service::Service,
     policies: policy_service::Service,
+    evaluations: evaluation_service::Service,
     operations: operation_service::Service,
 }
 
@@ -658,6 +667,7 @@ impl Services {
         let environments = EnvironmentServiceServer::new(self.environments);
         let tuner = TunerServiceServer::new(self.tuner);
         let policies = PolicyServiceServer::new(self.policies);
+        let evaluations = EvaluationServiceServer::new(self.evaluations);
         let watched = OperationServiceServer::new(self.operations.clone());
         let operations = OperationsServer::new(self.operations);
         let intake = || intake.clone();
@@ -672,6 +682,10 @@ impl Services {
             ))
             .add_service(InterceptedService::new(
                 policies.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+            .add_service(InterceptedService::new(
+                evaluations.max_decoding_message_size(most_bytes),
                 intake(),
             ))
             .add_service(InterceptedService::new(
@@ -710,7 +724,7 @@ async fn expire_leases(environments: Arc<Environments>) {
     }
 }
 
-/// Keeps `grpc.health.v1` true: environments, policies and operations always work, the tuner while its host can be
+/// Keeps `grpc.health.v1` true: environments, policies, evaluations and operations always work, the tuner while its host can be
 /// reached.
 async fn follow_health(host: HostHandle, health: HealthReporter) {
     type Tuner = TunerServiceServer<tuner_service::Service>;
@@ -719,6 +733,9 @@ async fn follow_health(host: HostHandle, health: HealthReporter) {
         .await;
     health
         .set_serving::<PolicyServiceServer<policy_service::Service>>()
+        .await;
+    health
+        .set_serving::<EvaluationServiceServer<evaluation_service::Service>>()
         .await;
     health
         .set_serving::<OperationServiceServer<operation_service::Service>>()

@@ -61,7 +61,7 @@ const fn changes(path: &'static str, least: Role, named_by: &'static [&'static s
 }
 
 /// Every method there is.
-pub const METHODS: [Method; 44] = {
+pub const METHODS: [Method; 48] = {
     use Role::{Admin, Operator};
     [
         open("/grpc.health.v1.Health/Check"),
@@ -151,6 +151,18 @@ pub const METHODS: [Method; 44] = {
             &["name"],
         ),
         reads("/blkpilot.v1.PolicyService/ListPolicyEvents"),
+        changes(
+            "/blkpilot.v1.EvaluationService/CreateEvaluation",
+            Operator,
+            &["policy"],
+        ),
+        reads("/blkpilot.v1.EvaluationService/GetEvaluation"),
+        reads("/blkpilot.v1.EvaluationService/ListEvaluations"),
+        changes(
+            "/blkpilot.v1.EvaluationService/DeleteEvaluation",
+            Operator,
+            &["name"],
+        ),
         reads("/blkpilot.v1.OperationService/WatchOperation"),
         reads("/google.longrunning.Operations/ListOperations"),
         reads("/google.longrunning.Operations/GetOperation"),

@@ -1,5 +1,6 @@
 //! `blkpilot policy`: the policies of a running service.
 
+mod evaluate;
 mod text;
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use blkpilot_proto::v1::operation_service_client::OperationServiceClient;
 use blkpilot_proto::v1::policy_service_client::PolicyServiceClient;
 use blkpilot_proto::v1::upload_policy_version_request::Content;
 use clap::{Args, Subcommand, ValueEnum};
-use prost::Message as _;
+use prost::Message;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -28,6 +29,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   blkpilot policy upload out/policy --name quickstart --selection sample
   blkpilot policy promote quickstart/1 --to canary
+  blkpilot policy evaluate quickstart/1 --since 7d
   blkpilot policy promote quickstart/1 --to production
   blkpilot policy rollback --reason 'p99 of db went up'
   blkpilot policy ls
@@ -45,6 +47,12 @@ pub(super) enum PolicyCommand {
     Ls(LsArgs),
     /// Show one version, and what was done to it
     Show(ShowArgs),
+    /// Say what a version would have brought, from the service's own decisions
+    ///
+    /// As `blkpilot evaluate` does on a log; the service keeps the last 200. Nothing is changed.
+    Evaluate(evaluate::EvaluateArgs),
+    /// List what was evaluated, newest first
+    Evaluations(evaluate::EvaluationsArgs),
     /// Let a version decide: `candidate` in mode shadow, `canary` in mode canary, `production` in mode auto
     ///
     /// Production is behind the gate: the version is evaluated on the service's own decisions of the last seven
@@ -172,6 +180,8 @@ pub(super) async fn run(command: &PolicyCommand) -> Result<(), CliError> {
         PolicyCommand::Upload(args) => upload(args).await,
         PolicyCommand::Ls(args) => ls(args).await,
         PolicyCommand::Show(args) => show(args).await,
+        PolicyCommand::Evaluate(args) => evaluate::run(args).await,
+        PolicyCommand::Evaluations(args) => evaluate::list(args).await,
         PolicyCommand::Promote(args) => promote(args).await,
         PolicyCommand::Rollback(args) => rollback(args).await,
         PolicyCommand::Archive(args) => archive(args).await,
@@ -314,7 +324,7 @@ async fn promote(args: &PromoteArgs) -> Result<(), CliError> {
     };
     let operation = client.promote_policy_version(request).await?.into_inner();
     let done = follow(&args.server, operation).await?;
-    let version = response(&done)?;
+    let version: v1::PolicyVersion = response(&done)?;
     print_version(&args.server, &version)
 }
 
@@ -345,9 +355,9 @@ async fn follow(args: &ServerArgs, operation: Operation) -> Result<Operation, Cl
     Ok(last)
 }
 
-fn response(operation: &Operation) -> Result<v1::PolicyVersion, CliError> {
+fn response<T: Message + Default>(operation: &Operation) -> Result<T, CliError> {
     match &operation.result {
-        Some(Ending::Response(response)) => v1::PolicyVersion::decode(&response.value[..])
+        Some(Ending::Response(response)) => T::decode(&response.value[..])
             .map_err(|error| CliError::Failed(format!("{}: {error}", operation.name))),
         Some(Ending::Error(status)) => Err(CliError::Failed(status.message.clone())),
         None => Err(CliError::Unavailable(format!(

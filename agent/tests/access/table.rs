@@ -16,7 +16,7 @@ use super::setup::{
 };
 
 /// What each method answers an empty request of somebody who may call it.
-const ANSWERS: [(&str, Code); 44] = [
+const ANSWERS: [(&str, Code); 48] = [
     ("/grpc.health.v1.Health/Check", Code::Ok),
     ("/grpc.health.v1.Health/Watch", Code::Ok),
     (
@@ -137,6 +137,19 @@ const ANSWERS: [(&str, Code); 44] = [
     ),
     ("/blkpilot.v1.PolicyService/ListPolicyEvents", Code::Ok),
     (
+        "/blkpilot.v1.EvaluationService/CreateEvaluation",
+        Code::InvalidArgument,
+    ),
+    (
+        "/blkpilot.v1.EvaluationService/GetEvaluation",
+        Code::InvalidArgument,
+    ),
+    ("/blkpilot.v1.EvaluationService/ListEvaluations", Code::Ok),
+    (
+        "/blkpilot.v1.EvaluationService/DeleteEvaluation",
+        Code::InvalidArgument,
+    ),
+    (
         "/blkpilot.v1.OperationService/WatchOperation",
         Code::InvalidArgument,
     ),
@@ -161,7 +174,7 @@ const ANSWERS: [(&str, Code); 44] = [
 
 /// The table as it stands in the design, written a second time: who may call what.
 const OPEN: [&str; 2] = ["Check", "Watch"];
-const OPERATOR: [&str; 14] = [
+const OPERATOR: [&str; 16] = [
     "CreateEnvironment",
     "Rollout",
     "ForkEnvironment",
@@ -174,6 +187,8 @@ const OPERATOR: [&str; 14] = [
     "ChangeDiskSettings",
     "UploadPolicyVersion",
     "ArchivePolicyVersion",
+    "CreateEvaluation",
+    "DeleteEvaluation",
     "CancelOperation",
     "DeleteOperation",
 ];

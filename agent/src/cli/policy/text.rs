@@ -90,6 +90,63 @@ pub(super) fn rollback(done: &v1::RollbackProductionResponse) -> String {
     )
 }
 
+/// The verdict, what it rests on, and whether to believe it.
+pub(super) fn evaluation(evaluation: &v1::Evaluation) -> String {
+    let verdict = evaluation.verdict.clone().unwrap_or_default();
+    let mut lines = table(&["ESTIMATOR", "POLICY", "BASELINE", "DIFFERENCE"]);
+    for estimate in &evaluation.estimates {
+        let values = [&estimate.value, &estimate.baseline, &estimate.difference].map(value);
+        let why = [estimate.undefined.clone(), String::new(), String::new()];
+        let [own, baseline, difference] = if estimate.undefined.is_empty() {
+            values
+        } else {
+            why
+        };
+        lines.add_row([estimate.estimator.clone(), own, baseline, difference]);
+    }
+    let found = evaluation.diagnostics.unwrap_or_default();
+    let weights = format!(
+        "{} rows, {} windows, {} blocks; effective sample size {:.1} windows",
+        evaluation.rows, evaluation.windows, evaluation.blocks, found.ess
+    );
+    let notes = evaluation.notes.iter().map(|note| format!("Note: {note}."));
+    let head = [evaluation.name.clone(), verdict.text, lines.to_string()];
+    let text: Vec<String> = head.into_iter().chain([weights]).chain(notes).collect();
+    text.join("\n")
+}
+
+fn value(value: &Option<v1::EvaluationValue>) -> String {
+    value.as_ref().map_or_else(
+        || ABSENT.to_owned(),
+        |it| {
+            format!(
+                "{:+.4} ({:+.4} to {:+.4})",
+                it.estimate, it.interval_low, it.interval_high
+            )
+        },
+    )
+}
+
+/// One line per evaluation.
+pub(super) fn evaluations(evaluations: &[v1::Evaluation]) -> String {
+    let mut lines = table(&["TIME", "POLICY", "AGAINST", "VERDICT", "DIFFERENCE"]);
+    for evaluation in evaluations {
+        let verdict = evaluation.verdict.clone().unwrap_or_default();
+        let against = match &evaluation.against[..] {
+            "" => "the behaviour".to_owned(),
+            name => short(name),
+        };
+        lines.add_row([
+            time(evaluation.create_time.as_ref()),
+            short(&evaluation.policy),
+            against,
+            verdict.word().as_str_name().to_ascii_lowercase(),
+            value(&verdict.difference),
+        ]);
+    }
+    lines.to_string()
+}
+
 /// `POLICY/NUMBER`.
 fn short(name: &str) -> String {
     let short = name.trim_start_matches("policies/");
@@ -123,10 +180,19 @@ mod tests {
             }),
             ..v1::PolicyVersion::default()
         };
-        let listed = versions(&[version]);
+        let listed = versions(std::slice::from_ref(&version));
         let line = listed.lines().nth(1).unwrap();
         assert!(
             line.contains("net/3") && line.contains("canary") && line.contains("1970"),
+            "{listed}"
+        );
+        let unseen = v1::Evaluation {
+            policy: version.name.clone(),
+            ..v1::Evaluation::default()
+        };
+        let listed = evaluations(&[unseen]);
+        assert!(
+            listed.contains("net/3") && listed.contains("the behaviour"),
             "{listed}"
         );
         let nothing = v1::RollbackProductionResponse::default();
