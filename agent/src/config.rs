@@ -28,7 +28,7 @@ use blkpilot_models::scenario_file;
 use thiserror::Error;
 
 pub use self::access::AccessConfig;
-pub use self::policies::{BASELINES, PolicyConfig, Promotion, Selection};
+pub use self::policies::{BASELINES, PolicyConfig, Promotion, Selection, Withdrawal};
 use crate::history::LogConfig;
 use crate::mode::{Knob, Mode};
 pub use crate::toml_reader::Problem;
@@ -90,6 +90,8 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// What becomes of one that was.
     pub promoted: Promotion,
+    /// What becomes of it once the guard had to put back too much of what it did.
+    pub on_harm: Withdrawal,
     /// What may replace it one day, for guests in mode shadow or canary.
     pub candidate: Option<PolicyConfig>,
     /// Where to listen and what to keep.
@@ -308,6 +310,9 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let promoted = policy
         .as_mut()
         .map(|policy| policy.choice_or_default("promoted", &policies::PROMOTIONS));
+    let on_harm = policy
+        .as_mut()
+        .map(|policy| policy.choice_or_default("on_harm", &policies::WITHDRAWALS));
     let candidate = root.section("candidate");
     let service = root.required("service", "add [service]", Section::section);
     let mut guard = root.section("guard");
@@ -330,6 +335,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
         host: host?,
         policy: policy?,
         promoted: promoted.unwrap_or_default(),
+        on_harm: on_harm.unwrap_or_default(),
         candidate,
         service: service?,
         guard,

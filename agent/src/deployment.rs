@@ -13,12 +13,13 @@ use tonic::Code;
 
 use crate::admission::Reach;
 use crate::chain::Chain;
-use crate::config::{Config, Promotion};
+use crate::config::{Config, Promotion, Withdrawal};
+use crate::decision::now_us;
 use crate::handle::{HostHandle, Origin, Production, Succession};
 use crate::last_good::{self, Proof};
 use crate::operations::{Operations, Pending};
 use crate::policy::{self, LoadError, Served};
-use crate::policy_store::{PolicyStore, Standing, StoreError, Version, VersionName};
+use crate::policy_store::{Asked, PolicyStore, Stage, Standing, StoreError, Version, VersionName};
 use crate::requests::Repeatable;
 use crate::status::Failure;
 
@@ -150,13 +151,67 @@ impl Deployment {
     /// What cannot be served; the owner decides as before then.
     pub async fn follow(self: &Arc<Self>) -> Result<(), Failure> {
         let mut deployed = self.deployed.lock().await;
+        self.follow_as(&mut deployed).await
+    }
+
+    async fn follow_as(self: &Arc<Self>, deployed: &mut Deployed) -> Result<(), Failure> {
         let this = Arc::clone(self);
         let standing = blocking(move || this.store.standing()).await??;
-        let followed = self.follow_candidate(&standing, &mut deployed).await;
+        let followed = self.follow_candidate(&standing, deployed).await;
         // A candidate that cannot be served keeps nobody from production.
-        let done = self.follow_production(&standing, &mut deployed).await;
+        let done = self.follow_production(&standing, deployed).await;
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = deployed.clone();
         done.and(followed)
+    }
+
+    /// Takes out of use what the guard has had to put back too much of: production goes back to what was there
+    /// before, a canary is archived.
+    async fn withdraw(self: &Arc<Self>) -> Result<(), Failure> {
+        // While this is held nobody else is seated, so that what is shown is about what is deployed.
+        let mut deployed = self.deployed.lock().await;
+        let (production, candidate) = {
+            let view = self.host.view.borrow();
+            (view.production_harm.clone(), view.candidate_harm.clone())
+        };
+        let production = deployed.production.clone().zip(production);
+        let canary = deployed.candidate.clone();
+        let canary = canary.filter(|(_, reach)| *reach == Reach::Canary);
+        let canary = canary.map(|(name, _)| name).zip(candidate);
+        if production.is_none() && canary.is_none() {
+            return Ok(());
+        }
+        let this = Arc::clone(self);
+        blocking(move || this.withdraw_from_store(production.as_ref(), canary.as_ref())).await??;
+        self.follow_as(&mut deployed).await
+    }
+
+    /// Each with why.
+    fn withdraw_from_store(
+        &self,
+        production: Option<&(VersionName, String)>,
+        canary: Option<&(VersionName, String)>,
+    ) -> Result<(), StoreError> {
+        let asked = |reason: &str| Asked {
+            actor: "guard".to_owned(),
+            at_us: now_us(),
+            reason: reason.to_owned(),
+        };
+        let is_at = |version: &Version, stage| version.stage == stage;
+        self.store.change(|change| {
+            if let Some((name, reason)) = production
+                && is_at(&change.version(name)?, Stage::Production)
+            {
+                tracing::warn!(%name, reason, "rolled back");
+                change.rollback("", &asked(reason))?;
+            }
+            if let Some((name, reason)) = canary
+                && is_at(&change.version(name)?, Stage::Canary)
+            {
+                tracing::warn!(%name, reason, "archived");
+                change.archive(name, &asked(reason))?;
+            }
+            Ok(())
+        })
     }
 
     async fn follow_production(
@@ -236,6 +291,27 @@ impl Deployment {
     async fn load(self: &Arc<Self>, version: Version) -> Result<Served, Failure> {
         let this = Arc::clone(self);
         Ok(blocking(move || policy::stored(&this.store, &version, this.spec())).await??)
+    }
+}
+
+/// Takes promoted versions out of use that do harm, until the owner has ended.
+pub(crate) async fn follow_harm(deployment: Arc<Deployment>) {
+    if deployment.config.on_harm == Withdrawal::Keep {
+        return;
+    }
+    let mut view = deployment.host.view.clone();
+    loop {
+        let is_harmful = {
+            let view = view.borrow_and_update();
+            view.production_harm.is_some() || view.candidate_harm.is_some()
+        };
+        if is_harmful && let Err(failure) = deployment.withdraw().await {
+            let error = failure.message();
+            tracing::error!(error, "what does harm was not taken out of use");
+        }
+        if view.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -50,6 +50,11 @@ pub struct HostView {
     pub candidate_error: Option<String>,
     /// What has stood in for the candidate.
     pub candidate_fallbacks: Counts,
+    /// Why the production policy is to be taken out of use: what the guard has put back of its changes. `None` if it
+    /// is not.
+    pub production_harm: Option<String>,
+    /// The same of the candidate, on guests in mode canary.
+    pub candidate_harm: Option<String>,
     /// Other daemons that tune the host.
     pub tuning_daemons: Vec<DaemonStatus>,
     /// What is paid for.

@@ -12,6 +12,7 @@ mod device;
 mod device_trial;
 mod disks;
 mod guarding;
+mod harm;
 mod held;
 mod neighbours;
 mod refresh;
@@ -42,6 +43,7 @@ use uuid::Uuid;
 use self::attached::Attached;
 use self::device_trial::Before;
 use self::guarding::Watch;
+use self::harm::HarmWatch;
 use self::refresh::{Bell, Refresh};
 use self::seat::{Displaced, Seated};
 use crate::admission::{self, Modes, Purpose};
@@ -124,6 +126,8 @@ pub fn start(config: OwnerConfig) -> std::io::Result<(HostHandle, JoinHandle<()>
         fallbacks: Counts::default(),
         candidate_error: None,
         candidate_fallbacks: Counts::default(),
+        production_harm: None,
+        candidate_harm: None,
         tuning_daemons: vec![],
         reward: config.reward,
         default_mode: config.modes.default,
@@ -179,6 +183,7 @@ struct Owner {
     candidate_error: Option<String>,
     attached: Option<Attached>,
     watch: Watch,
+    harm: HarmWatch,
     neighbours: Option<NeighbourWatch>,
     /// Settings of devices that are being judged, in the order in which they were changed.
     device_trials: BTreeMap<String, Vec<Before>>,
@@ -239,6 +244,7 @@ impl Owner {
             candidate_error: None,
             attached: None,
             watch: Watch::new(&config.guard),
+            harm: HarmWatch::default(),
             neighbours: config.neighbours.map(NeighbourWatch::new),
             device_trials: BTreeMap::new(),
             restore_due: false,
@@ -428,6 +434,8 @@ impl Owner {
             view.default_mode = self.config.modes.default;
             view.fallbacks = self.config.production.counts();
             view.candidate_error = self.candidate_error.clone();
+            view.production_harm = self.harm.of_production();
+            view.candidate_harm = self.harm.of_candidate();
             view.candidate_fallbacks = self
                 .config
                 .candidate

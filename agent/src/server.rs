@@ -39,7 +39,7 @@ use crate::chain::{Chain, Loaded};
 use crate::config::{AccessConfig, Config, HostKind, Listen, OnExit, PolicyConfig};
 use crate::database::DatabaseError;
 use crate::decision::PolicyRef;
-use crate::deployment::{Deployment, follow_others};
+use crate::deployment::{Deployment, follow_harm, follow_others};
 use crate::environments::Environments;
 use crate::gate::Intake;
 use crate::handle::{HostHandle, HostState, Origin, Production};
@@ -298,7 +298,8 @@ impl Server {
         } = self;
         let renewing = tls.clone().map(|keeper| tokio::spawn(follow_tls(keeper)));
         let watching = tokio::spawn(follow_health(host.clone(), health.clone()));
-        let following = tokio::spawn(follow_others(deployment));
+        let following = tokio::spawn(follow_others(Arc::clone(&deployment)));
+        let withdrawing = tokio::spawn(follow_harm(deployment));
         let expiring = tokio::spawn(expire_leases(environments));
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stopped = async move {
@@ -314,6 +315,7 @@ impl Server {
         };
         tracing::info!(?on_exit, "stopping");
         following.abort();
+        withdrawing.abort();
         watching.abort();
         // Ended or aborted: nothing says any more that it serves.
         let _ = watching.await;

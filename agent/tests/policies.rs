@@ -50,6 +50,8 @@ fn auto() -> Settings {
     Settings {
         host: "kind = \"simulated\"\nscenario = \"identical_disks\"\ntime_scale = 100\nmode = \"auto\""
             .to_owned(),
+        // Untrained networks may do harm, which is not what these tests are about.
+        policy: "baseline = \"least_loaded\"\non_harm = \"keep\"".to_owned(),
         ..Settings::default()
     }
 }
@@ -368,6 +370,107 @@ async fn a_promotion_under_way_is_followed_by_the_owner_and_a_rollback_too() {
     );
     assert_eq!(reasons[0], rollback);
     assert_eq!(reasons[2].1, "a test");
+}
+
+/// Puts every disk on one channel where `crowds`; else leaves them where they are.
+fn constant(crowds: bool) -> CheckpointBytes {
+    let dir = TempDir::new().unwrap();
+    let policy = dir.path().join("policy");
+    let mut rng = Rng::seed_from_u64(1);
+    let mut checkpoint = Checkpoint::untrained(&spec(), Architecture::default(), &mut rng);
+    for (name, tensor) in &mut checkpoint.tensors {
+        let is_wanted = match &name[..] {
+            "actor.head.channel.score.bias" => crowds,
+            "actor.head.channel.zero.bias" => !crowds,
+            _ => false,
+        };
+        tensor.data.fill(if is_wanted { 10.0 } else { 0.0 });
+    }
+    checkpoint.save(&policy).unwrap();
+    CheckpointBytes::read(&policy).unwrap()
+}
+
+/// Waits for an event of the guard's, and says what it was done for.
+async fn withdrawn_by_guard(client: &mut Client, service: &Service) -> v1::PolicyEvent {
+    let request = v1::WatchDecisionsRequest {
+        parent: HOST.to_owned(),
+    };
+    let mut decisions = service
+        .tuner()
+        .watch_decisions(request)
+        .await
+        .unwrap()
+        .into_inner();
+    for _ in 0..5_000 {
+        decisions.next().await.unwrap().unwrap();
+        let newest = client.events().await.remove(0);
+        if newest.actor == "guard" {
+            return newest;
+        }
+    }
+    panic!("the guard has let it be");
+}
+
+#[tokio::test]
+async fn what_the_guard_puts_back_too_often_is_rolled_back_by_itself() {
+    use v1::policy_event::Action;
+    let settings = Settings {
+        policy: "baseline = \"keep_default\"".to_owned(),
+        ..auto()
+    };
+    let service = Service::start(&settings).await;
+    let mut client = Client::of(&service);
+    let [harmless, harmful] = [constant(false), constant(true)];
+    let good = client
+        .send(header("good", &harmless), &harmless)
+        .await
+        .unwrap();
+    client.promote(forced(&good)).await.unwrap();
+    let bad = client
+        .send(header("bad", &harmful), &harmful)
+        .await
+        .unwrap();
+    client.promote(forced(&bad)).await.unwrap();
+    let event = withdrawn_by_guard(&mut client, &service).await;
+    assert_eq!(
+        (event.action(), &event.version),
+        (Action::Rollback, &good.name)
+    );
+    assert!(
+        event.reason.contains("the guard put back 3 of its changes"),
+        "{event:?}"
+    );
+    assert_eq!(stage(&client.version(&bad.name).await), PolicyStage::Stored);
+    let good = client.version(&good.name).await;
+    assert_eq!(stage(&good), PolicyStage::Production);
+    let again = client.events().await;
+    let rollbacks = again
+        .iter()
+        .filter(|event| event.action() == Action::Rollback);
+    assert_eq!(rollbacks.count(), 1);
+}
+
+#[tokio::test]
+async fn a_canary_of_which_the_guard_puts_back_too_much_is_archived() {
+    let settings = Settings {
+        host: auto().host.replace("mode = \"auto\"", "mode = \"canary\""),
+        policy: "baseline = \"keep_default\"\n[candidate]\nbaseline = \"keep_default\"".to_owned(),
+        ..auto()
+    };
+    let service = Service::start(&settings).await;
+    let mut client = Client::of(&service);
+    let harmful = constant(true);
+    let bad = client
+        .send(header("bad", &harmful), &harmful)
+        .await
+        .unwrap();
+    client.promote(to(&bad, PolicyStage::Canary)).await.unwrap();
+    let event = withdrawn_by_guard(&mut client, &service).await;
+    assert_eq!(event.action(), v1::policy_event::Action::Archive);
+    assert_eq!(
+        stage(&client.version(&bad.name).await),
+        PolicyStage::Archived
+    );
 }
 
 #[tokio::test]

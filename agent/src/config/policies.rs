@@ -15,6 +15,11 @@ pub(super) const SELECTIONS: [(&str, Selection); 2] =
 pub(super) const PROMOTIONS: [(&str, Promotion); 2] =
     [("serve", Promotion::Serve), ("ignore", Promotion::Ignore)];
 
+pub(super) const WITHDRAWALS: [(&str, Withdrawal); 2] = [
+    ("roll_back", Withdrawal::RollBack),
+    ("keep", Withdrawal::Keep),
+];
+
 /// Bandits, and the key that says how careful each is.
 pub(super) const BANDITS: [(&str, &str); 2] = [("linucb", "alpha"), ("thompson", "scale")];
 
@@ -52,6 +57,16 @@ pub enum Promotion {
     Serve,
     /// The configuration's is served all the same.
     Ignore,
+}
+
+/// What becomes of a promoted version of which the guard had to put back too much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Withdrawal {
+    /// What was in production before takes its place; one at stage canary is archived.
+    #[default]
+    RollBack,
+    /// It goes on deciding, and the guard goes on putting back.
+    Keep,
 }
 
 /// How a network's scores become a choice.

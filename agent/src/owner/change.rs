@@ -212,6 +212,7 @@ impl Owner {
         }
         .map_err(Undone::Host)?;
         made.execute(&executed, &failures);
+        self.harm.note_changes(&made.decision.rows);
         match change {
             Change::Rollback(guest) => {
                 self.watch.note_rollback(observation, &executed);

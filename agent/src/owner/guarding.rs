@@ -149,9 +149,11 @@ impl Owner {
         };
         tracing::warn!(host = self.config.name, disk, %harm, "to be put back");
         let wanted = action.clone();
+        let author = self.harm.author_of(disk);
+        let what = format!("{disk}: {harm}");
         let made = match self.script(&observation, action, Source::Guard) {
             Ok(mut made) => {
-                made.explain(&format!("{disk}: {harm}"));
+                made.explain(&what);
                 made
             }
             Err(failure) => {
@@ -165,6 +167,8 @@ impl Owner {
             self.watch
                 .guard
                 .went_back(now, &observation, &executed, disk);
+            let limits = &self.config.guard.breaker;
+            self.harm.note_put_back(author, now, limits, &what);
         } else {
             // Its trial goes on, so that it is tried again after the next window.
             self.watch.note_failure();

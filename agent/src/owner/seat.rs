@@ -51,12 +51,14 @@ impl Owner {
                 // Only the first that is replaced is the configuration's.
                 self.displaced.get_or_insert((before, reach_before));
                 self.candidate_error = None;
+                self.harm.candidate_changed();
             }
             Succession::ConfiguredCandidate => {
                 if let Some((chain, reach)) = self.displaced.take() {
                     self.config.candidate = chain;
                     self.config.modes.candidate = reach;
                     self.candidate_error = None;
+                    self.harm.candidate_changed();
                 }
             }
         }
@@ -81,6 +83,7 @@ impl Owner {
             proof: mem::replace(&mut self.config.proof, next.proof),
         };
         self.policy_error = None;
+        self.harm.production_changed();
         self.seated = match (origin, mem::replace(&mut self.seated, Seated::Configured)) {
             (Origin::Configuration, _) => Seated::Configured,
             (Origin::Store, Seated::Configured) => Seated::Promoted(Some(Box::new(before))),

@@ -4,7 +4,7 @@ use blkpilot_models::bandit::{Algorithm, BanditConfig};
 use toml::Value;
 
 use super::{Fallback, Key, Kind, Reload, Table, Times, names, text};
-use crate::config::policies::{BANDITS, BASELINES, PROMOTIONS, SELECTIONS};
+use crate::config::policies::{BANDITS, BASELINES, PROMOTIONS, SELECTIONS, WITHDRAWALS};
 
 const fn key(name: &'static str, kind: Kind, default: Fallback, meaning: &'static str) -> Key {
     Key {
@@ -92,12 +92,19 @@ const PROMOTED: Key = key(
     "Whether what was promoted to production is served in its place.",
 );
 
+const ON_HARM: Key = key(
+    "on_harm",
+    Kind::Choice(|| names(&WITHDRAWALS)),
+    Fallback::Is(|| text("roll_back")),
+    "What becomes of a promoted version of whose changes the guard puts back `guard.breaker_failures` within `guard.breaker_within`.",
+);
+
 pub(super) static POLICY: Table = Table {
     path: "policy",
     meaning: "What decides in production: exactly one of `checkpoint`, `baseline` and `bandit`.",
     times: Times::Once,
     keys: &[
-        CHECKPOINT, SELECTION, BASELINE, BANDIT, ALPHA, SCALE, RIDGE, MEMORY, PROMOTED,
+        CHECKPOINT, SELECTION, BASELINE, BANDIT, ALPHA, SCALE, RIDGE, MEMORY, PROMOTED, ON_HARM,
     ],
 };
 
