@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help setup build deb test demo bench bench-peers verify results lint fmt clean
+.PHONY: help setup build deb test demo loop bench bench-peers verify results lint fmt clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,6 +22,9 @@ test: setup ## Set up, check the style and run every test; the counts come last
 
 demo: setup ## Set up, train, compare, and retune a running guest
 	@scripts/demo.sh
+
+loop: setup ## Close the loop on a running guest: explore, learn, gate, canary, auto, harm, undo
+	@scripts/loop.sh
 
 bench: setup ## Run the benchmarks; writes target/bench.json
 	@scripts/bench.sh

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
+use blkpilot_env::guard::harm::HarmLimits;
 use blkpilot_env::guard::neighbour::NeighbourConfig;
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::sim::{Scenario, presets};
@@ -427,6 +428,10 @@ fn guard(mut section: Section) -> GuardConfig {
     breaker.within = section.span_or_default("breaker_within");
     breaker.pause = section.span_or_default("breaker_pause");
     breaker.longest_pause = breaker.longest_pause.max(breaker.pause);
+    config.harm = HarmLimits {
+        changes: section.count("harm_limit"),
+        within: section.span_or_default("harm_within"),
+    };
     config.trial.tolerated_ratio = section.number_or_default("tolerated_ratio");
     config.trial.p99_objective_us = section.number("p99_objective_us");
     section.finish();

@@ -52,8 +52,21 @@ struct Goal {
     etag: String,
     asked: Asked,
     is_forced: bool,
+    /// Whether a canary has to pass it, too.
+    is_gate_given: bool,
     gate: Gate,
     repeatable: Option<Repeatable>,
+}
+
+impl Goal {
+    fn is_gated(&self) -> bool {
+        let has_gate = match self.stage {
+            Stage::Production => true,
+            Stage::Canary => self.is_gate_given,
+            _ => false,
+        };
+        has_gate && !self.is_forced
+    }
 }
 
 /// A promotion that has begun.
@@ -155,6 +168,7 @@ impl Service {
             etag: request.etag.clone(),
             is_forced: reason.is_some(),
             asked: asked(actor, reason.unwrap_or_default()),
+            is_gate_given: request.gate.is_some(),
             gate: Gate::from_wire("gate", request.gate, now, vec![])?,
             repeatable: Repeatable::of("PromotePolicyVersion", &request.request_id, request)?,
         })
@@ -211,9 +225,7 @@ impl Service {
     fn begin_promotion(&self, promotion: Goal, validate_only: bool) -> Result<Begun, Failure> {
         if !self.is_repeated(&promotion)? {
             let version = self.examine(&promotion)?;
-            let is_gated = promotion.stage == Stage::Production
-                && version.stage != Stage::Production
-                && !promotion.is_forced;
+            let is_gated = promotion.is_gated() && version.stage != promotion.stage;
             if is_gated && validate_only {
                 let version = any("PolicyVersion", &self.to_wire(&version));
                 let target = promotion.name.to_string();
@@ -250,7 +262,8 @@ impl Service {
             reason: asked.reason.clone(),
             objections: vec![NOT_EVALUATED.to_owned()],
         });
-        let gate = admission.filter(|_| *stage == Stage::Production);
+        let has_gate = *stage == Stage::Production || promotion.is_gate_given;
+        let gate = admission.filter(|_| has_gate);
         let change = |change: &Change<'_>| {
             change.once(promotion.repeatable.as_ref(), || {
                 change.version(name)?.check_etag(etag)?;
@@ -277,7 +290,7 @@ impl Service {
         Ok(Begun { operation, left })
     }
 
-    /// The work of a promotion to production: judged on the service's own decisions, then let through or not.
+    /// The work of a promotion through the gate: judged on the service's own decisions, then let through or not.
     fn promote_through_gate(
         &self,
         promotion: &Goal,
@@ -308,6 +321,7 @@ impl Service {
             store.change(|change| {
                 change.refuse(
                     &promotion.name,
+                    promotion.stage,
                     &promotion.asked,
                     admission.clone(),
                     verdict,

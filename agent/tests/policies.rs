@@ -618,6 +618,21 @@ async fn production_is_behind_the_gate_and_what_it_refused_is_recorded() {
         stage(&client.version(&version.name).await),
         PolicyStage::Stored
     );
+    let behind_gate = v1::PromotePolicyVersionRequest {
+        gate: Some(v1::PromotionGate::default()),
+        ..to(&version, PolicyStage::Canary)
+    };
+    let operation_of_canary = client.promote(behind_gate).await.unwrap();
+    let end = client.end(&operation_of_canary.name).await;
+    assert!(
+        matches!(end.result, Some(Ending::Error(_))),
+        "a canary that was put behind it"
+    );
+    let event = client.events().await.remove(0);
+    assert_eq!(
+        (event.result(), event.stage()),
+        (v1::policy_event::Result::Refused, PolicyStage::Canary)
+    );
     let wrong = v1::PromotePolicyVersionRequest {
         gate: Some(v1::PromotionGate {
             margin: -1.0,
@@ -635,7 +650,7 @@ async fn production_is_behind_the_gate_and_what_it_refused_is_recorded() {
     };
     let listed = client.operations.list_operations(request).await.unwrap();
     let listed = listed.into_inner().operations;
-    assert_eq!(listed.len(), 1);
+    assert_eq!(listed.len(), 2);
     let name = operation.name.clone();
     let cancel = CancelOperationRequest { name: name.clone() };
     client.operations.cancel_operation(cancel).await.unwrap();

@@ -25,11 +25,12 @@ pub struct ReadLog {
     pub behaviour: Behaviour,
 }
 
-/// Reads the log in `dir`, which must be of this spec.
+/// Reads the log in `dir`, or in the data directory that `dir` is, which must be of this spec.
 ///
 /// # Errors
 /// `Logged` with what is wrong with the log, `Learn` if nothing can be learnt from it.
 pub fn read(dir: &Path, spec: &EnvSpec) -> Result<ReadLog, LabError> {
+    let dir = &blkpilot_log::locate(dir);
     let history = History::read(dir, spec, MOST_HISTORY_ROWS, &mut |_| ())
         .map_err(|source| unusable(dir, source))?;
     Ok(ReadLog {

@@ -180,12 +180,7 @@ pub(super) fn run(command: &LogCommand) -> Result<(), CliError> {
 
 /// The log itself where a data directory was named.
 pub(super) fn find(dir: &Path) -> Result<PathBuf, CliError> {
-    let inner = dir.join("decisions");
-    let dir = if inner.is_dir() {
-        inner
-    } else {
-        dir.to_owned()
-    };
+    let dir = blkpilot_log::locate(dir);
     if is_log(&dir)? {
         return Ok(dir);
     }

@@ -133,15 +133,11 @@ pub(super) struct PromoteArgs {
     /// Let through what is at worst --margin worse, too
     #[arg(long)]
     not_worse: bool,
-    /// Reward by which it may be worse
-    #[arg(long, value_name = "REWARD", default_value_t = 0.0)]
-    margin: f64,
-    /// Confidence of the intervals
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    confidence: f64,
-    /// Admit a log of several policies, or of several weightings of the reward
+    /// Put a canary behind the gate, too
     #[arg(long)]
-    mixed: bool,
+    gate: bool,
+    #[command(flatten)]
+    judging: evaluate::JudgingArgs,
     /// Pass the gate by; the reason is recorded
     #[arg(long, value_name = "REASON")]
     force: Option<String>,
@@ -302,6 +298,7 @@ async fn show(args: &ShowArgs) -> Result<(), CliError> {
 
 async fn promote(args: &PromoteArgs) -> Result<(), CliError> {
     let mut client = client(&args.server).await?;
+    let is_gated = args.gate || matches!(args.to, Goal::Production);
     let request = v1::PromotePolicyVersionRequest {
         name: args.version.to_string(),
         stage: match args.to {
@@ -310,13 +307,7 @@ async fn promote(args: &PromoteArgs) -> Result<(), CliError> {
             Goal::Production => v1::PolicyStage::Production,
         }
         .into(),
-        gate: Some(v1::PromotionGate {
-            not_worse: args.not_worse,
-            margin: args.margin,
-            confidence: args.confidence,
-            mixed: args.mixed,
-            ..v1::PromotionGate::default()
-        }),
+        gate: is_gated.then(|| args.judging.gate(args.not_worse)),
         force_reason: force_reason(args.force.as_deref())?,
         validate_only: args.dry_run,
         request_id: Uuid::new_v4().to_string(),

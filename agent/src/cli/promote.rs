@@ -93,7 +93,15 @@ fn promote(args: &PromoteArgs, policy: &Path) -> Result<(), CliError> {
     let verdict = judged.ok().map(|judged| judged.verdict.text);
     if let Admission::Refused { objections } = &admission {
         let refusal = (admission.clone(), verdict);
-        store.change(|change| change.refuse(&version.name, &asked, refusal.0, refusal.1))?;
+        store.change(|change| {
+            change.refuse(
+                &version.name,
+                Stage::Production,
+                &asked,
+                refusal.0,
+                refusal.1,
+            )
+        })?;
         return refuse(args, &store, &version, objections);
     }
     let gate = Some((admission.clone(), verdict.clone()));

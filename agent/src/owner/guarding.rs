@@ -167,7 +167,7 @@ impl Owner {
             self.watch
                 .guard
                 .went_back(now, &observation, &executed, disk);
-            let limits = &self.config.guard.breaker;
+            let limits = &self.config.guard.harm;
             self.harm.note_put_back(author, now, limits, &what);
         } else {
             // Its trial goes on, so that it is tried again after the next window.

@@ -259,13 +259,14 @@ impl<'t> Change<'t> {
         Ok(version)
     }
 
-    /// Records a promotion to production that the gate refused.
+    /// Records a promotion that the gate refused.
     ///
     /// # Errors
     /// `Missing`, `Database`.
     pub fn refuse(
         &self,
         name: &VersionName,
+        stage: Stage,
         asked: &Asked,
         admission: Admission,
         verdict: Option<String>,
@@ -273,7 +274,7 @@ impl<'t> Change<'t> {
         let version = self.version(name)?;
         let event = Event {
             outcome: Outcome::Refused,
-            stage: Stage::Production,
+            stage,
             ..event(
                 asked,
                 Action::Promote,

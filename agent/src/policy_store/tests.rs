@@ -130,7 +130,15 @@ fn what_is_rehearsed_or_refused_changes_nothing() {
     let objections = vec!["worse".to_owned()];
     let refused = Admission::Refused { objections };
     store
-        .change(|change| change.refuse(&version.name, &asked(), refused.clone(), None))
+        .change(|change| {
+            change.refuse(
+                &version.name,
+                Stage::Production,
+                &asked(),
+                refused.clone(),
+                None,
+            )
+        })
         .unwrap();
     let event = store.events().unwrap().pop().unwrap();
     assert_eq!(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::backoff::BackoffConfig;
 use super::breaker::BreakerConfig;
+use super::harm::HarmLimits;
 use super::trial::TrialConfig;
 
 /// How careful the guard of one host is.
@@ -21,6 +22,8 @@ pub struct GuardConfig {
     pub breaker: BreakerConfig,
     /// For how long a level that did harm stays closed.
     pub backoff: BackoffConfig,
+    /// How much of one policy's changes may have to be put back.
+    pub harm: HarmLimits,
 }
 
 impl Default for GuardConfig {
@@ -32,6 +35,7 @@ impl Default for GuardConfig {
             stall_windows: 2,
             breaker: BreakerConfig::default(),
             backoff: BackoffConfig::default(),
+            harm: HarmLimits::default(),
         }
     }
 }

@@ -13,6 +13,7 @@
 //! - [`backoff`]: a level that did harm stays closed, longer each time;
 //! - [`device`]: a setting of a device, judged by all disks on it;
 //! - [`breaker`]: no changes for a while after too many went wrong;
+//! - [`harm`]: what had to be put back of one policy's changes;
 //! - [`neighbour`]: limits a heavy neighbour while others miss their objectives;
 //! - [`exploration`]: how much a guest may be explored, and when it may not;
 //! - [`bound`]: how long and how often all of this lets a policy do harm that means to.
@@ -24,6 +25,7 @@ pub mod budget;
 pub mod config;
 pub mod device;
 pub mod exploration;
+pub mod harm;
 pub mod last_resort;
 mod latency;
 pub mod neighbour;

@@ -77,3 +77,17 @@ pub use schema::{
 };
 pub use turn::{Ending, StepContext};
 pub use writer::{Config, Recovery, Writer, lock};
+
+use std::path::{Path, PathBuf};
+
+/// The directory of the log where `dir` is the log itself, or the data directory of a service that holds it.
+/// Whether a log is there is not looked at.
+#[must_use]
+pub fn locate(dir: &Path) -> PathBuf {
+    let inner = dir.join("decisions");
+    if inner.is_dir() {
+        inner
+    } else {
+        dir.to_owned()
+    }
+}

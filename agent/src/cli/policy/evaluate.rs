@@ -13,20 +13,9 @@ use crate::cli::output::print;
 use crate::client::Connection;
 use crate::policy_store::VersionName;
 
+/// When a verdict is believed.
 #[derive(Debug, Args)]
-pub(in crate::cli) struct EvaluateArgs {
-    /// POLICY/NUMBER, or `random`
-    #[arg(value_name = "VERSION", value_parser = subject)]
-    version: String,
-    /// Compare it with this one in place of the behaviour in the log
-    #[arg(long, value_name = "VERSION", value_parser = subject)]
-    against: Option<String>,
-    /// Only decisions of so long ago, such as 7d
-    #[arg(long, value_name = "AGE")]
-    since: Option<humantime::Duration>,
-    /// Discount per step; by default that of the checkpoint's training, or 0.9
-    #[arg(long, value_name = "GAMMA")]
-    gamma: Option<f64>,
+pub(super) struct JudgingArgs {
     /// Steps of the windows that the log is cut into
     #[arg(long, value_name = "STEPS", default_value_t = 10)]
     horizon: i32,
@@ -45,6 +34,40 @@ pub(in crate::cli) struct EvaluateArgs {
     /// Admit a log of several policies, or of several weightings of the reward
     #[arg(long)]
     mixed: bool,
+}
+
+impl JudgingArgs {
+    /// As a gate.
+    pub(super) fn gate(&self, not_worse: bool) -> v1::PromotionGate {
+        v1::PromotionGate {
+            not_worse,
+            margin: self.margin,
+            confidence: self.confidence,
+            horizon_steps: self.horizon,
+            block_s: self.block.as_secs_f64(),
+            replicates: 0,
+            least_ess: self.least_ess,
+            mixed: self.mixed,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct EvaluateArgs {
+    /// POLICY/NUMBER, or `random`
+    #[arg(value_name = "VERSION", value_parser = subject)]
+    version: String,
+    /// Compare it with this one in place of the behaviour in the log
+    #[arg(long, value_name = "VERSION", value_parser = subject)]
+    against: Option<String>,
+    /// Only decisions of so long ago, such as 7d
+    #[arg(long, value_name = "AGE")]
+    since: Option<humantime::Duration>,
+    /// Discount per step; by default that of the checkpoint's training, or 0.9
+    #[arg(long, value_name = "GAMMA")]
+    gamma: Option<f64>,
+    #[command(flatten)]
+    judging: JudgingArgs,
     /// Assume that a disk's reward depends on no other disk's choice
     #[arg(long)]
     exposure_disk: bool,
@@ -77,13 +100,13 @@ impl EvaluateArgs {
             options: Some(v1::EvaluationOptions {
                 max_age_s: self.since.map_or(0.0, |since| since.as_secs_f64()),
                 gamma: self.gamma,
-                horizon_steps: self.horizon,
-                block_s: self.block.as_secs_f64(),
-                confidence: self.confidence,
+                horizon_steps: self.judging.horizon,
+                block_s: self.judging.block.as_secs_f64(),
+                confidence: self.judging.confidence,
                 replicates: 0,
-                least_ess: self.least_ess,
-                margin: self.margin,
-                mixed: self.mixed,
+                least_ess: self.judging.least_ess,
+                margin: self.judging.margin,
+                mixed: self.judging.mixed,
                 exposure_disk: self.exposure_disk,
             }),
             validate_only: self.dry_run,

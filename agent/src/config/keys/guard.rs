@@ -126,6 +126,18 @@ pub(super) static GUARD: Table = Table {
             "For so long none is made; doubled while the next goes wrong too, up to an hour or this if it is longer.",
         ),
         key(
+            "harm_limit",
+            count("changes"),
+            Fallback::Is(|| integer(guard().harm.changes)),
+            "Changes of one policy that were put back within `harm_within`, after which a promoted one is taken out of use (`policy.on_harm`).",
+        ),
+        key(
+            "harm_within",
+            ABOVE_ZERO,
+            Fallback::Is(|| span(guard().harm.within)),
+            "Time within which they are counted.",
+        ),
+        key(
             "neighbour",
             Kind::Nested,
             Fallback::Absent("nobody is limited"),

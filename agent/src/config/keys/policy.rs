@@ -96,7 +96,7 @@ const ON_HARM: Key = key(
     "on_harm",
     Kind::Choice(|| names(&WITHDRAWALS)),
     Fallback::Is(|| text("roll_back")),
-    "What becomes of a promoted version of whose changes the guard puts back `guard.breaker_failures` within `guard.breaker_within`.",
+    "What becomes of a promoted version of whose changes the guard has put back `guard.harm_limit`.",
 );
 
 pub(super) static POLICY: Table = Table {
