@@ -17,7 +17,7 @@ output says so.
   --out DIR           what is written (default out/loop)
 
 BLKPILOT_BIN names a directory with the binaries; by default the release ones are built. Exits with 1 where a step does
-not bring what it must.
+not bring what it must, and with BLKPILOT_REQUIRE_LIVE=1 where no guest can run.
 TEXT
 }
 
@@ -117,6 +117,10 @@ take() { # mode, guard: the running service reads its configuration again
 }
 
 [[ -n $simulated ]] || start_guest
+if [[ -z $uri && -z $simulated && ${BLKPILOT_REQUIRE_LIVE:-0} != 0 ]]; then
+    echo "loop: BLKPILOT_REQUIRE_LIVE is set, and no guest can run" >&2
+    exit 1
+fi
 if [[ -z $uri ]]; then
     sed "s/working_set_gib = .*/working_set_gib = 0.03/; s/guest = \"guest-0\"/guest = \"$guest\"/" \
         env/scenarios/capped_device.toml | awk '/^\[\[disks\]\]/ && seen++ { exit } { print }' >"$out/scenario.toml"

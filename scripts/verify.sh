@@ -8,7 +8,7 @@ readonly -a PROOFS=(
     cartpole dial quickstart four-identical discrete-event simulator-properties journal oracle oracle-mixed oracle-hosts
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
     shift live-training log-power log-kills policy-kills log-readers coverage exposure ranking large-log sampling cache
-    learning-memory remote-cartpole bench
+    learning-memory remote-cartpole loop bench
 )
 usage() {
     cat <<TEXT
@@ -168,4 +168,6 @@ record learning-memory "Memory of PPO over many updates" \
     env BLKPILOT_UPDATES="$updates" "${live_test[@]}" --test memory -- --nocapture
 record remote-cartpole "Remote environments under Gymnasium's checks, and PPO of stable-baselines3 on remote CartPole" \
     scripts/remote-cartpole.sh "$out/remote_cartpole"
+record loop "The loop on a running guest: explored, learnt, through the gate, harmed, undone and rolled back" \
+    env BLKPILOT_BIN="$PWD/target/release" scripts/loop.sh --out "$out/loop"
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh

@@ -7,6 +7,7 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment::Kind;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use blkpilot_proto::v1::rollout_request::Request as Asked;
+use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,8 +17,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 /// Calls of each client that count, and before them that do not.
-const CALLS: usize = 1000;
-const WARM_UP: usize = 100;
+pub(crate) const CALLS: usize = 1000;
+/// Of so many calls that count, as many again divided by this come before.
+const WARM_UP: usize = 10;
 /// Carts in the rollout, and requests under way.
 const CARTS: usize = 64;
 const UNDER_WAY: usize = 16;
@@ -40,7 +42,7 @@ pub(crate) fn empty(runtime: &Runtime, server: &str, clients: usize) -> Taken {
 
 async fn empty_calls(channel: Channel) -> (Instant, Vec<f64>) {
     let health = HealthClient::new(channel);
-    times(|| {
+    times(CALLS, || {
         let mut health = health.clone();
         async move {
             let answer = health.check(HealthCheckRequest::default()).await;
@@ -69,7 +71,7 @@ async fn step_calls(channel: Channel) -> (Instant, Vec<f64>) {
         action: first.observation.and_then(|seen| seen.current),
         ..v1::StepRequest::default()
     };
-    let taken = times(|| {
+    let taken = times(CALLS, || {
         let (mut client, step) = (client.clone(), step.clone());
         async move {
             client.step(step).await.expect("steps");
@@ -78,6 +80,26 @@ async fn step_calls(channel: Channel) -> (Instant, Vec<f64>) {
     .await;
     delete(&mut client, name).await;
     taken
+}
+
+/// Joint decisions that so many clients ask for, so often each.
+pub(crate) fn proposals(runtime: &Runtime, server: &str, clients: usize, calls: usize) -> Taken {
+    at_once(runtime, server, clients, move |channel| {
+        proposal_calls(channel, calls)
+    })
+}
+
+async fn proposal_calls(channel: Channel, calls: usize) -> (Instant, Vec<f64>) {
+    let tuner = TunerServiceClient::new(channel);
+    times(calls, || {
+        let mut tuner = tuner.clone();
+        async move {
+            let host = "hosts/local".to_owned();
+            let answer = tuner.propose(v1::ProposeRequest { host }).await;
+            answer.expect("proposes");
+        }
+    })
+    .await
 }
 
 /// Steps of carts per second over one rollout, with several requests under way.
@@ -171,14 +193,17 @@ async fn delete(client: &mut EnvironmentServiceClient<Channel>, name: String) {
         .expect("is deleted");
 }
 
-/// Nanoseconds of each call, and when the first that counts began.
-async fn times<F: Future<Output = ()>>(mut call: impl FnMut() -> F) -> (Instant, Vec<f64>) {
-    for _ in 0..WARM_UP {
+/// Nanoseconds of each of so many calls, and when the first that counts began.
+async fn times<F: Future<Output = ()>>(
+    calls: usize,
+    mut call: impl FnMut() -> F,
+) -> (Instant, Vec<f64>) {
+    for _ in 0..calls.div_ceil(WARM_UP) {
         call().await;
     }
     let begun = Instant::now();
-    let mut times = Vec::with_capacity(CALLS);
-    for _ in 0..CALLS {
+    let mut times = Vec::with_capacity(calls);
+    for _ in 0..calls {
         let start = Instant::now();
         call().await;
         times.push(start.elapsed().as_nanos() as f64);

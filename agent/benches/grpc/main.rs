@@ -3,7 +3,8 @@
 //! Each figure is the median over many calls, one at a time, printed in nanoseconds and as a ratio
 //! to an empty unary call (a health check) to the same server in the same run: ratios travel between
 //! machines, nanoseconds do not. Beside a step through gRPC stands the same step in this process.
-//! Then come many clients at once, a connection each, with empty calls and with steps, and a rollout.
+//! Then come many clients at once, a connection each, with empty calls, steps and joint decisions of the packaged
+//! network for hosts of 1, 100 and 1000 disks, and a rollout.
 //! With `--json FILE` the figures are also written there.
 
 mod clients;
@@ -33,12 +34,21 @@ const CALLS: usize = 2000;
 const WARM_UP: usize = 200;
 /// Disks of the large host.
 const MANY: usize = 100;
+/// Disks of the hosts whose joint decisions are proposed by the packaged network.
+const HOSTS: [usize; 3] = [1, 100, 1000];
+const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/policies/default");
+/// Decisions of single disks that clients ask for together, at most: joint ones of many disks take long.
+const MOST_DECIDED: usize = 300_000;
 
 fn main() {
     let json = std::env::args().skip_while(|arg| arg != "--json").nth(1);
     let dir = std::env::temp_dir().join(format!("blkpilot-bench-{}", std::process::id()));
     let runtime = Runtime::new().expect("threads can be started");
-    let server = runtime.block_on(serve(&dir));
+    let server = runtime.block_on(serve(
+        &dir.join("mixed"),
+        "mixed",
+        "baseline = \"least_loaded\"",
+    ));
     let channel = runtime
         .block_on(connect(&server))
         .expect("the server listens");
@@ -52,6 +62,9 @@ fn main() {
     proposals(&mut report, &runtime, &channel);
     steps(&mut report, &server);
     at_once(&mut report, &runtime, &server);
+    for disks in HOSTS {
+        proposals_at_once(&mut report, &runtime, &dir, disks);
+    }
     if let Some(file) = json {
         std::fs::write(&file, report.json()).expect("the report can be written");
     }
@@ -59,24 +72,32 @@ fn main() {
     let _ = std::fs::remove_dir_all(&dir);
 }
 
-async fn serve(dir: &Path) -> String {
-    let text = "
+/// A service of its own, with its socket in `dir`.
+async fn serve(dir: &Path, scenario: &str, policy: &str) -> String {
+    let text = format!(
+        "
 version = 1
 [host]
 kind = \"simulated\"
-scenario = \"mixed\"
+scenario = \"{scenario}\"
 [policy]
-baseline = \"least_loaded\"
+{policy}
 [service]
 listen = \"unix:blkpilot.sock\"
 data_dir = \"data\"
 max_environments = 128
-";
+[service.limits]
+calls_per_second = 1000000
+"
+    );
     let file: PathBuf = dir.join("blkpilot.toml");
-    let config = Config::parse(&file, text).expect("a valid configuration");
+    let config = Config::parse(&file, &text).expect("a valid configuration");
     let server = Server::start(config).await.expect("the server starts");
     let address = server.address().to_string();
+    let mut view = server.host().view.clone();
     tokio::spawn(server.run(std::future::pending()));
+    let observed = view.wait_for(|view| view.window.is_some()).await;
+    observed.expect("the host is looked at");
     address
 }
 
@@ -124,6 +145,22 @@ fn at_once(report: &mut Report, runtime: &Runtime, server: &str) {
     let rate = clients::rollout(runtime, server);
     println!("{:<44} {rate:>9.0} steps/s", "rollout, 64 carts");
     report.headline("rollout_steps_per_s", rate);
+}
+
+/// Joint decisions of the packaged network for a host of so many disks.
+fn proposals_at_once(report: &mut Report, runtime: &Runtime, dir: &Path, disks: usize) {
+    let dir = dir.join(disks.to_string());
+    std::fs::create_dir_all(&dir).expect("a temporary directory can be made");
+    let scenario = toml::to_string(&endless(presets::identical_disks(disks, 8)));
+    let file = dir.join("scenario.toml");
+    std::fs::write(&file, scenario.expect("a scenario is a table")).expect("it can be written");
+    let policy = format!("checkpoint = \"{POLICY}\"");
+    let server = runtime.block_on(serve(&dir, &file.to_string_lossy(), &policy));
+    for clients in [1, 16, 64] {
+        let calls = (MOST_DECIDED / disks / clients).clamp(5, clients::CALLS);
+        let taken = clients::proposals(runtime, &server, clients, calls);
+        report.taken(&format!("propose_{disks}"), clients, taken);
+    }
 }
 
 fn endless(mut scenario: Scenario) -> Scenario {
