@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly -a PROOFS=(
     cartpole dial quickstart four-identical discrete-event simulator-properties journal oracle oracle-mixed oracle-hosts
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
-    shift live-training log-power log-kills policy-kills log-readers coverage exposure ranking large-log sampling cache
+    shift live-training log-power log-kills policy-kills daemon-kills log-readers coverage exposure ranking large-log sampling cache
     learning-memory remote-cartpole loop bench
 )
 usage() {
@@ -39,6 +39,8 @@ readonly kills=${BLKPILOT_VERIFY_KILLS:-200} soak=${BLKPILOT_VERIFY_SOAK:-20000}
 readonly log_kills=${BLKPILOT_VERIFY_LOG_KILLS:-1000}
 # Times that a writer of the policy store is killed.
 readonly policy_kills=${BLKPILOT_VERIFY_POLICY_KILLS:-500}
+# Times that the whole daemon is killed while it tunes and a client uploads and promotes.
+readonly daemon_kills=${BLKPILOT_VERIFY_DAEMON_KILLS:-200}
 # Rows of the large decision log.
 readonly log_rows=${BLKPILOT_VERIFY_LOG_ROWS:-50000000}
 # Updates over which learning must not take more memory.
@@ -84,7 +86,7 @@ for proof in "${chosen[@]}"; do
     case $proof in
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
-            | live-training | log-power | log-kills | policy-kills | coverage | exposure | ranking | large-log | sampling \
+            | live-training | log-power | log-kills | policy-kills | daemon-kills | coverage | exposure | ranking | large-log | sampling \
             | learning-memory) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
@@ -149,6 +151,8 @@ record log-kills "A process that writes and compacts the decision log, killed at
     env BLKPILOT_KILLS="$log_kills" cargo test --quiet --release -p blkpilot-log --test kill
 record policy-kills "A process that uploads, promotes and rolls back policies, killed at any moment" \
     env BLKPILOT_KILLS="$policy_kills" cargo test --quiet --release -p blkpilot-agent --test policy_kill
+record daemon-kills "The daemon killed while it tunes guests and a client uploads and promotes policies" \
+    env BLKPILOT_KILLS="$daemon_kills" cargo test --quiet --release -p blkpilot-agent --test daemon_kill -- --nocapture
 record log-readers "The decision log as others read it: Polars, DuckDB, DataFusion, Minari" \
     scripts/log-readers.sh "$out/log_readers"
 record coverage "How often 95 % intervals of offline evaluation cover the true value" \

@@ -5,62 +5,21 @@
 mod support;
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use blkpilot_agent::client::connect;
 use blkpilot_env::sim::presets;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use support::daemon::{BLKPILOT, Daemon, first_line};
 use support::{Settings, socket};
 use tempfile::TempDir;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-
-const BLKPILOT: &str = env!("CARGO_BIN_EXE_blkpilot");
-
-/// A daemon; killed when this is dropped.
-struct Daemon(Child);
-
-impl Daemon {
-    /// Starts one and waits until it listens.
-    fn start(dir: &Path) -> Self {
-        Self::start_with(dir, |_| {})
-    }
-
-    /// As `start`; `prepare` is done to its command before.
-    fn start_with(dir: &Path, prepare: impl FnOnce(&mut Command)) -> Self {
-        let file = dir.join("blkpilot.toml");
-        std::fs::write(&file, Settings::default().toml(dir)).unwrap();
-        let mut command = Command::new(BLKPILOT);
-        command
-            .args(["serve", "--config"])
-            .arg(&file)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        prepare(&mut command);
-        let mut child = command.spawn().unwrap();
-        let line = first_line(&mut child);
-        assert!(line.contains("listening on unix:"), "{line}");
-        Self(child)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// systemd's end of a NOTIFY_SOCKET.
 struct Systemd {
@@ -118,13 +77,6 @@ impl Systemd {
 }
 
 /// The first line that a process prints; nobody reads what follows.
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    out.read_line(&mut line).unwrap();
-    line
-}
-
 fn blkpilot(dir: &Path, args: &[&str]) -> Output {
     Command::new(BLKPILOT)
         .args(args)

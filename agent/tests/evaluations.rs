@@ -6,7 +6,6 @@ mod support;
 
 use std::path::Path;
 
-use blkpilot_models::{Architecture, Checkpoint};
 use blkpilot_proto::longrunning::operation::Result as Ending;
 use blkpilot_proto::longrunning::operations_client::OperationsClient;
 use blkpilot_proto::longrunning::{CancelOperationRequest, Operation, WaitOperationRequest};
@@ -14,7 +13,7 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::evaluation_service_client::EvaluationServiceClient;
 use blkpilot_proto::v1::evaluation_verdict::Word;
 use prost::Message as _;
-use rand::SeedableRng as _;
+use support::checkpoints::{checkpoint, spec};
 use support::{HOST, Service, Settings, fields, reason};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -114,17 +113,7 @@ fn of(policy: &str) -> v1::CreateEvaluationRequest {
 /// An untrained network as the first version of `policies/net`, sampled.
 fn store_network(data_dir: &Path) -> String {
     let store = blkpilot_agent::policy_store::PolicyStore::open(data_dir).unwrap();
-    let scenario = blkpilot_env::sim::presets::identical_disks(4, 4);
-    let spec = blkpilot_agent::backend::simulated::spec(&scenario).unwrap();
-    let dir = tempfile::TempDir::new().unwrap();
-    let policy = dir.path().join("net");
-    let mut rng = blkpilot_env::Rng::seed_from_u64(1);
-    Checkpoint::untrained(&spec, Architecture::default(), &mut rng)
-        .save(&policy)
-        .unwrap();
-    let kept = store
-        .keep(&blkpilot_models::CheckpointBytes::read(&policy).unwrap())
-        .unwrap();
+    let kept = store.keep(&checkpoint(&spec(), 1)).unwrap();
     let asked = blkpilot_agent::policy_store::Asked {
         actor: "a test".to_owned(),
         at_us: 0,

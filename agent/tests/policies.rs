@@ -7,9 +7,7 @@ mod support;
 use blkpilot_agent::access::role::Role;
 use blkpilot_agent::decision::PolicyRef;
 use blkpilot_env::cartpole::CartPole;
-use blkpilot_env::features::kvm_host_spec;
-use blkpilot_env::sim::presets;
-use blkpilot_env::{EnvSpec, Environment as _, Rng};
+use blkpilot_env::{Environment as _, Rng};
 use blkpilot_models::{Architecture, Checkpoint, CheckpointBytes};
 use blkpilot_proto::longrunning::operation::Result as Ending;
 use blkpilot_proto::longrunning::operations_client::OperationsClient;
@@ -18,32 +16,17 @@ use blkpilot_proto::longrunning::{
     Operation, WaitOperationRequest,
 };
 use blkpilot_proto::v1;
+use blkpilot_proto::v1::PolicyStage;
 use blkpilot_proto::v1::operation_service_client::OperationServiceClient;
 use blkpilot_proto::v1::policy_service_client::PolicyServiceClient;
-use blkpilot_proto::v1::upload_policy_version_request::Content;
-use blkpilot_proto::v1::{PolicySelection, PolicyStage};
 use prost::Message as _;
 use rand::SeedableRng as _;
+use support::checkpoints::{checkpoint, header, messages, spec};
 use support::{HOST, Service, Settings, fields, reason};
 use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-
-fn spec() -> EnvSpec {
-    blkpilot_agent::backend::simulated::spec(&presets::identical_disks(4, 4))
-        .unwrap_or_else(|| kvm_host_spec(&[]))
-}
-
-fn checkpoint(spec: &EnvSpec, seed: u64) -> CheckpointBytes {
-    let dir = TempDir::new().unwrap();
-    let mut rng = Rng::seed_from_u64(seed);
-    let policy = dir.path().join("policy");
-    Checkpoint::untrained(spec, Architecture::default(), &mut rng)
-        .save(&policy)
-        .unwrap();
-    CheckpointBytes::read(&policy).unwrap()
-}
 
 /// A host whose guests are in mode auto, looked at a hundred times a second.
 fn auto() -> Settings {
@@ -125,32 +108,6 @@ impl Client {
         let request = v1::ListPolicyEventsRequest::default();
         let events = self.policies.list_policy_events(request).await.unwrap();
         events.into_inner().events
-    }
-}
-
-fn messages(
-    header: v1::UploadHeader,
-    bytes: &CheckpointBytes,
-) -> Vec<v1::UploadPolicyVersionRequest> {
-    let all = [&bytes.manifest[..], &bytes.tensors].concat();
-    let chunks: Vec<Vec<u8>> = all.chunks(60_000).map(<[u8]>::to_vec).collect();
-    let contents =
-        std::iter::once(Content::Header(header)).chain(chunks.into_iter().map(Content::Chunk));
-    contents
-        .map(|content| v1::UploadPolicyVersionRequest {
-            content: Some(content),
-        })
-        .collect()
-}
-
-fn header(policy: &str, bytes: &CheckpointBytes) -> v1::UploadHeader {
-    v1::UploadHeader {
-        parent: format!("policies/{policy}"),
-        sha256: bytes.sha256(),
-        manifest_bytes: bytes.manifest.len() as i64,
-        tensors_bytes: bytes.tensors.len() as i64,
-        selection: PolicySelection::Sample.into(),
-        ..v1::UploadHeader::default()
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod checkpoints;
+pub(crate) mod daemon;
+
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
