@@ -1,5 +1,5 @@
 //! The database of the service: one SQLite file in the data directory, for what must survive and is neither
-//! decision log nor journal. Policies and operations have their tables in it.
+//! decision log nor journal. Policies, operations and training runs have their tables in it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,15 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 /// Name of the file in the data directory.
 const FILE: &str = "service.db";
+/// What made each version of the schema of the one before, from none on.
+const STEPS: [&str; 2] = [
+    include_str!("database/schema.sql"),
+    include_str!("database/training.sql"),
+];
 /// The version of the schema, in SQLite's `user_version`.
-const VERSION: i64 = 1;
+const VERSION: i64 = STEPS.len() as i64;
 /// How long one process waits for another's transaction.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-const SCHEMA: &str = include_str!("database/schema.sql");
 
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -185,11 +188,11 @@ impl Database {
             let version: i64 = transaction
                 .pragma_query_value(None, "user_version", |row| row.get(0))
                 .map_err(self.failed())?;
-            // Another process may have been faster.
-            if version == VERSION {
-                return Ok(());
+            // Another process may have been faster: nothing is left to do then.
+            let done = usize::try_from(version).unwrap_or(0);
+            for step in STEPS.iter().skip(done) {
+                transaction.execute_batch(step).map_err(self.failed())?;
             }
-            transaction.execute_batch(SCHEMA).map_err(self.failed())?;
             let done = transaction.pragma_update(None, "user_version", VERSION);
             done.map_err(self.failed())
         })
@@ -273,9 +276,30 @@ mod tests {
         };
         database.read(raise).unwrap();
         let refused = Database::open(dir.path());
-        assert!(matches!(
-            refused,
-            Err(DatabaseError::Later { found: 2, .. })
-        ));
+        let Err(DatabaseError::Later { found, .. }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(found, VERSION + 1);
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_keeps_what_it_has_and_gets_what_it_lacks() {
+        let dir = TempDir::new().unwrap();
+        let earlier = Connection::open(dir.path().join(FILE)).unwrap();
+        earlier.execute_batch(STEPS[0]).unwrap();
+        earlier.pragma_update(None, "user_version", 1).unwrap();
+        earlier
+            .execute("INSERT INTO policy VALUES ('a', 0, 1, 1)", [])
+            .unwrap();
+        drop(earlier);
+        let database = Database::open(dir.path()).unwrap();
+        assert_eq!(count(&database), 1);
+        assert_eq!(database.known_version().unwrap(), VERSION);
+        let runs = |connection: &Connection| -> Result<i64, DatabaseError> {
+            let sql = "SELECT count(*) FROM training_run";
+            let count = connection.query_row(sql, [], |row| row.get(0));
+            count.map_err(database.failed())
+        };
+        assert_eq!(database.read(runs).unwrap(), 0);
     }
 }

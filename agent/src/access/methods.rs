@@ -61,7 +61,7 @@ const fn changes(path: &'static str, least: Role, named_by: &'static [&'static s
 }
 
 /// Every method there is.
-pub const METHODS: [Method; 44] = {
+pub const METHODS: [Method; 52] = {
     use Role::{Admin, Operator};
     [
         open("/grpc.health.v1.Health/Check"),
@@ -151,6 +151,34 @@ pub const METHODS: [Method; 44] = {
             &["name"],
         ),
         reads("/blkpilot.v1.PolicyService/ListPolicyEvents"),
+        changes(
+            "/blkpilot.v1.TrainingService/CreateTrainingRun",
+            Operator,
+            &["training_run_id"],
+        ),
+        reads("/blkpilot.v1.TrainingService/GetTrainingRun"),
+        reads("/blkpilot.v1.TrainingService/ListTrainingRuns"),
+        reads("/blkpilot.v1.TrainingService/WatchTrainingRun"),
+        changes(
+            "/blkpilot.v1.TrainingService/PauseTrainingRun",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/ResumeTrainingRun",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/CancelTrainingRun",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/DeleteTrainingRun",
+            Operator,
+            &["name"],
+        ),
         reads("/blkpilot.v1.OperationService/WatchOperation"),
         reads("/google.longrunning.Operations/ListOperations"),
         reads("/google.longrunning.Operations/GetOperation"),

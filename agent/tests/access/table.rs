@@ -16,7 +16,7 @@ use super::setup::{
 };
 
 /// What each method answers an empty request of somebody who may call it.
-const ANSWERS: [(&str, Code); 44] = [
+const ANSWERS: [(&str, Code); 52] = [
     ("/grpc.health.v1.Health/Check", Code::Ok),
     ("/grpc.health.v1.Health/Watch", Code::Ok),
     (
@@ -137,6 +137,38 @@ const ANSWERS: [(&str, Code); 44] = [
     ),
     ("/blkpilot.v1.PolicyService/ListPolicyEvents", Code::Ok),
     (
+        "/blkpilot.v1.TrainingService/CreateTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/GetTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/ListTrainingRuns",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/WatchTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/PauseTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/ResumeTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/CancelTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/DeleteTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
         "/blkpilot.v1.OperationService/WatchOperation",
         Code::InvalidArgument,
     ),
@@ -161,7 +193,7 @@ const ANSWERS: [(&str, Code); 44] = [
 
 /// The table as it stands in the design, written a second time: who may call what.
 const OPEN: [&str; 2] = ["Check", "Watch"];
-const OPERATOR: [&str; 14] = [
+const OPERATOR: [&str; 19] = [
     "CreateEnvironment",
     "Rollout",
     "ForkEnvironment",
@@ -174,6 +206,11 @@ const OPERATOR: [&str; 14] = [
     "ChangeDiskSettings",
     "UploadPolicyVersion",
     "ArchivePolicyVersion",
+    "CreateTrainingRun",
+    "PauseTrainingRun",
+    "ResumeTrainingRun",
+    "CancelTrainingRun",
+    "DeleteTrainingRun",
     "CancelOperation",
     "DeleteOperation",
 ];
