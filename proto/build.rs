@@ -7,7 +7,7 @@ use prost::Message as _;
 
 const OPERATIONS: &str = "google/longrunning/operations.proto";
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "blkpilot/v1/spec.proto",
     "blkpilot/v1/observation.proto",
     "blkpilot/v1/host.proto",
@@ -17,6 +17,7 @@ const FILES: [&str; 10] = [
     "blkpilot/v1/operation_service.proto",
     "blkpilot/v1/policy_service.proto",
     "blkpilot/v1/evaluation_service.proto",
+    "blkpilot/v1/training_service.proto",
     OPERATIONS,
 ];
 
@@ -32,6 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".blkpilot.v1.RolloutRequest")
         .btree_map(".blkpilot.v1.ResetRequest.options")
         .btree_map(".blkpilot.v1.RolloutReset.options")
+        .btree_map(".blkpilot.v1.TrainingSource.scenario_files")
+        .btree_map(".blkpilot.v1.TrainingProgress.figures")
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .extern_path(".google.longrunning", "crate::longrunning")
         .compile_fds(descriptors)?;

@@ -29,10 +29,12 @@ mod sweep;
 mod tables;
 mod token;
 mod topology;
+mod training;
 mod trial;
 mod unfreeze;
 mod weights;
 
+use std::io::{IsTerminal as _, stderr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,6 +43,7 @@ use blkpilot_env::sim::{Scenario, presets};
 use blkpilot_models::scenario_file;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tonic::{Code, Status};
+use tracing_subscriber::EnvFilter;
 
 use crate::client::ConnectError;
 use crate::config::ConfigError;
@@ -49,6 +52,7 @@ use crate::status::Failure;
 use crate::trial::Plan;
 
 pub use evaluate::decisions::{LogArgs as EvaluateLogArgs, run as evaluate_log};
+pub use serve::{ServeArgs, run as serve};
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -167,6 +171,9 @@ enum Command {
     /// kept, and everything is recorded in the data directory: promoted, refused, forced, taken back.
     #[command(after_help = promote::EXAMPLES)]
     Promote(Box<promote::PromoteArgs>),
+    /// The training runs of a service: create, watch, pause, resume, cancel
+    #[command(subcommand, after_help = training::EXAMPLES)]
+    Training(Box<training::TrainingCommand>),
     /// Print what a shell completes this command line by
     #[command(after_help = shell::COMPLETIONS_HELP)]
     Completions(shell::CompletionsArgs),
@@ -177,16 +184,6 @@ enum Command {
     /// Works on the data directory, whether or not the service runs, as its user or root.
     #[command(subcommand, after_help = token::HELP)]
     Token(token::TokenCommand),
-}
-
-#[derive(Debug, Args)]
-struct ServeArgs {
-    /// The configuration; see agent/configs for examples
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// Check the configuration and the policy, then stop
-    #[arg(long)]
-    check: bool,
 }
 
 #[derive(Debug, Args)]
@@ -454,6 +451,16 @@ impl From<Failure> for CliError {
     }
 }
 
+/// Lets the log go to standard error, as much of it as the environment variable `BLKPILOT_LOG` says.
+pub fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("BLKPILOT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
+}
+
 /// Runs the command that this process was started with; what it prints goes to standard output, what
 /// ends it before it is done to standard error. Returns the status to end with.
 pub async fn main() -> ExitCode {
@@ -485,7 +492,7 @@ fn force_reason(reason: Option<&str>) -> Result<String, CliError> {
 /// What ends it before it is done.
 pub async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
-        Command::Serve(args) => serve::run(&args).await,
+        Command::Serve(args) => serve::run(&args, None).await,
         Command::Config(command) => config::run(&command),
         Command::Observe(args) => observe::run(args).await,
         Command::Topology(args) => topology::run(&args),
@@ -506,6 +513,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Sweep(args) => sweep::run(args).await,
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Policy(command) => policy::run(&command).await,
+        Command::Training(command) => training::run(&command).await,
         Command::Promote(args) => promote::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => shell::completions(&args, Cli::command()),

@@ -46,6 +46,8 @@ pub(crate) const DEFAULT_URI: &str = "qemu:///system";
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
 /// Most environments unless it is said otherwise.
 const DEFAULT_MAX_ENVIRONMENTS: u64 = 64;
+/// Most training runs at once unless it is said otherwise.
+const DEFAULT_PARALLEL: u64 = 1;
 
 const MODES: [(&str, Mode); 6] = [
     ("off", Mode::Off),
@@ -104,6 +106,8 @@ pub struct Config {
     pub neighbours: Option<NeighbourConfig>,
     /// How the decision log is kept.
     pub log: LogConfig,
+    /// How policies are trained, where the service can.
+    pub training: TrainingConfig,
     /// What decisions are paid for, until a call sets it otherwise.
     pub reward: RewardConfig,
 }
@@ -196,6 +200,21 @@ pub struct ServiceConfig {
     pub max_environments: usize,
     /// Who may call, how often, and what is recorded of it.
     pub access: AccessConfig,
+}
+
+/// How policies are trained, where the service can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrainingConfig {
+    /// Most runs at once.
+    pub parallel: usize,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            parallel: DEFAULT_PARALLEL as usize,
+        }
+    }
 }
 
 /// Where to listen.
@@ -320,6 +339,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let neighbours = guard.as_mut().and_then(|guard| guard.section("neighbour"));
     let log = root.section("log");
     let reward = root.section("reward");
+    let training = root.section("training");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
     let host = host.and_then(|section| self::host(section, guests, given, base));
@@ -331,6 +351,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let neighbours = neighbours.map(|section| self::neighbours(section, host.as_ref()));
     let log = log.map_or_else(LogConfig::default, self::log);
     let reward = reward.map_or_else(RewardConfig::default, self::reward);
+    let training = training.map_or_else(TrainingConfig::default, self::training);
     Some(Config {
         neighbours,
         host: host?,
@@ -342,6 +363,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
         guard,
         log,
         reward,
+        training,
     })
 }
 
@@ -697,6 +719,14 @@ fn log(mut section: Section) -> LogConfig {
             most_bytes: max_mib << 20,
             most_age: section.span("max_age"),
         },
+    };
+    section.finish();
+    config
+}
+
+fn training(mut section: Section) -> TrainingConfig {
+    let config = TrainingConfig {
+        parallel: section.integer_or_default("parallel") as usize,
     };
     section.finish();
     config

@@ -1,5 +1,5 @@
 //! The database of the service: one SQLite file in the data directory, for what must survive and is neither
-//! decision log nor journal. Policies and operations have their tables in it.
+//! decision log nor journal. Policies, operations and training runs have their tables in it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 const FILE: &str = "service.db";
 /// What makes each version of the schema of the one before it; the first makes it of nothing. One that a build has
 /// been released with never changes.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     include_str!("database/1_policies.sql"),
     include_str!("database/2_evaluations.sql"),
+    include_str!("database/3_training.sql"),
 ];
 /// The version of the schema, in SQLite's `user_version`.
 const VERSION: usize = STEPS.len();
@@ -300,7 +301,8 @@ mod tests {
         assert_eq!(count(&database), 1);
         assert_eq!(database.known_version().unwrap(), VERSION);
         let nothing = database.read(|connection| -> Result<i64, DatabaseError> {
-            let count = "SELECT count(*) FROM evaluation";
+            let count =
+                "SELECT (SELECT count(*) FROM evaluation) + (SELECT count(*) FROM training_run)";
             let count = connection.query_row(count, [], |row| row.get(0));
             count.map_err(database.failed())
         });

@@ -26,9 +26,14 @@ impl Interceptor for Intake {
         if !self.0.load(Ordering::Acquire) {
             return Ok(request);
         }
-        let message = "the service is stopping: try again when it runs";
-        Err(Failure::new(Code::Unavailable, "SERVICE_STOPPING", message).into())
+        Err(stopping().into())
     }
+}
+
+/// What is said to those who come too late, and to those who would wait for longer than the service lives.
+pub(crate) fn stopping() -> Failure {
+    let message = "the service is stopping: try again when it runs";
+    Failure::new(Code::Unavailable, "SERVICE_STOPPING", message)
 }
 
 #[cfg(test)]

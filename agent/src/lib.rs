@@ -3,7 +3,7 @@
 //! Reading order: [`config`], [`backend`] (what a host must do, live or simulated), [`admission`]
 //! (what may be changed: pure), [`decision`] and [`history`] (what is decided and recorded),
 //! [`owner`] (the one thread that touches a host) and [`handle`] (how to ask it), [`environments`]
-//! and [`hosted`], the services over them, [`access`] (who may call them), [`server`] (all of it together). [`remote`] and [`client`]
+//! and [`hosted`], the services over them, [`training`] (runs of processes that train), [`access`] (who may call them), [`server`] (all of it together). [`remote`] and [`client`]
 //! are the other end of the wire; [`cli`] is the binary.
 
 pub mod accept;
@@ -27,6 +27,7 @@ pub mod environments;
 pub mod evaluation_service;
 mod evaluation_wire;
 pub mod evaluations;
+mod feed;
 mod filter;
 pub mod gate;
 pub mod handle;
@@ -61,7 +62,10 @@ pub mod status;
 pub mod supervisor;
 pub mod sweep;
 mod toml_reader;
+pub mod training;
+pub mod training_service;
 pub mod trial;
 pub mod tuner_service;
 mod tuner_wire;
+mod watchers;
 mod wire;

@@ -1,7 +1,5 @@
 //! `google.longrunning.Operations` and `OperationService` over the operations of a service.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use blkpilot_proto::longrunning::operations_server::Operations as LongRunning;
@@ -11,15 +9,14 @@ use blkpilot_proto::longrunning::{
 };
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::operation_service_server::OperationService;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::deployment::blocking;
-use crate::operations::{Message, Messages, Operations};
+use crate::feed::Message;
+use crate::operations::Operations;
 use crate::paging;
 use crate::status::Failure;
+use crate::watchers::{Events, Watchers};
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;
@@ -30,7 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Service {
     operations: Operations,
-    watchers: Arc<Semaphore>,
+    watchers: Watchers,
 }
 
 impl Service {
@@ -39,7 +36,7 @@ impl Service {
     pub fn new(operations: Operations) -> Self {
         Self {
             operations,
-            watchers: Arc::new(Semaphore::new(MOST_WATCHERS)),
+            watchers: Watchers::new(MOST_WATCHERS),
         }
     }
 
@@ -138,56 +135,29 @@ impl LongRunning for Service {
     }
 }
 
-type Events = Pin<Box<dyn Stream<Item = Result<v1::WatchOperationResponse, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl OperationService for Service {
-    type WatchOperationStream = Events;
+    type WatchOperationStream = Events<v1::WatchOperationResponse>;
 
     async fn watch_operation(
         &self,
         request: Request<v1::WatchOperationRequest>,
-    ) -> Result<Response<Events>, Status> {
+    ) -> Result<Response<Self::WatchOperationStream>, Status> {
         let request = request.into_inner();
-        let watcher = Arc::clone(&self.watchers).try_acquire_owned();
-        let watcher = watcher.map_err(|_| too_many_watchers())?;
+        let place = self.watchers.place()?;
         let messages = self
             .ask(move |operations| operations.follow(&request.name, &request.resume_token))
             .await?
             .into_inner();
-        // One that waits to be sent: a watcher that does not read holds up nobody but itself.
-        let (sender, events) = mpsc::channel(1);
-        tokio::spawn(pass_on(messages, sender, watcher));
-        Ok(Response::new(Box::pin(ReceiverStream::new(events))))
+        let events = self.watchers.stream(place, messages, to_wire);
+        Ok(Response::new(events))
     }
 }
 
-async fn pass_on(
-    mut messages: Messages,
-    sender: mpsc::Sender<Result<v1::WatchOperationResponse, Status>>,
-    _watcher: OwnedSemaphorePermit,
-) {
-    loop {
-        let message = tokio::select! {
-            message = messages.next() => message,
-            () = sender.closed() => return,
-        };
-        let Some(message) = message else { return };
-        if sender.send(Ok(to_wire(message))).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn to_wire(message: Message) -> v1::WatchOperationResponse {
+fn to_wire(message: Message<Operation>) -> v1::WatchOperationResponse {
     v1::WatchOperationResponse {
-        operation: Some(message.operation),
+        operation: Some(message.value),
         resume_token: message.token,
         missed: message.missed,
     }
-}
-
-fn too_many_watchers() -> Failure {
-    let message = format!("{MOST_WATCHERS} watchers are connected, which is the limit: end one");
-    Failure::new(Code::ResourceExhausted, "TOO_MANY_WATCHERS", message)
 }

@@ -22,11 +22,12 @@ use uuid::Uuid;
 
 use crate::database::{Database, DatabaseError};
 use crate::decision::now_us;
+use crate::feed::{Feed, Messages, News, Stem};
 use crate::names;
 use crate::status::Failure;
 
+pub use live::Work;
 use live::{End, Live};
-pub use live::{Message, Messages, Work};
 
 /// Operations that are worked on at once.
 const MOST_RUNNING: usize = 1;
@@ -255,37 +256,20 @@ impl Operations {
     ///
     /// # Errors
     /// As [`Operations::get`]; a violation of `resume_token`.
-    pub fn follow(&self, name: &str, token: &str) -> Result<Messages, Failure> {
-        let after = self.resume(name, token)?;
-        if let Some(live) = self.find(parse(name)?) {
-            return Ok(Messages::of(live, after, self.0.run));
+    pub fn follow(&self, name: &str, token: &str) -> Result<Messages<Operation>, Failure> {
+        let id = parse(name)?;
+        let stem = Stem {
+            id: id.to_string(),
+            run: self.0.run,
+        };
+        if let Some(live) = self.find(id) {
+            return Messages::behind(live.feed(), stem, token);
         }
         let database = &self.0.database;
         let found = database
             .read(|connection| records::find(connection, name).map_err(database.failed()))?;
         let (operation, messages) = found.ok_or_else(|| missing(name))?;
-        let live = Arc::new(Live::done(operation, messages));
-        Ok(Messages::of(live, after, self.0.run))
-    }
-
-    /// The number of the last message that a token names, if that is known in this run.
-    fn resume(&self, name: &str, token: &str) -> Result<Option<u64>, Failure> {
-        if token.is_empty() {
-            return Ok(None);
-        }
-        let wrong = |problem: &str| {
-            let problem = format!("\"{token}\" {problem}: start with an empty one");
-            Failure::field("resume_token", problem)
-        };
-        let parts: Vec<&str> = token.split('.').collect();
-        let [id, run, number] = parts[..] else {
-            return Err(wrong("is none of ours"));
-        };
-        let number: u64 = number.parse().map_err(|_| wrong("is none of ours"))?;
-        if id.parse() != Ok(parse(name)?) {
-            return Err(wrong("is of another operation"));
-        }
-        Ok((run.parse() == Ok(self.0.run)).then_some(number))
+        Messages::behind(Feed::done(operation, messages), stem, token)
     }
 
     /// Cancels what is under way, because the service ends, and waits for its end.
@@ -295,7 +279,7 @@ impl Operations {
             live.stop();
         }
         for live in open {
-            let mut news: watch::Receiver<live::News> = live.news();
+            let mut news: watch::Receiver<News> = live.news();
             // Its end cannot fail to come but by a panic, after which nobody waits.
             let _ = news.wait_for(|news| news.is_done).await;
         }

@@ -23,6 +23,7 @@ use std::str::FromStr;
 use blkpilot_models::{CheckpointBytes, CheckpointError, Selection};
 
 use crate::database::{Database, DatabaseError};
+use crate::requests::Reused;
 
 pub use change::{Asked, Change, Withdrawal};
 pub use checkpoints::Kept;
@@ -242,6 +243,12 @@ pub enum StoreError {
 
 fn cause(error: &CheckpointError) -> String {
     std::error::Error::source(error).map_or_else(String::new, |cause| format!(" ({cause})"))
+}
+
+impl From<Reused> for StoreError {
+    fn from(Reused(id): Reused) -> Self {
+        Self::RequestReused { id }
+    }
 }
 
 impl From<CheckpointError> for StoreError {

@@ -19,6 +19,36 @@ pub struct Repeatable(Repeat);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reused(pub Uuid);
 
+impl From<Reused> for Failure {
+    fn from(Reused(id): Reused) -> Self {
+        let problem = format!("{id} was used for another request: make a new one");
+        Self::field("request_id", problem)
+    }
+}
+
+/// Does something once: where the same call has been answered, the answer is that one, and nothing is done.
+///
+/// # Errors
+/// [`Reused`], what `failed` makes of the database's, and those of `act`.
+pub(crate) fn once<T: Message + Default, E: From<Reused>>(
+    repeatable: Option<&Repeatable>,
+    transaction: &Transaction<'_>,
+    failed: impl Fn(rusqlite::Error) -> E,
+    act: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let Some(repeatable) = repeatable else {
+        return act();
+    };
+    match repeatable.answered(transaction).map_err(&failed)? {
+        Some(answer) => Ok(answer?),
+        None => {
+            let answer = act()?;
+            repeatable.answer(transaction, &answer).map_err(&failed)?;
+            Ok(answer)
+        }
+    }
+}
+
 impl Repeatable {
     /// A call of a method; `None` where the request has no id. `request` is what makes it another request.
     ///
@@ -41,9 +71,9 @@ impl Repeatable {
     /// The answer of the first call; `None` if this is the first.
     pub(crate) fn answered<T: Message + Default>(
         &self,
-        transaction: &Transaction<'_>,
+        connection: &Connection,
     ) -> rusqlite::Result<Option<Result<T, Reused>>> {
-        let known = transaction
+        let known = connection
             .query_row(
                 "SELECT digest, answer FROM request WHERE id = ?1",
                 [self.0.id().to_string()],
@@ -59,11 +89,7 @@ impl Repeatable {
     }
 
     /// Keeps the answer of the first call.
-    pub(crate) fn answer(
-        &self,
-        transaction: &Transaction<'_>,
-        answer: &impl Message,
-    ) -> rusqlite::Result<()> {
+    fn answer(&self, transaction: &Transaction<'_>, answer: &impl Message) -> rusqlite::Result<()> {
         transaction.execute(
             "INSERT INTO request (id, digest, answer) VALUES (?1, ?2, ?3)",
             params![

@@ -17,6 +17,7 @@ use blkpilot_proto::v1::environment_service_server::{self, EnvironmentServiceSer
 use blkpilot_proto::v1::evaluation_service_server::{self, EvaluationServiceServer};
 use blkpilot_proto::v1::operation_service_server::{self, OperationServiceServer};
 use blkpilot_proto::v1::policy_service_server::{self, PolicyServiceServer};
+use blkpilot_proto::v1::training_service_server::{self, TrainingServiceServer};
 use blkpilot_proto::v1::tuner_service_server::{self, TunerServiceServer};
 use thiserror::Error;
 use tonic::service::interceptor::InterceptedService;
@@ -50,8 +51,10 @@ use crate::operations::Operations;
 use crate::owner::{self, OwnerConfig};
 use crate::policy::{self, LoadError, Served};
 use crate::policy_store::{PolicyStore, StoreError, VersionName};
+use crate::training::{Trainer, Training};
 use crate::{
-    environment_service, evaluation_service, operation_service, policy_service, tuner_service,
+    environment_service, evaluation_service, operation_service, policy_service, training_service,
+    tuner_service,
 };
 
 /// How long calls under way may take to end when the service stops.
@@ -63,13 +66,14 @@ const LEASE_CHECK: Duration = Duration::from_secs(2);
 /// Share of an interval that a policy may take for a joint decision.
 const PATIENCE: f64 = 0.25;
 /// What health is told of, beside the service as a whole.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "",
     environment_service_server::SERVICE_NAME,
     evaluation_service_server::SERVICE_NAME,
     operation_service_server::SERVICE_NAME,
     operations_server::SERVICE_NAME,
     policy_service_server::SERVICE_NAME,
+    training_service_server::SERVICE_NAME,
     tuner_service_server::SERVICE_NAME,
 ];
 /// Calls of one connection that run at once.
@@ -166,6 +170,8 @@ pub struct Server {
     health: HealthReporter,
     deployment: Arc<Deployment>,
     operations: Operations,
+    training: Option<Arc<Training>>,
+    trainings: training_service::Service,
     intake: Intake,
     drain: Duration,
 }
@@ -177,6 +183,14 @@ impl Server {
     /// # Errors
     /// Whatever stands in the way; nothing is left behind then.
     pub async fn start(config: Config) -> Result<Self, ServeError> {
+        Self::start_with(config, None).await
+    }
+
+    /// As [`Server::start`], with what trains policies; without it `TrainingService` refuses every call.
+    ///
+    /// # Errors
+    /// Those of [`Server::start`].
+    pub async fn start_with(config: Config, trainer: Option<Trainer>) -> Result<Self, ServeError> {
         let service = config.service.clone();
         let dir = service.data_dir.clone();
         std::fs::create_dir_all(&dir).map_err(|source| ServeError::DataDir {
@@ -204,6 +218,9 @@ impl Server {
             problem: e.to_string(),
         })?;
         let operations = Operations::open(store.database().clone())?;
+        let training = trainer.map(|trainer| Training::open(trainer, &config, &store));
+        let training = training.transpose()?.map(Arc::new);
+        let trainings = training_service::Service::new(training.clone());
         let deployment = Deployment::new(store, host.clone(), config, patience, promoted);
         let deployment = Arc::new(deployment);
         let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
@@ -218,6 +235,7 @@ impl Server {
                 operations.clone(),
             ),
             operations: operation_service::Service::new(operations.clone()),
+            trainings: trainings.clone(),
         };
         let (health, router) = router(services, access, limits, &intake)?;
         Ok(Self {
@@ -232,6 +250,8 @@ impl Server {
             health,
             deployment,
             operations,
+            training,
+            trainings,
             intake,
             drain: DRAIN,
         })
@@ -293,6 +313,8 @@ impl Server {
             health,
             deployment,
             operations,
+            training,
+            trainings,
             intake,
             drain,
         } = self;
@@ -321,6 +343,9 @@ impl Server {
         let _ = watching.await;
         stop_serving(&health).await;
         intake.close();
+        trainings.stop();
+        // Processes save where they stand while the host is put back.
+        let saving = tokio::spawn(save(training));
         let left = leave(&host, on_exit).await;
         // Its streams end with the owner.
         let info = Arc::clone(&host.info);
@@ -328,10 +353,7 @@ impl Server {
         let _ = stop.send(());
         // Whoever waits for an operation or watches it is answered when that ends.
         let draining = async { tokio::join!(operations.stop(), &mut serving).1 };
-        let drained = tokio::select! {
-            drained = tokio::time::timeout(drain, draining) => drained.ok(),
-            () = hurry => None,
-        };
+        let drained = drained(draining, saving, drain, hurry).await;
         if drained.is_none() {
             serving.abort();
             // With it goes the socket.
@@ -356,6 +378,32 @@ impl Server {
                 Ok(())
             }
         }
+    }
+}
+
+async fn save(training: Option<Arc<Training>>) {
+    if let Some(training) = training {
+        training.stop().await;
+    }
+}
+
+/// What came of calls under way, which may end for so long, unless it has to be quick; `None` if they did not. Training
+/// processes are waited for as long as they take, which has a bound of its own.
+async fn drained<T>(
+    draining: impl Future<Output = T>,
+    saving: tokio::task::JoinHandle<()>,
+    drain: Duration,
+    hurry: impl Future<Output = ()>,
+) -> Option<T> {
+    let ending = async {
+        let drained = tokio::time::timeout(drain, draining).await;
+        // Nobody aborts it.
+        let _ = saving.await;
+        drained.ok()
+    };
+    tokio::select! {
+        drained = ending => drained,
+        () = hurry => None,
     }
 }
 
@@ -634,6 +682,7 @@ struct Services {
     policies: policy_service::Service,
     evaluations: evaluation_service::Service,
     operations: operation_service::Service,
+    trainings: training_service::Service,
 }
 
 fn router(
@@ -672,6 +721,7 @@ impl Services {
         let evaluations = EvaluationServiceServer::new(self.evaluations);
         let watched = OperationServiceServer::new(self.operations.clone());
         let operations = OperationsServer::new(self.operations);
+        let trainings = TrainingServiceServer::new(self.trainings);
         let intake = || intake.clone();
         router
             .add_service(InterceptedService::new(
@@ -696,6 +746,10 @@ impl Services {
             ))
             .add_service(InterceptedService::new(
                 operations.max_decoding_message_size(most_bytes),
+                intake(),
+            ))
+            .add_service(InterceptedService::new(
+                trainings.max_decoding_message_size(most_bytes),
                 intake(),
             ))
     }
@@ -726,7 +780,8 @@ async fn expire_leases(environments: Arc<Environments>) {
     }
 }
 
-/// Keeps `grpc.health.v1` true: environments, policies, evaluations and operations always work, the tuner while its host can be
+/// Keeps `grpc.health.v1` true: environments, policies, evaluations, operations and training always work, the tuner
+/// while its host can be
 /// reached.
 async fn follow_health(host: HostHandle, health: HealthReporter) {
     type Tuner = TunerServiceServer<tuner_service::Service>;
@@ -744,6 +799,10 @@ async fn follow_health(host: HostHandle, health: HealthReporter) {
         .await;
     health
         .set_serving::<OperationsServer<operation_service::Service>>()
+        .await;
+    // Where nothing trains, it says so in time.
+    health
+        .set_serving::<TrainingServiceServer<training_service::Service>>()
         .await;
     let mut view = host.view.clone();
     drop(host);

@@ -3,6 +3,7 @@
 mod report;
 mod reproduce;
 mod runs;
+mod serve;
 mod sweep;
 
 use std::io::{self, Write as _};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_agent::cli::shell::{self, CompletionsArgs, ManArgs};
-use blkpilot_agent::cli::{CliError, EvaluateLogArgs, evaluate_log};
+use blkpilot_agent::cli::{CliError, EvaluateLogArgs, ServeArgs, evaluate_log};
 use blkpilot_models::oracle::Limits;
 use blkpilot_models::scenario_file::ScenarioFileError;
 use blkpilot_models::{Checkpoint, Selection};
@@ -33,7 +34,8 @@ use crate::train::{Existing, Run, Summary, resume_where, train};
 use crate::{LabError, json_text, write_file};
 use report::ReportArgs;
 use reproduce::ReproduceArgs;
-use runs::{DatabaseArgs, RunsArgs, Watch};
+use runs::{DatabaseArgs, Follower, RunsArgs, Watch};
+use serve::ServiceArgs;
 use sweep::SweepArgs;
 
 /// Trains policies for KVM hosts in simulation, and compares them.
@@ -193,6 +195,9 @@ enum Command {
     Calibrate(CalibrateArgs),
     /// Check that PPO and DQN solve CartPole: 100,000 and 50,000 steps on each of five seeds
     Sanity(SanityArgs),
+    /// Run the service, as `blkpilot serve` does, and train for its clients
+    #[command(after_help = serve::HELP)]
+    Serve(ServeArgs),
     /// Print what a shell completes this command line by: `completions bash`, zsh, fish
     Completions(CompletionsArgs),
     /// Write the manual pages of all commands
@@ -223,6 +228,8 @@ struct TrainArgs {
     overwrite: bool,
     #[command(flatten)]
     database: DatabaseArgs,
+    #[command(flatten)]
+    service: ServiceArgs,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -237,6 +244,8 @@ struct ResumeArgs {
     force: bool,
     #[command(flatten)]
     database: DatabaseArgs,
+    #[command(flatten)]
+    service: ServiceArgs,
     /// Print the summary as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -424,6 +433,7 @@ impl Cli {
             Command::Evaluate(args) => run_evaluate(&args),
             Command::Calibrate(args) => run_calibrate(&args),
             Command::Sanity(args) => run_sanity(&args),
+            Command::Serve(args) => serve::run(&args),
             Command::Completions(args) => done(shell::completions(&args, Self::command())),
             Command::Man(args) => done(shell::man(&args, Self::command())),
         }
@@ -460,10 +470,12 @@ fn run_train(args: &TrainArgs) -> Result<ExitCode, LabError> {
         out: &out,
         existing: existing(args.overwrite),
     };
-    let summary = Watch::over_one(config.training.env_steps, &args.database, |watch| {
-        train(&run, &stop_flag(), watch)
+    let (steps, follower) = (config.training.env_steps, args.service.follower());
+    let stop = args.service.begin(&out)?;
+    let summary = Watch::over_one(steps, &args.database, follower, |watch| {
+        train(&run, &stop, watch)
     })?;
-    Ok(show_summary(&summary, &out, args.json))
+    Ok(show_summary(&summary, &out, args.json, follower))
 }
 
 fn run_resume(args: &ResumeArgs) -> Result<ExitCode, LabError> {
@@ -471,18 +483,21 @@ fn run_resume(args: &ResumeArgs) -> Result<ExitCode, LabError> {
         true => Changed::GoOn,
         false => Changed::Refuse,
     };
-    let summary = Watch::over_one(0, &args.database, |watch| {
-        resume_where(&args.run, changed, &stop_flag(), watch)
+    let follower = args.service.follower();
+    let stop = args.service.begin(&args.run)?;
+    let summary = Watch::over_one(0, &args.database, follower, |watch| {
+        resume_where(&args.run, changed, &stop, watch)
     })?;
-    Ok(show_summary(&summary, &args.run, args.json))
+    Ok(show_summary(&summary, &args.run, args.json, follower))
 }
 
-fn show_summary(summary: &Summary, out: &Path, as_json: bool) -> ExitCode {
-    print(&if as_json {
-        json_text(summary)
-    } else {
-        train_text(summary, out)
-    });
+fn show_summary(summary: &Summary, out: &Path, as_json: bool, follower: Follower) -> ExitCode {
+    match (follower, as_json) {
+        // It was told already.
+        (Follower::Service, _) => {}
+        (Follower::Person, true) => print(&json_text(summary)),
+        (Follower::Person, false) => print(&train_text(summary, out)),
+    }
     let is_left = |remote: &RemoteFigures| remote.put_back == Some(false);
     if summary.remote.as_ref().is_some_and(is_left) {
         ExitCode::FAILURE

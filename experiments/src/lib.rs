@@ -4,6 +4,7 @@
 //! `playing` (what a run plays on), `learner` (PPO, or another, as a run sees it), [`start`] (fine-tuning), [`train`],
 //! [`compare`], [`oracle`], then what they write: [`tensorboard`], [`curve`], [`runs`]. [`calibrate`] and [`evaluate`]
 //! stand apart: the one makes scenarios of recordings, the other adds a network to the evaluation of decision logs.
+//! [`trainer`] is what the service of `blkpilot-lab serve` trains with.
 
 pub mod calibrate;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod curve;
 pub mod environments;
 pub mod evaluate;
 mod learner;
+mod leash;
 pub mod log;
 pub mod offline;
 pub mod oracle;
@@ -29,8 +31,10 @@ pub mod start;
 pub mod state;
 pub mod statistics;
 pub mod sweep;
+mod telling;
 pub mod tensorboard;
 pub mod train;
+pub mod trainer;
 pub mod version;
 
 use std::path::{Path, PathBuf};

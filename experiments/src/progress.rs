@@ -32,6 +32,7 @@ impl Progress {
                 episodic_return,
                 steps_per_s,
                 note,
+                ..
             } => {
                 let value =
                     episodic_return.map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"));

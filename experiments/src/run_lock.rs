@@ -7,6 +7,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -16,6 +18,9 @@ use crate::LabError;
 
 /// File of the lock within the directory of a run; it stays there.
 pub const LOCK_FILE: &str = "lock";
+
+/// Time between two looks at a lock that is waited for.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Held until it is dropped.
 #[derive(Debug)]
@@ -66,6 +71,30 @@ pub fn is_held(dir: &Path) -> io::Result<bool> {
     Ok(found.l_type != libc::F_UNLCK as libc::c_short)
 }
 
+/// Waits until no process holds the lock of a directory, but no longer than `patience`: whoever still trains there is about
+/// to end.
+///
+/// # Errors
+/// `Interrupted` once `stop` is set; `Write` if it cannot be asked.
+pub(crate) fn wait_until_free(
+    dir: &Path,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<(), LabError> {
+    let begun = Instant::now();
+    let failed = |source| LabError::Write {
+        path: dir.join(LOCK_FILE),
+        source,
+    };
+    while is_held(dir).map_err(failed)? && begun.elapsed() < patience {
+        if stop.load(Ordering::Relaxed) {
+            return Err(LabError::Interrupted);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
 fn whole_file(kind: libc::c_int) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
@@ -79,6 +108,18 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_waited_for_until_it_is_free_and_not_after_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = RunLock::take(dir.path()).unwrap();
+        let (none, stop) = (Duration::ZERO, AtomicBool::new(true));
+        let stopped = wait_until_free(dir.path(), Duration::MAX, &stop);
+        assert!(matches!(stopped, Err(LabError::Interrupted)));
+        wait_until_free(dir.path(), none, &AtomicBool::new(false)).unwrap();
+        drop(lock);
+        wait_until_free(dir.path(), Duration::MAX, &stop).unwrap();
+    }
 
     #[test]
     fn a_lock_is_held_until_it_is_dropped_and_asking_takes_none() {

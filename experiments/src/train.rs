@@ -99,6 +99,8 @@ pub enum Event<'a> {
         steps_per_s: f64,
         /// What the update came to, in a few words.
         note: &'a str,
+        /// All its figures by the tags of their curves.
+        scalars: &'a [(String, f64)],
     },
     /// Something that whoever watches should know.
     Note(String),
@@ -402,6 +404,7 @@ impl<'a> Session<'a> {
             episodic_return: self.record.episodic_return(),
             steps_per_s,
             note: &note,
+            scalars: &scalars,
         });
         if env_steps >= self.files.next_checkpoint {
             self.files.next_checkpoint = env_steps + training.checkpoint_every;

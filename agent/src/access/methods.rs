@@ -61,7 +61,7 @@ const fn changes(path: &'static str, least: Role, named_by: &'static [&'static s
 }
 
 /// Every method there is.
-pub const METHODS: [Method; 48] = {
+pub const METHODS: [Method; 56] = {
     use Role::{Admin, Operator};
     [
         open("/grpc.health.v1.Health/Check"),
@@ -160,6 +160,34 @@ pub const METHODS: [Method; 48] = {
         reads("/blkpilot.v1.EvaluationService/ListEvaluations"),
         changes(
             "/blkpilot.v1.EvaluationService/DeleteEvaluation",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/CreateTrainingRun",
+            Operator,
+            &["training_run_id"],
+        ),
+        reads("/blkpilot.v1.TrainingService/GetTrainingRun"),
+        reads("/blkpilot.v1.TrainingService/ListTrainingRuns"),
+        reads("/blkpilot.v1.TrainingService/WatchTrainingRun"),
+        changes(
+            "/blkpilot.v1.TrainingService/PauseTrainingRun",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/ResumeTrainingRun",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/CancelTrainingRun",
+            Operator,
+            &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/DeleteTrainingRun",
             Operator,
             &["name"],
         ),

@@ -1,17 +1,36 @@
-//! `blkpilot serve`.
+//! `blkpilot serve`, and the same with training.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use super::CliError;
 use super::output::print;
-use super::{CliError, ServeArgs};
 use crate::config::Config;
 use crate::reload::{Reloader, Report};
 use crate::server::{Server, check};
 use crate::supervisor;
+use crate::training::Trainer;
 
-pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
+/// What `serve` is told.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The configuration; see agent/configs for examples
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and the policy, then stop
+    #[arg(long)]
+    check: bool,
+}
+
+/// Serves until SIGINT or SIGTERM, and trains policies if there is what trains them.
+///
+/// # Errors
+/// What ends it before it is done.
+pub async fn run(args: &ServeArgs, trainer: Option<Trainer>) -> Result<(), CliError> {
     let text = Config::text_of(&args.config)?;
     let config = Config::parse(&args.config, &text)?;
     if args.check {
@@ -23,7 +42,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let (stop, hurry) = stops()?;
     let hang_ups = listen(SignalKind::hangup())?;
     let reward = config.reward;
-    let server = Server::start(config).await?;
+    let server = Server::start_with(config, trainer).await?;
     // It serves whether or not anybody reads this.
     if let Err(error) = print(format_args!("listening on {}", server.address())) {
         warn!("{error}");

@@ -460,6 +460,14 @@ fn time(at: &prost_types::Timestamp) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
+/// As a date and time, if there is one.
+pub(super) fn moment(at: Option<&prost_types::Timestamp>) -> String {
+    at.map_or_else(
+        || ABSENT.to_owned(),
+        |at| rfc3339(at.seconds * 1_000_000 + i64::from(at.nanos / 1000)),
+    )
+}
+
 /// Microseconds since 1970 UTC as a date and time.
 pub(super) fn rfc3339(at_us: i64) -> String {
     let since = Duration::from_micros(u64::try_from(at_us).unwrap_or(0));

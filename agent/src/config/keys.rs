@@ -114,7 +114,7 @@ pub enum Reload {
 }
 
 /// All tables, in the order of the reference.
-pub static TABLES: [&Table; 23] = [
+pub static TABLES: [&Table; 24] = [
     &service::ROOT,
     &host::HOST,
     &host::SIMULATED,
@@ -138,6 +138,7 @@ pub static TABLES: [&Table; 23] = [
     &access::LIMITS,
     &access::AUDIT,
     &service::LOG,
+    &service::TRAINING,
 ];
 
 /// The key at `path`, such as `guest[2].exploration.epsilon`.

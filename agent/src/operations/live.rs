@@ -1,6 +1,5 @@
-//! An operation that is under way: its progress, who asks it to end, and the messages that tell of it.
+//! An operation that is under way: its progress, and who asks it to end.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,26 +9,16 @@ use blkpilot_proto::v1;
 use prost_types::Any;
 use tokio::sync::watch;
 use tonic::{Code, Status};
-use uuid::Uuid;
 
 use super::{any, interrupted, status_of};
+use crate::feed::{Feed, News};
 use crate::status::Failure;
 use crate::tuner_wire::timestamp;
-
-/// Messages that are kept for watchers who are slow, or come back.
-pub(super) const MOST_MESSAGES: usize = 256;
 
 /// How an operation ended.
 pub(super) enum End {
     Response(Any),
     Error(Status),
-}
-
-/// The number of the last message, and whether it is the last of all.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct News {
-    pub(super) number: u64,
-    pub(super) is_done: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,16 +30,10 @@ enum Wish {
 }
 
 #[derive(Debug)]
-struct State {
-    operation: Operation,
-    progress: v1::OperationProgress,
-    messages: VecDeque<(u64, Operation)>,
-}
-
-#[derive(Debug)]
 pub(super) struct Live {
-    state: Mutex<State>,
-    news: watch::Sender<News>,
+    /// Held while it is told of, so that what was told last is what the progress says.
+    progress: Mutex<v1::OperationProgress>,
+    feed: Arc<Feed<Operation>>,
     wish: watch::Sender<Wish>,
     /// As `wish`, for work that looks at a flag.
     is_to_end: AtomicBool,
@@ -70,47 +53,28 @@ impl Live {
             done: false,
             result: None,
         };
-        Self::of(operation, progress, VecDeque::new(), News::default())
-    }
-
-    /// One that was done long ago, after so many messages.
-    pub(super) fn done(operation: Operation, number: u64) -> Self {
-        let messages = VecDeque::from([(number, operation.clone())]);
-        let news = News {
-            number,
-            is_done: true,
-        };
-        Self::of(operation, v1::OperationProgress::default(), messages, news)
-    }
-
-    fn of(
-        operation: Operation,
-        progress: v1::OperationProgress,
-        messages: VecDeque<(u64, Operation)>,
-        news: News,
-    ) -> Self {
         Self {
-            state: Mutex::new(State {
-                operation,
-                progress,
-                messages,
-            }),
-            news: watch::Sender::new(news),
+            progress: Mutex::new(progress),
+            feed: Feed::new(operation),
             wish: watch::Sender::new(Wish::GoOn),
             is_to_end: AtomicBool::new(false),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn told(&self) -> MutexGuard<'_, v1::OperationProgress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn feed(&self) -> Arc<Feed<Operation>> {
+        Arc::clone(&self.feed)
     }
 
     pub(super) fn shown(&self) -> Operation {
-        self.state().operation.clone()
+        self.feed.shown()
     }
 
     pub(super) fn news(&self) -> watch::Receiver<News> {
-        self.news.subscribe()
+        self.feed.news()
     }
 
     pub(super) fn cancel(&self) {
@@ -157,20 +121,19 @@ impl Live {
 
     /// Changes its progress and tells watchers. Waits for nobody.
     fn progress(&self, change: impl FnOnce(&mut v1::OperationProgress)) {
-        let mut state = self.state();
-        if state.operation.done {
+        let mut progress = self.told();
+        let mut operation = self.feed.shown();
+        if operation.done {
             return;
         }
-        change(&mut state.progress);
-        let mut operation = state.operation.clone();
-        operation.metadata = Some(any("OperationProgress", &state.progress));
-        self.push(state, operation);
+        change(&mut progress);
+        operation.metadata = Some(any("OperationProgress", &*progress));
+        self.feed.tell(operation, false);
     }
 
     /// It as it will be when this end has been recorded, and the number of that message.
     pub(super) fn ended(&self, end: End, at_us: i64) -> (Operation, u64) {
-        let state = self.state();
-        let mut progress = state.progress.clone();
+        let mut progress = self.told().clone();
         progress.end_time = Some(timestamp(at_us));
         let result = match end {
             End::Response(response) => {
@@ -184,27 +147,15 @@ impl Live {
             metadata: Some(any("OperationProgress", &progress)),
             done: true,
             result: Some(result),
-            ..state.operation.clone()
+            ..self.feed.shown()
         };
-        (operation, self.news.borrow().number + 1)
+        (operation, self.feed.next_number())
     }
 
     pub(super) fn tell(&self, operation: Operation) {
-        self.push(self.state(), operation);
-    }
-
-    fn push(&self, mut state: MutexGuard<'_, State>, operation: Operation) {
-        let news = News {
-            number: self.news.borrow().number + 1,
-            is_done: operation.done,
-        };
-        if state.messages.len() == MOST_MESSAGES {
-            state.messages.pop_front();
-        }
-        state.messages.push_back((news.number, operation.clone()));
-        state.operation = operation;
-        // Under the lock, so that numbers and messages go together.
-        self.news.send_replace(news);
+        let _progress = self.told();
+        let is_done = operation.done;
+        self.feed.tell(operation, is_done);
     }
 }
 
@@ -237,65 +188,5 @@ impl Work {
     #[must_use]
     pub fn is_to_end(&self) -> &AtomicBool {
         &self.live.is_to_end
-    }
-}
-
-/// A message of an operation.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Message {
-    /// It, as it was then.
-    pub operation: Operation,
-    /// Goes on behind this message.
-    pub token: String,
-    /// Messages before it that are lost to this watcher.
-    pub missed: u64,
-}
-
-/// The messages of an operation, for one watcher.
-#[derive(Debug)]
-pub struct Messages {
-    live: Arc<Live>,
-    /// The last that was taken; `None` before the first, which is how it stands.
-    after: Option<u64>,
-    run: Uuid,
-}
-
-impl Messages {
-    pub(super) fn of(live: Arc<Live>, after: Option<u64>, run: Uuid) -> Self {
-        Self { live, after, run }
-    }
-
-    /// The next message, once there is one; `None` behind the last.
-    pub async fn next(&mut self) -> Option<Message> {
-        let mut news = self.live.news();
-        loop {
-            let is_done = news.borrow_and_update().is_done;
-            if let Some(message) = self.take() {
-                return Some(message);
-            }
-            if is_done || news.changed().await.is_err() {
-                return None;
-            }
-        }
-    }
-
-    fn take(&mut self) -> Option<Message> {
-        let state = self.live.state();
-        let (number, operation, missed) = match self.after {
-            None => (self.live.news.borrow().number, state.operation.clone(), 0),
-            Some(after) => {
-                let mut messages = state.messages.iter();
-                let (number, operation) = messages.find(|(number, _)| *number > after)?;
-                (*number, operation.clone(), number - after - 1)
-            }
-        };
-        drop(state);
-        self.after = Some(number);
-        let id = operation.name.trim_start_matches("operations/");
-        Some(Message {
-            token: format!("{id}.{}.{number}", self.run),
-            operation,
-            missed,
-        })
     }
 }

@@ -4,6 +4,7 @@ use blkpilot_proto::longrunning::operation::Result as Ending;
 use tempfile::TempDir;
 
 use super::*;
+use crate::feed::MOST_MESSAGES;
 
 fn open(dir: &TempDir) -> Operations {
     Operations::open(Database::open(dir.path()).unwrap()).unwrap()
@@ -98,7 +99,7 @@ async fn what_was_under_way_when_the_service_died_is_aborted_with_what_to_do() {
     };
     assert!(status.message.contains("start it again"), "{status:?}");
     let watched = again.follow(&name, "").unwrap().next().await.unwrap();
-    assert_eq!(watched.operation, aborted);
+    assert_eq!(watched.value, aborted);
     operations.stop().await;
 }
 
@@ -139,7 +140,7 @@ async fn a_slow_watcher_holds_nothing_up_and_is_told_what_it_missed() {
     let dir = TempDir::new().unwrap();
     let operations = open(&dir);
     let (begun, go) = mpsc::channel::<()>();
-    let told = live::MOST_MESSAGES as u64 + 100;
+    let told = MOST_MESSAGES as u64 + 100;
     let name = begin(&operations, move |work| {
         go.recv().unwrap();
         for step in 0..told {
@@ -149,30 +150,30 @@ async fn a_slow_watcher_holds_nothing_up_and_is_told_what_it_missed() {
     });
     let mut slow = operations.follow(&name, "").unwrap();
     let first = slow.next().await.unwrap();
-    assert_eq!((first.missed, first.operation.done), (0, false));
+    assert_eq!((first.missed, first.value.done), (0, false));
     begun.send(()).unwrap();
     end(&operations, &name).await;
     let second = slow.next().await.unwrap();
     // All that was told and the end, less what is kept.
-    assert_eq!(second.missed, told + 1 - live::MOST_MESSAGES as u64);
+    assert_eq!(second.missed, told + 1 - MOST_MESSAGES as u64);
     let mut last = second.clone();
     let mut count = 1;
     while let Some(message) = slow.next().await {
         assert_eq!(message.missed, 0);
         (last, count) = (message, count + 1);
     }
-    assert!(last.operation.done);
-    assert_eq!(count, live::MOST_MESSAGES);
+    assert!(last.value.done);
+    assert_eq!(count, MOST_MESSAGES);
 
     // What is done has its end only, and says how much came before it.
     let mut resumed = operations.follow(&name, &second.token).unwrap();
     let rest = resumed.next().await.unwrap();
-    assert_eq!(rest.missed, live::MOST_MESSAGES as u64 - 2);
-    assert_eq!(rest.operation, last.operation);
+    assert_eq!(rest.missed, MOST_MESSAGES as u64 - 2);
+    assert_eq!(rest.value, last.value);
     assert_eq!(resumed.next().await, None);
     let again = open(&dir);
     let fresh = again.follow(&name, &second.token).unwrap().next().await;
-    assert_eq!(fresh.unwrap().operation, last.operation);
+    assert_eq!(fresh.unwrap().value, last.value);
     let other = begin(&again, |_| nothing());
     for token in [second.token.as_str(), "x", "a.b.c"] {
         let refused = again.follow(&other, token).unwrap_err();
@@ -198,7 +199,7 @@ async fn a_stream_that_was_cut_goes_on_behind_its_token() {
     let mut other = operations.follow(&name, &token).unwrap();
     assert_eq!(other.next().await.unwrap(), seen);
     drop(step);
-    assert!(other.next().await.unwrap().operation.done);
+    assert!(other.next().await.unwrap().value.done);
     assert_eq!(other.next().await, None);
 }
 

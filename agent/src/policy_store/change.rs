@@ -15,7 +15,7 @@ use super::{
 use crate::config::is_resource_id;
 use crate::database::Database;
 use crate::operations::{Operations, Pending};
-use crate::requests::{Repeatable, Reused};
+use crate::requests::{Repeatable, once};
 
 /// Promotions that rollbacks can go back through.
 const MOST_TENURES: i64 = 1000;
@@ -79,23 +79,7 @@ impl<'t> Change<'t> {
         repeatable: Option<&Repeatable>,
         act: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let Some(repeatable) = repeatable else {
-            return act();
-        };
-        match repeatable
-            .answered(self.transaction)
-            .map_err(self.failed())?
-        {
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(Reused(id))) => Err(StoreError::RequestReused { id }),
-            None => {
-                let answer = act()?;
-                repeatable
-                    .answer(self.transaction, &answer)
-                    .map_err(self.failed())?;
-                Ok(answer)
-            }
-        }
+        once(repeatable, self.transaction, self.failed(), act)
     }
 
     fn failed(&self) -> impl Fn(rusqlite::Error) -> StoreError {

@@ -16,7 +16,7 @@ use super::setup::{
 };
 
 /// What each method answers an empty request of somebody who may call it.
-const ANSWERS: [(&str, Code); 48] = [
+const ANSWERS: [(&str, Code); 56] = [
     ("/grpc.health.v1.Health/Check", Code::Ok),
     ("/grpc.health.v1.Health/Watch", Code::Ok),
     (
@@ -150,6 +150,38 @@ const ANSWERS: [(&str, Code); 48] = [
         Code::InvalidArgument,
     ),
     (
+        "/blkpilot.v1.TrainingService/CreateTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/GetTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/ListTrainingRuns",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/WatchTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/PauseTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/ResumeTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/CancelTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
+        "/blkpilot.v1.TrainingService/DeleteTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
         "/blkpilot.v1.OperationService/WatchOperation",
         Code::InvalidArgument,
     ),
@@ -174,7 +206,7 @@ const ANSWERS: [(&str, Code); 48] = [
 
 /// The table as it stands in the design, written a second time: who may call what.
 const OPEN: [&str; 2] = ["Check", "Watch"];
-const OPERATOR: [&str; 16] = [
+const OPERATOR: [&str; 21] = [
     "CreateEnvironment",
     "Rollout",
     "ForkEnvironment",
@@ -189,6 +221,11 @@ const OPERATOR: [&str; 16] = [
     "ArchivePolicyVersion",
     "CreateEvaluation",
     "DeleteEvaluation",
+    "CreateTrainingRun",
+    "PauseTrainingRun",
+    "ResumeTrainingRun",
+    "CancelTrainingRun",
+    "DeleteTrainingRun",
     "CancelOperation",
     "DeleteOperation",
 ];

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use super::print;
 use crate::progress::Progress;
 use crate::runs::{DEFAULT_FILE, Filter, Recorder, Runs, Status, VARIABLE, show_text, table};
+use crate::telling::tell;
 use crate::train::{Event, Summary};
 use crate::{LabError, json_text};
 
@@ -85,10 +86,20 @@ impl DatabaseArgs {
     }
 }
 
+/// Who follows a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follower {
+    /// A person, on standard error.
+    Person,
+    /// A service, on standard output.
+    Service,
+}
+
 /// Shows runs while they go, and records them.
 pub(super) struct Watch {
     pub(super) progress: Progress,
     recorder: Recorder,
+    follower: Follower,
 }
 
 impl Watch {
@@ -96,11 +107,15 @@ impl Watch {
         Self {
             progress: Progress::over(env_steps),
             recorder: Recorder::new(database.path()),
+            follower: Follower::Person,
         }
     }
 
     pub(super) fn see(&mut self, event: &Event<'_>) {
-        self.progress.show(event);
+        match self.follower {
+            Follower::Person => self.progress.show(event),
+            Follower::Service => tell(event),
+        }
         if let Some(warning) = self.recorder.see(event) {
             self.progress.say(&warning);
         }
@@ -121,9 +136,13 @@ impl Watch {
     pub(super) fn over_one(
         env_steps: u64,
         database: &DatabaseArgs,
+        follower: Follower,
         run: impl FnOnce(&mut dyn FnMut(Event<'_>)) -> Result<Summary, LabError>,
     ) -> Result<Summary, LabError> {
-        let mut watch = Self::over(env_steps, database);
+        let mut watch = Self {
+            follower,
+            ..Self::over(env_steps, database)
+        };
         let result = run(&mut |event| watch.see(&event));
         watch.end(result)
     }

@@ -48,6 +48,8 @@ pub enum LearnerConfig {
 impl LearnerConfig {
     /// Names of the learners, as `training.algorithm` has them.
     pub const NAMES: [&str; 6] = ["ppo", "dqn", "distil", "bc", "cql", "iql"];
+    /// Those that learn from a log.
+    pub const FROM_LOGS: [&str; 3] = ["bc", "cql", "iql"];
 
     /// Its name.
     #[must_use]
@@ -69,7 +71,9 @@ pub(super) fn training(table: Table, base: &Path, check: &mut Check) -> Option<T
         Some("ppo") => ppo::training(table, base, check),
         Some("dqn") => dqn::training(table, check),
         Some("distil") => distil::training(table, base, check),
-        Some(offline @ ("bc" | "cql" | "iql")) => offline::training(offline, table, check),
+        Some(name) if LearnerConfig::FROM_LOGS.contains(&name) => {
+            offline::training(name, table, check)
+        }
         _ => {
             let known = LearnerConfig::NAMES.join(", ");
             let text = format!("= {name} must be one of {known}");

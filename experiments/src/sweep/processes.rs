@@ -18,6 +18,7 @@ use crate::run_lock::{RunLock, is_held};
 use crate::runs::Runs;
 use crate::state::STATE_FILE;
 use crate::train::SUMMARY_FILE;
+use crate::trainer::train_or_resume;
 use crate::{LabError, json_text, write_file};
 
 /// Time between two looks at the processes.
@@ -204,20 +205,13 @@ impl Crew<'_> {
 
     fn command(&self, job: &Job) -> std::io::Result<Command> {
         let configuration: &Configuration = &self.plan.configurations[job.configuration];
-        let mut command = Command::new(&self.options.binary);
-        if matches!(found(&job.dir), Found::Begun) || job.dir.join(STATE_FILE).exists() {
-            command.arg("resume").arg(&job.dir);
-            if self.options.force {
-                command.arg("--force");
-            }
-        } else {
-            // What is there has no checkpoint.
-            command
-                .arg("train")
-                .arg(self.plan.config_file(configuration));
-            command.arg("--seed").arg(job.seed.to_string());
-            command.arg("--out").arg(&job.dir).arg("--overwrite");
-        }
+        let mut command = train_or_resume(
+            &self.options.binary,
+            &self.plan.config_file(configuration),
+            &job.dir,
+            job.seed,
+            self.options.force,
+        );
         let _ = fs::remove_file(failure_file(&job.dir));
         let log = File::create(log_file(&job.dir))?;
         command.arg("--runs").arg(&self.options.runs);

@@ -1,9 +1,8 @@
 //! Versions and events for people.
 
 use blkpilot_proto::v1;
-use prost_types::Timestamp;
 
-use crate::cli::tables::{ABSENT, rfc3339, table};
+use crate::cli::tables::{ABSENT, moment, table};
 
 /// One line per version.
 pub(super) fn versions(versions: &[v1::PolicyVersion]) -> String {
@@ -25,7 +24,7 @@ pub(super) fn versions(versions: &[v1::PolicyVersion]) -> String {
             version.tensors_sha256.chars().take(12).collect(),
             version.algorithm.clone(),
             version.env_steps.to_string(),
-            time(version.create_time.as_ref()),
+            moment(version.create_time.as_ref()),
             version.description.clone(),
         ]);
     }
@@ -49,7 +48,7 @@ pub(super) fn version(version: &v1::PolicyVersion) -> String {
             version.algorithm, version.env_steps
         ),
         format!("spec: {} {}", version.spec_name, version.spec_hash),
-        format!("uploaded: {}", time(version.create_time.as_ref())),
+        format!("uploaded: {}", moment(version.create_time.as_ref())),
     ];
     if !version.description.is_empty() {
         lines.push(format!("description: {}", version.description));
@@ -67,7 +66,7 @@ pub(super) fn events(events: &[v1::PolicyEvent]) -> String {
             .map_or(ABSENT, |text| text)
             .to_owned();
         lines.add_row([
-            time(event.time.as_ref()),
+            moment(event.time.as_ref()),
             event.actor.clone(),
             event.action().as_str_name().to_ascii_lowercase(),
             stage(event.stage()),
@@ -137,7 +136,7 @@ pub(super) fn evaluations(evaluations: &[v1::Evaluation]) -> String {
             name => short(name),
         };
         lines.add_row([
-            time(evaluation.create_time.as_ref()),
+            moment(evaluation.create_time.as_ref()),
             short(&evaluation.policy),
             against,
             verdict.word().as_str_name().to_ascii_lowercase(),
@@ -158,15 +157,10 @@ fn stage(stage: v1::PolicyStage) -> String {
     name.to_ascii_lowercase()
 }
 
-fn time(at: Option<&Timestamp>) -> String {
-    at.map_or_else(
-        || ABSENT.to_owned(),
-        |at| rfc3339(at.seconds * 1_000_000 + i64::from(at.nanos / 1000)),
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use prost_types::Timestamp;
+
     use super::*;
 
     #[test]

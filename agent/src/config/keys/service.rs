@@ -1,9 +1,9 @@
-//! The top of the file, `[service]` and `[log]`.
+//! The top of the file, `[service]`, `[log]` and `[training]`.
 
 use std::time::Duration;
 
 use super::{Fallback, Key, Kind, Reload, Table, Times, integer, span, text};
-use crate::config::{DEFAULT_MAX_ENVIRONMENTS, DEFAULT_SOCKET, VERSION};
+use crate::config::{DEFAULT_MAX_ENVIRONMENTS, DEFAULT_PARALLEL, DEFAULT_SOCKET, VERSION};
 use crate::history::LogConfig;
 
 const fn key(
@@ -62,6 +62,11 @@ pub(super) static ROOT: Table = Table {
             "Where to listen, what to keep.",
         ),
         table("log", Fallback::Absent("the defaults"), "The decision log."),
+        table(
+            "training",
+            Fallback::Absent("the defaults"),
+            "The training of policies.",
+        ),
     ],
 };
 
@@ -164,4 +169,21 @@ pub(super) static LOG: Table = Table {
             "The age at which a segment becomes Parquet.",
         ),
     ],
+};
+
+pub(super) static TRAINING: Table = Table {
+    path: "training",
+    meaning: "How `blkpilot-lab serve` trains policies (docs/training.md); `blkpilot serve` does not.",
+    times: Times::Once,
+    keys: &[key(
+        "parallel",
+        Kind::Integer {
+            unit: "runs",
+            least: 1,
+            most: 64,
+        },
+        Fallback::Is(|| integer(DEFAULT_PARALLEL)),
+        Reload::Restart,
+        "Most runs that are trained at once, each in a process of its own; others wait in their order.",
+    )],
 };
