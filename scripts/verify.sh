@@ -167,5 +167,5 @@ record cache "The cache strategy where it is dangerous: misses, and the stall of
 record learning-memory "Memory of PPO over many updates" \
     env BLKPILOT_UPDATES="$updates" "${live_test[@]}" --test memory -- --nocapture
 record remote-cartpole "Remote environments under Gymnasium's checks, and PPO of stable-baselines3 on remote CartPole" \
-    scripts/remote-cartpole.sh "$out/remote_cartpole"
+    scripts/python-clients.sh "$out/remote_cartpole" --train
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh
