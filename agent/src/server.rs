@@ -695,13 +695,18 @@ async fn follow_tls(keeper: Arc<TlsKeeper>) {
     let mut ticks = tokio::time::interval(TLS_CHECK);
     loop {
         ticks.tick().await;
-        match keeper.refresh(SystemTime::now()) {
-            Refreshed::Unchanged => {}
-            Refreshed::Taken => tracing::info!("new connections get the new certificate"),
-            Refreshed::Refused(problems) => {
-                let problems = tls_lines(&problems);
-                tracing::error!("the certificate in force stays: {problems}");
-            }
+        look_at_tls(&keeper);
+    }
+}
+
+/// Takes what the files of TLS hold now, if it is new and good, and says what came of it.
+pub fn look_at_tls(keeper: &TlsKeeper) {
+    match keeper.refresh(SystemTime::now()) {
+        Refreshed::Unchanged => {}
+        Refreshed::Taken => tracing::info!("new connections get the new certificate"),
+        Refreshed::Refused(problems) => {
+            let problems = tls_lines(&problems);
+            tracing::error!("the certificate in force stays: {problems}");
         }
     }
 }

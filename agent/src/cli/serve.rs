@@ -1,14 +1,17 @@
 //! `blkpilot serve`.
 
+use std::sync::Arc;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::output::print;
 use super::{CliError, ServeArgs};
+use crate::access::tls::TlsKeeper;
 use crate::config::Config;
 use crate::reload::{Reloader, Report};
-use crate::server::{Server, check};
+use crate::server::{Server, check, look_at_tls};
 use crate::supervisor;
 
 pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
@@ -34,7 +37,7 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     let feeding = tokio::spawn(supervisor::feed_watchdog(host.pulse.clone()));
     supervisor::ready();
     let reloader = Reloader::new(&args.config, text, reward, host.clone());
-    let reloading = tokio::spawn(reload_when_told(hang_ups, reloader));
+    let reloading = tokio::spawn(reload_when_told(hang_ups, reloader, server.tls()));
     let shutdown = async {
         // A sender that has gone is a bug that must not keep it from ending.
         let _ = stop.await;
@@ -50,10 +53,17 @@ pub(super) async fn run(args: &ServeArgs) -> Result<(), CliError> {
     Ok(ended?)
 }
 
-/// Takes what can be taken of the configuration at each SIGHUP; one that is wrong changes nothing.
-async fn reload_when_told(mut hang_ups: Signal, mut reloader: Reloader) {
+/// Takes what can be taken of the configuration, and the files of TLS, at each SIGHUP; what is wrong changes nothing.
+async fn reload_when_told(
+    mut hang_ups: Signal,
+    mut reloader: Reloader,
+    tls: Option<Arc<TlsKeeper>>,
+) {
     while hang_ups.recv().await.is_some() {
         supervisor::reloading();
+        if let Some(tls) = &tls {
+            look_at_tls(tls);
+        }
         match reloader.reload().await {
             Ok(report) => tell(&report),
             Err(error) => {
