@@ -77,7 +77,8 @@ impl Site {
 /// What a process takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Figures {
-    pub(crate) rss_mib: f64,
+    /// Without what is mapped of files, such as its own text.
+    pub(crate) memory_mib: f64,
     pub(crate) descriptors: usize,
     pub(crate) threads: u64,
 }
@@ -85,13 +86,13 @@ pub(crate) struct Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            rss_mib,
+            memory_mib,
             descriptors,
             threads,
         } = self;
         write!(
             f,
-            "{rss_mib:.1} MiB, {descriptors} descriptors, {threads} threads"
+            "{memory_mib:.1} MiB, {descriptors} descriptors, {threads} threads"
         )
     }
 }
@@ -137,7 +138,7 @@ impl Daemon {
             line.split_whitespace().nth(1).unwrap().parse().unwrap()
         };
         Figures {
-            rss_mib: number("VmRSS:") as f64 / 1024.0,
+            memory_mib: number("RssAnon:") as f64 / 1024.0,
             descriptors: fs::read_dir(process.join("fd")).unwrap().count(),
             threads: number("Threads:"),
         }

@@ -28,7 +28,7 @@ async fn a_thousand_watchers_see_decisions_and_cost_little() {
             see_a_decision(watcher).await;
         }
         let watched = daemon.figures();
-        let each_kib = (watched.rss_mib - before.rss_mib) * 1024.0 / WATCHERS as f64;
+        let each_kib = (watched.memory_mib - before.memory_mib) * 1024.0 / WATCHERS as f64;
         println!(
             "{WATCHERS} watchers, {shared} to a connection: {before}, then {watched}: {each_kib:.1} KiB each"
         );
