@@ -65,6 +65,7 @@ impl Corpus {
                 field,
             } = answer;
             let (path, messages) = (&case.path, messages.join(","));
+            let field = field.escape_default();
             let mut file = OpenOptions::new()
                 .append(true)
                 .create(true)

@@ -173,9 +173,16 @@ impl Answer {
     }
 }
 
-/// A field without the places in lists.
+/// A field without places in lists and names of entries, of which there is no end.
 fn bare(field: &str) -> String {
-    field.chars().filter(|c| !c.is_ascii_digit()).collect()
+    let mut depth = 0_usize;
+    let is_kept = |c: &char| {
+        depth += usize::from(*c == '[');
+        let is_outside = depth == 0;
+        depth = depth.saturating_sub(usize::from(*c == ']'));
+        is_outside && !c.is_ascii_digit()
+    };
+    field.chars().filter(is_kept).collect()
 }
 
 /// Bytes out, and whatever comes in.
