@@ -18,6 +18,7 @@ pub(crate) const INTERVAL: Duration = Duration::from_millis(50);
 /// A line of it, and what it is where many watch.
 const TIME_SCALE: &str = "time_scale = 20";
 const SLOWER: &str = "time_scale = 4";
+/// Segments become Parquet often, so that what that takes is in each long round.
 pub(crate) const CONFIG: &str = "version = 1
 [host]
 kind = \"simulated\"
@@ -30,6 +31,8 @@ baseline = \"random\"
 listen = \"127.0.0.1:0\"
 data_dir = \"data\"
 max_environments = 64
+[log]
+segment_mib = 4
 ";
 
 /// A daemon at a loopback port; killed when this is dropped.
