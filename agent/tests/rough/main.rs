@@ -1,6 +1,9 @@
 //! Clients that are rough beside clients that behave, at the binary: those that stall, cut connections, send rubbish,
 //! open what they never use. Nobody else may notice, the owner of the host least of all, and nothing may be left.
 //!
+//! Of the calls of those that behave none may be refused, with RESOURCE_EXHAUSTED or UNAVAILABLE neither: each has a token,
+//! and with that a rate of its own.
+//!
 //! `BLKPILOT_ROUGH_SECONDS` is for how long they come, 6 by default; `scripts/verify.sh rough-clients` takes ten minutes.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
