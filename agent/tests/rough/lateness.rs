@@ -1,7 +1,9 @@
 //! How late the owner of the host decides, by the times that its decisions carry.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
@@ -26,8 +28,21 @@ impl Lateness {
         self.spanned += other.spanned;
     }
 
-    /// Decisions per second.
-    pub(crate) fn per_second(&self) -> f64 {
+    /// Whether it is late as a rule, and not only where the machine was: half of the time by more than half the
+    /// interval.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.quantile_ms(0.5) > INTERVAL.as_secs_f64() * 1000.0 / 2.0
+    }
+
+    fn quantile_ms(&self, share: f64) -> f64 {
+        let mut sorted = self.late_ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().saturating_sub(1);
+        let value = sorted.get((share * last as f64) as usize);
+        value.copied().unwrap_or(f64::NAN)
+    }
+
+    fn per_second(&self) -> f64 {
         self.decisions as f64 / self.spanned.as_secs_f64()
     }
 
@@ -41,19 +56,41 @@ impl Lateness {
 
 impl fmt::Display for Lateness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut sorted = self.late_ms.clone();
-        sorted.sort_by(f64::total_cmp);
-        let at = |share: f64| {
-            let last = sorted.len().saturating_sub(1);
-            let value = sorted.get((share * last as f64) as usize);
-            value.copied().unwrap_or(f64::NAN)
-        };
-        let (median, p99, most) = (at(0.5), at(0.99), at(1.0));
+        let [median, p99, most] = [0.5, 0.99, 1.0].map(|share| self.quantile_ms(share));
         let (count, per_second) = (self.late_ms.len(), self.per_second());
         write!(
             f,
-            "late by p50 {median:.2} ms, p99 {p99:.2} ms, max {most:.2} ms; {per_second:.1} decisions/s ({count})"
+            "late by p50 {median:.2} ms, p99 {p99:.2} ms, max {most:.2} ms; {per_second:.1} per second ({count})"
         )
+    }
+}
+
+/// A thread of this process that does nothing but tick as the owner does: how late it is, the machine is.
+pub(crate) struct Metronome {
+    stop: mpsc::Sender<()>,
+    ticking: JoinHandle<Lateness>,
+}
+
+impl Metronome {
+    pub(crate) fn start() -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let ticking = std::thread::spawn(move || {
+            let mut lateness = Lateness::default();
+            let (mut before, mut due) = (Instant::now(), Instant::now() + INTERVAL);
+            let wait = |due: Instant| due.saturating_duration_since(Instant::now());
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait(due)) {
+                let now = Instant::now();
+                lateness.note(now - std::mem::replace(&mut before, now));
+                due = (due + INTERVAL).max(now);
+            }
+            lateness
+        });
+        Self { stop, ticking }
+    }
+
+    pub(crate) fn stop(self) -> Lateness {
+        drop(self.stop);
+        self.ticking.join().unwrap()
     }
 }
 

@@ -19,7 +19,7 @@ mod watchers;
 use std::time::Duration;
 
 use daemon::{Daemon, Figures};
-use lateness::Lateness;
+use lateness::{Lateness, Metronome};
 
 /// Times that all rude clients come and go.
 const ROUNDS: u32 = 4;
@@ -45,6 +45,7 @@ async fn rough_clients_starve_nobody_and_leave_nothing_behind() {
     let before = daemon.figures();
     let silent = rude::say_nothing(&daemon.site).await;
     println!("before: {before}");
+    let metronome = Metronome::start();
     let mut loaded = Lateness::default();
     let mut rounds: Vec<Figures> = vec![];
     for round in 1..=ROUNDS {
@@ -68,11 +69,9 @@ async fn rough_clients_starve_nobody_and_leave_nothing_behind() {
     println!("the control loop, {:?} apart:", daemon::INTERVAL);
     println!("  alone:               {idle}");
     println!("  with rough clients:  {loaded}");
+    println!("  (a bare thread then: {})", metronome.stop());
     let growth_mib = rounds[rounds.len() - 1].memory_mib - rounds[SETTLED - 1].memory_mib;
     assert!(growth_mib < MOST_GROWTH_MIB, "{growth_mib} MiB in memory");
-    assert!(
-        loaded.per_second() > 0.8 * idle.per_second(),
-        "the control loop was starved"
-    );
+    assert!(!loaded.is_starved(), "the control loop was starved");
     rude::see_them_closed(silent).await;
 }
