@@ -87,7 +87,7 @@ breaker_failures = 1000'
 # Its times are short, so that minutes show what takes hours with the defaults.
 readonly strict='dwell = "2s"
 retry_undone = "4s"
-longest_retry = "1m"
+longest_retry = "8s"
 breaker_failures = 10'
 
 holds() { # python expression of the answer `it`, command: whether it holds

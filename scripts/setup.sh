@@ -13,15 +13,17 @@ usage() {
     cat <<TEXT
 Usage: scripts/setup.sh [--no-live | --lint] [--help]
 
-Does three things, each only where it is missing, and is quick when all is there:
+Does four things, each only where it is missing, and is quick when all is there:
   1. Debian packages to build with (${BUILD_PACKAGES[*]})
      and to run test guests with (${LIVE_PACKAGES[*]}).
      Installs them as root or through sudo; otherwise prints the one command to run.
   2. libtorch $TORCH into .deps/venv of this checkout (about 540 MB to download, 1.3 GB
      on disk; nothing outside the checkout). A LIBTORCH that is set is kept as it is.
-  3. The test guest: a kernel and an initramfs in .deps/guest (scripts/build-guest.sh).
+  3. Python clients that are not ours into .deps/grpc-peers, for their test (about 45 MB to
+     download, 140 MB on disk; scripts/python-clients.sh).
+  4. The test guest: a kernel and an initramfs in .deps/guest (scripts/build-guest.sh).
 
-  --no-live   leave out what only the live tests need (test guests, part 3)
+  --no-live   leave out what only the live tests need (test guests, part 4)
   --lint      only what scripts/lint.sh wants: buf $BUF in .deps/tools/buf (or \$BLKPILOT_TOOLS/buf),
               by npm, which is Debian's package where there is none (93 MB on disk)
 
@@ -160,6 +162,11 @@ torch_is_there() {
     return 1
 }
 
+setup_python_clients() {
+    "$root/scripts/python-clients.sh" --install ||
+        die "the Python clients could not be installed; look at pip's message above"
+}
+
 setup_guest() {
     if [[ $live == no ]]; then return; fi
     "$root/scripts/build-guest.sh" || give_up_live "the test guest could not be built (see above)"
@@ -182,4 +189,5 @@ if [[ $lint == yes ]]; then setup_buf; exit 0; fi
 command -v python3 >/dev/null || command -v dpkg-query >/dev/null || die "python3 is missing: install it"
 setup_packages
 setup_libtorch
+setup_python_clients
 setup_guest

@@ -8,7 +8,7 @@ readonly -a PROOFS=(
     cartpole dial quickstart four-identical discrete-event simulator-properties journal oracle oracle-mixed oracle-hosts
     trial-poor-cache trial-poor-binding calibration guard harm kills faults jobs soak
     shift live-training log-power log-kills policy-kills daemon-kills log-readers coverage exposure ranking large-log sampling cache
-    learning-memory remote-cartpole loop bench
+    learning-memory remote-cartpole rough-clients fuzz loop bench
 )
 usage() {
     cat <<TEXT
@@ -43,6 +43,10 @@ readonly policy_kills=${BLKPILOT_VERIFY_POLICY_KILLS:-500}
 readonly daemon_kills=${BLKPILOT_VERIFY_DAEMON_KILLS:-200}
 # Rows of the large decision log.
 readonly log_rows=${BLKPILOT_VERIFY_LOG_ROWS:-50000000}
+# Seconds for which rough clients come.
+readonly rough_seconds=${BLKPILOT_VERIFY_ROUGH_SECONDS:-600}
+# Seconds for which requests and files are drawn and broken, each.
+readonly fuzz_seconds=${BLKPILOT_VERIFY_FUZZ_SECONDS:-600}
 # Updates over which learning must not take more memory.
 readonly updates=${BLKPILOT_VERIFY_UPDATES:-2000}
 # Windows for which a policy always chooses the worst, and neighbours that make a change look bad.
@@ -87,7 +91,7 @@ for proof in "${chosen[@]}"; do
         # Tests, which bring what they need.
         discrete-event | simulator-properties | journal | guard | harm | kills | faults | jobs | soak | shift | cache \
             | live-training | log-power | log-kills | policy-kills | daemon-kills | coverage | exposure | ranking | large-log | sampling \
-            | learning-memory) ;;
+            | learning-memory | rough-clients | fuzz) ;;
         *) cargo build --release --workspace --bins; break ;;
     esac
 done
@@ -171,7 +175,14 @@ record cache "The cache strategy where it is dangerous: misses, and the stall of
 record learning-memory "Memory of PPO over many updates" \
     env BLKPILOT_UPDATES="$updates" "${live_test[@]}" --test memory -- --nocapture
 record remote-cartpole "Remote environments under Gymnasium's checks, and PPO of stable-baselines3 on remote CartPole" \
-    scripts/remote-cartpole.sh "$out/remote_cartpole"
+    scripts/python-clients.sh "$out/remote_cartpole" --train
 record loop "The loop on a running guest: explored, learnt, through the gate, harmed, undone and rolled back" \
     env BLKPILOT_BIN="$PWD/target/release" scripts/loop.sh --out "$out/loop"
+record rough-clients "Clients that stall, cut connections and send rubbish, beside clients that behave; a thousand watchers" \
+    env BLKPILOT_ROUGH_SECONDS="$rough_seconds" cargo test --quiet --release -p blkpilot-agent --test rough \
+    -- --nocapture --test-threads=1
+# Not --release: an overflow is a panic here.
+record fuzz "Requests of every method, configurations and token files, drawn and broken" \
+    env BLKPILOT_FUZZ_SECONDS="$fuzz_seconds" BLKPILOT_FUZZ_SEED="$(date +%s)" \
+    cargo test --quiet -p blkpilot-agent --test fuzz -- --nocapture --test-threads=1
 record bench "Latency of decisions and calls, speed of the simulated host" scripts/bench.sh

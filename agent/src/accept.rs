@@ -1,26 +1,30 @@
 //! Connections: taken as they come, up to a bound, with TLS where it is spoken, and each with who is at its other
 //! end.
 
+mod greeting;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use self::greeting::Greeting;
 use crate::access::peer::{CertificateNames, Credentials, Peer};
 use crate::access::tls::TlsKeeper;
 
-/// How long a handshake may take.
+/// How long a handshake may take, and then the first bytes of HTTP/2.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after the operating system gave no connection, so that a lack of descriptors is no busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -31,6 +35,8 @@ const MOST_WAITING: usize = 16;
 pub struct Connection {
     stream: Box<dyn Duplex>,
     peer: Peer,
+    /// Until it has begun to speak HTTP/2.
+    greeting: Option<Greeting>,
     /// Counts the connection for as long as there is one.
     _place: OwnedSemaphorePermit,
 }
@@ -196,6 +202,7 @@ impl Connection {
         Self {
             stream: Box::new(stream),
             peer,
+            greeting: Some(Greeting::within(HANDSHAKE, Instant::now())),
             _place: place,
         }
     }
@@ -207,11 +214,22 @@ impl Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream().poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = self.as_mut().stream().poll_read(context, buffer);
+        let Some(greeting) = &mut self.greeting else {
+            return read;
+        };
+        if read.is_pending() {
+            return Poll::Ready(Err(ready!(greeting.poll_overdue(context))));
+        }
+        if greeting.hear(buffer.filled().len() - before) {
+            self.greeting = None;
+        }
+        read
     }
 }
 

@@ -1,10 +1,11 @@
 //! Who may call what: one layer before every service.
 //!
 //! Reading order: [`role`], [`methods`] (the table), [`peer`] (who the connection says it is), [`tokens`], [`rules`]
-//! (which role a peer has without a token), [`rate`], [`audit`], then [`layer`], through which every call goes, and
-//! [`tls`], which new connections are taken with.
+//! (which role a peer has without a token), [`rate`], [`audit`], then [`layer`], through which every call goes, [`entitled`]
+//! (calls that last), and [`tls`], which new connections are taken with.
 
 pub mod audit;
+pub mod entitled;
 pub mod layer;
 pub mod methods;
 pub mod peer;
@@ -133,6 +134,28 @@ impl Access {
             token: Some(token.id),
             role: Some(token.role),
         })
+    }
+
+    /// Whether a caller whose call was taken before may still make it at `now`: a token may have been revoked, have
+    /// expired, or have another role.
+    ///
+    /// # Errors
+    /// Those of another call of the same caller, but for its rate.
+    pub fn admit_still(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        now: SystemTime,
+    ) -> Result<(), Failure> {
+        let Some(id) = &caller.token else {
+            return Ok(());
+        };
+        let token = self.tokens.current(id, now).map_err(refused)?;
+        let caller = Caller {
+            role: Some(token.role),
+            ..caller.clone()
+        };
+        admit(&caller, method)
     }
 
     fn count(&self, client: &Client, now: Instant) -> Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! Reaching a server.
 
+mod credentials;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,9 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
+pub use self::credentials::{
+    CA_VARIABLE, CERT_VARIABLE, Credentials, KEY_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE,
+};
 use crate::access::tokens::Secret;
 
 /// The CAs that the machine trusts, where none is named.
@@ -29,12 +34,12 @@ pub enum ConnectError {
         problem: String,
     },
     /// A file cannot be read.
-    #[error("{}: {source}: name another with {option}", path.display())]
+    #[error("{}: {source}: name another file with the {holds}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What named it.
-        option: &'static str,
+        /// What it should hold.
+        holds: &'static str,
         /// The cause.
         #[source]
         source: std::io::Error,
@@ -128,7 +133,7 @@ impl Target {
         let server = &self.server;
         if !uri.starts_with("https:") && (self.ca.is_some() || self.identity.is_some()) {
             return wrong(format!(
-                "--ca, --cert and --key are for https://, and --server is {server}"
+                "CAs, certificate and key are for https://, and the service is at {server}"
             ));
         }
         if uri.starts_with("http:") && self.token.is_some() && !is_loopback(uri) {
@@ -142,9 +147,9 @@ impl Target {
     fn tls(&self) -> Result<ClientTlsConfig, ConnectError> {
         let ca = self.ca.as_deref().unwrap_or(Path::new(SYSTEM_CAS));
         let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca, "--ca")?));
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca, "CAs")?));
         if let Some((certificate, key)) = &self.identity {
-            let identity = Identity::from_pem(read(certificate, "--cert")?, read(key, "--key")?);
+            let identity = Identity::from_pem(read(certificate, "certificate")?, read(key, "key")?);
             tls = tls.identity(identity);
         }
         Ok(tls)
@@ -171,19 +176,10 @@ fn bearer(token: &Secret) -> Result<MetadataValue<Ascii>, ConnectError> {
     Ok(header)
 }
 
-/// The token in a file: its only line.
-///
-/// # Errors
-/// `File`.
-pub fn token_in(path: &Path) -> Result<Secret, ConnectError> {
-    let text = read(path, "--token-file")?;
-    Ok(String::from_utf8_lossy(&text).trim().to_owned().into())
-}
-
-fn read(path: &Path, option: &'static str) -> Result<Vec<u8>, ConnectError> {
+fn read(path: &Path, holds: &'static str) -> Result<Vec<u8>, ConnectError> {
     fs::read(path).map_err(|source| ConnectError::File {
         path: path.to_owned(),
-        option,
+        holds,
         source,
     })
 }

@@ -10,6 +10,7 @@ use blkpilot_proto::v1;
 use crate::environments::{Access, Held, Kind, Recipe};
 use crate::filter::Filter;
 use crate::names::{self, environment_name, host_name};
+use crate::span::span_from_wire;
 use crate::status::Failure;
 use crate::wire;
 
@@ -148,15 +149,14 @@ pub(crate) fn lease(
     let Some(wire) = wire else {
         return Ok(None);
     };
-    let lease = Duration::try_from(wire).ok();
-    let lease = lease.filter(|lease| (Duration::from_secs(1)..=LONGEST_LEASE).contains(lease));
-    match lease {
-        Some(lease) => Ok(Some(lease)),
-        None => Err(Failure::field(
-            field,
-            format!("{wire} must be in [1s, 24h]"),
-        )),
-    }
+    let problem = match span_from_wire(wire) {
+        Some(lease) if (Duration::from_secs(1)..=LONGEST_LEASE).contains(&lease) => {
+            return Ok(Some(lease));
+        }
+        Some(lease) => format!("{lease:?} must be in [1s, 24h]"),
+        None => "is negative and must be in [1s, 24h]".to_owned(),
+    };
+    Err(Failure::field(field, problem))
 }
 
 /// An environment that is held.

@@ -58,6 +58,7 @@ mod repeat;
 pub mod requests;
 mod rollout;
 pub mod server;
+mod span;
 pub mod status;
 pub mod supervisor;
 pub mod sweep;

@@ -15,6 +15,7 @@ use crate::deployment::blocking;
 use crate::feed::Message;
 use crate::operations::Operations;
 use crate::paging;
+use crate::span::span_from_wire;
 use crate::status::Failure;
 use crate::watchers::{Events, Watchers};
 
@@ -126,9 +127,7 @@ impl LongRunning for Service {
         request: Request<WaitOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
         let request = request.into_inner();
-        let limit = request
-            .timeout
-            .and_then(|limit| Duration::try_from(limit).ok());
+        let limit = request.timeout.and_then(span_from_wire);
         let limit = limit.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
         let operation = self.operations.wait(&request.name, limit).await?;
         Ok(Response::new(operation))

@@ -24,6 +24,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tonic_reflection::pb as reflection_pb;
 use tower_layer::{Identity, Stack};
 
 use crate::accept::{self, Spoken};
@@ -696,6 +697,10 @@ fn router(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // Each version lists the other one too.
+            .register_encoded_file_descriptor_set(reflection_pb::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(reflection_pb::v1alpha::FILE_DESCRIPTOR_SET)
+            .include_reflection_service(false)
     };
     let most_bytes = (limits.message_mib as usize) << 20;
     let (reflection, older) = (reflection().build_v1()?, reflection().build_v1alpha()?);
@@ -760,13 +765,18 @@ async fn follow_tls(keeper: Arc<TlsKeeper>) {
     let mut ticks = tokio::time::interval(TLS_CHECK);
     loop {
         ticks.tick().await;
-        match keeper.refresh(SystemTime::now()) {
-            Refreshed::Unchanged => {}
-            Refreshed::Taken => tracing::info!("new connections get the new certificate"),
-            Refreshed::Refused(problems) => {
-                let problems = tls_lines(&problems);
-                tracing::error!("the certificate in force stays: {problems}");
-            }
+        look_at_tls(&keeper);
+    }
+}
+
+/// Takes what the files of TLS hold now, if it is new and good, and says what came of it.
+pub fn look_at_tls(keeper: &TlsKeeper) {
+    match keeper.refresh(SystemTime::now()) {
+        Refreshed::Unchanged => {}
+        Refreshed::Taken => tracing::info!("new connections get the new certificate"),
+        Refreshed::Refused(problems) => {
+            let problems = tls_lines(&problems);
+            tracing::error!("the certificate in force stays: {problems}");
         }
     }
 }

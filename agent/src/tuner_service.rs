@@ -35,7 +35,7 @@ use crate::tuner_wire::{
 use crate::wire;
 
 /// Watchers at once.
-const MOST_WATCHERS: usize = 64;
+const MOST_WATCHERS: usize = 2048;
 /// Longest wait for a host's first window.
 const FIRST_WINDOW: Duration = Duration::from_secs(5);
 

@@ -6,6 +6,7 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use blkpilot_agent::client::{ConnectError, TOKEN_VARIABLE, Target};
 use blkpilot_agent::remote::{RemoteEnvironment, RemoteError, is_host_unavailable};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::time_limit::TimeLimit;
@@ -109,7 +110,7 @@ impl Remote {
             kind: Some(kind),
             ..v1::Environment::default()
         };
-        let env = RemoteEnvironment::create(&config.address, environment)?;
+        let env = RemoteEnvironment::create(target(config)?, environment)?;
         let is_host = config.is_host();
         Ok(Self {
             env: TimeLimit::new(env, config.episode_steps.unwrap_or(NonZeroU32::MAX)),
@@ -238,6 +239,14 @@ impl Environment for Remote {
         }
         Ok(step)
     }
+}
+
+/// The service, shown what the config names, and what environment variables do beyond it.
+fn target(config: &RemoteConfig) -> Result<Target, ConnectError> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let credentials = config.credentials.clone().or_by(variable);
+    let token = variable(TOKEN_VARIABLE).map(Into::into);
+    credentials.target(&config.address, token)
 }
 
 /// Levels that differ between two joint actions.

@@ -24,8 +24,15 @@ pub const CONFIG_FILE: &str = "config.toml";
 /// Scenario of a run within its directory, where it is trained on one.
 pub const SCENARIO_FILE: &str = "scenario.toml";
 const FORMAT: u32 = 2;
-/// Keys of configs that name directories.
-const LARGE: [(&str, &str); 2] = [("data", "log"), ("training", "start_from")];
+/// Keys of configs that name what is too large or too secret to be copied.
+const NOT_COPIED: [(&str, &str); 6] = [
+    ("data", "log"),
+    ("training", "start_from"),
+    ("environment", "ca_file"),
+    ("environment", "cert_file"),
+    ("environment", "key_file"),
+    ("environment", "token_file"),
+];
 
 /// What of a run stands in no other file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -275,11 +282,11 @@ fn with_scenario_in(dir: &Path, config: &Config) -> Result<Value, LabError> {
     Ok(document)
 }
 
-/// A config that may stand anywhere: what it names by a relative path, and is too large to be copied, by its absolute
+/// A config that may stand anywhere: what it names by a relative path, and is not copied, by its absolute
 /// one. `base`: where the relative ones start.
 fn anchored(document: &Value, base: &Path) -> Value {
     let mut document = document.clone();
-    for (section, key) in LARGE {
+    for (section, key) in NOT_COPIED {
         let named = document.get_mut(section).and_then(|own| own.get_mut(key));
         if let Some(path) = named {
             let absolute = path.as_str().map(|name| base.join(name));

@@ -1,6 +1,6 @@
 """An environment of a blkpilot service as a Gymnasium environment, over one rollout.
 
-It wants the stubs that grpcio-tools makes of proto/proto (scripts/remote-cartpole.sh does) on the path. The
+It wants the stubs that grpcio-tools makes of proto/proto (scripts/python-clients.sh does) on the path. The
 observation is all tables of numbers one after another, the action a level per disk and head, then per device and head.
 A level that may not be chosen now is not asked for: what is in force stays. The layout of the tensors is that of
 proto/proto/blkpilot/v1/environment_service.proto; docs/environments.md explains it.

@@ -13,6 +13,7 @@ use tonic::{Code, Status};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::entitled::{self, Entitlement};
 use super::methods::{Effect, Method};
 use super::peer::Peer;
 use super::rate::Client;
@@ -72,16 +73,19 @@ where
             Effect::Changes(named_by) => Some(named_by),
         };
         let is_stranger = matches!(caller.client, Client::Address(_));
+        // What a connection itself says of its caller does not change.
+        let may_change = caller.token.is_some();
+        let entitlement = may_change.then(|| Entitlement::new(&self.access, &caller, method));
         match (admit(&caller, method), named_by) {
             (Ok(()), None) => {
                 request.extensions_mut().insert(caller);
-                Box::pin(self.inner.call(request))
+                self.serve(request, entitlement)
             }
             (Ok(()), Some(named_by)) => {
                 let pending = Pending::new(&self.access, &caller, method, named_by);
                 request.extensions_mut().insert(caller);
                 let (request, pending) = pending.watch(request, self.access.limits.message_mib);
-                Box::pin(recorded::answer(self.inner.call(request), pending))
+                Box::pin(recorded::answer(self.serve(request, entitlement), pending))
             }
             (Err(failure), Some(named_by)) if !is_stranger => {
                 let pending = Pending::new(&self.access, &caller, method, named_by);
@@ -89,6 +93,20 @@ where
             }
             // What strangers are refused is not recorded: it could push out the records of what was done.
             (Err(failure), _) => refuse(failure),
+        }
+    }
+}
+
+impl<S> Guarded<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    fn serve(&mut self, request: Request, entitlement: Option<Entitlement>) -> Answer {
+        let call = self.inner.call(request);
+        match entitlement {
+            Some(entitlement) => Box::pin(entitled::answer(call, entitlement)),
+            None => Box::pin(call),
         }
     }
 }

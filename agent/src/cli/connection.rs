@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CliError;
-use crate::client::{Target, token_in};
+use crate::client::{
+    CA_VARIABLE, CERT_VARIABLE, Credentials, KEY_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE,
+    Target,
+};
 use crate::config::DEFAULT_SOCKET;
-
-/// Holds a token; not an option, since those are seen in lists of processes.
-const TOKEN: &str = "BLKPILOT_TOKEN";
 
 #[derive(Debug, Args)]
 pub(super) struct ConnectionArgs {
@@ -18,33 +18,30 @@ pub(super) struct ConnectionArgs {
     #[arg(long, value_name = "SERVER", env = "BLKPILOT_SERVER", default_value_t = format!("unix:{DEFAULT_SOCKET}"))]
     pub(super) server: String,
     /// CAs of the service's certificate, for https://; those that this machine trusts, if not given
-    #[arg(long, value_name = "FILE", env = "BLKPILOT_CA")]
+    #[arg(long, value_name = "FILE", env = CA_VARIABLE)]
     ca: Option<PathBuf>,
     /// Certificate to show, where the service asks for one
-    #[arg(long, value_name = "FILE", env = "BLKPILOT_CERT", requires = "key")]
+    #[arg(long, value_name = "FILE", env = CERT_VARIABLE, requires = "key")]
     cert: Option<PathBuf>,
     /// Private key of --cert
-    #[arg(long, value_name = "FILE", env = "BLKPILOT_KEY", requires = "cert")]
+    #[arg(long, value_name = "FILE", env = KEY_VARIABLE, requires = "cert")]
     key: Option<PathBuf>,
     /// File with a token, as `blkpilot token create` prints it; the environment variable BLKPILOT_TOKEN, which
     /// holds the token itself, if not given
-    #[arg(long, value_name = "FILE", env = "BLKPILOT_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = TOKEN_FILE_VARIABLE)]
     token_file: Option<PathBuf>,
 }
 
 impl ConnectionArgs {
     /// The service, and what it is shown.
     pub(super) fn target(&self) -> Result<Target, CliError> {
-        let given = env::var(TOKEN).ok().filter(|token| !token.is_empty());
-        let token = match &self.token_file {
-            Some(file) => Some(token_in(file)?),
-            None => given.map(Into::into),
-        };
-        Ok(Target {
-            server: self.server.clone(),
+        let token = env::var(TOKEN_VARIABLE).ok();
+        let token = token.filter(|token| !token.is_empty());
+        let credentials = Credentials {
             ca: self.ca.clone(),
             identity: self.cert.clone().zip(self.key.clone()),
-            token,
-        })
+            token_file: self.token_file.clone(),
+        };
+        Ok(credentials.target(&self.server, token.map(Into::into))?)
     }
 }

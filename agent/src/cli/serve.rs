@@ -1,6 +1,7 @@
 //! `blkpilot serve`, and the same with training.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,9 +10,10 @@ use tracing::{error, info, warn};
 
 use super::CliError;
 use super::output::print;
+use crate::access::tls::TlsKeeper;
 use crate::config::Config;
 use crate::reload::{Reloader, Report};
-use crate::server::{Server, check};
+use crate::server::{Server, check, look_at_tls};
 use crate::supervisor;
 use crate::training::Trainer;
 
@@ -53,7 +55,7 @@ pub async fn run(args: &ServeArgs, trainer: Option<Trainer>) -> Result<(), CliEr
     let feeding = tokio::spawn(supervisor::feed_watchdog(host.pulse.clone()));
     supervisor::ready();
     let reloader = Reloader::new(&args.config, text, reward, host.clone());
-    let reloading = tokio::spawn(reload_when_told(hang_ups, reloader));
+    let reloading = tokio::spawn(reload_when_told(hang_ups, reloader, server.tls()));
     let shutdown = async {
         // A sender that has gone is a bug that must not keep it from ending.
         let _ = stop.await;
@@ -69,10 +71,17 @@ pub async fn run(args: &ServeArgs, trainer: Option<Trainer>) -> Result<(), CliEr
     Ok(ended?)
 }
 
-/// Takes what can be taken of the configuration at each SIGHUP; one that is wrong changes nothing.
-async fn reload_when_told(mut hang_ups: Signal, mut reloader: Reloader) {
+/// Takes what can be taken of the configuration, and the files of TLS, at each SIGHUP; what is wrong changes nothing.
+async fn reload_when_told(
+    mut hang_ups: Signal,
+    mut reloader: Reloader,
+    tls: Option<Arc<TlsKeeper>>,
+) {
     while hang_ups.recv().await.is_some() {
         supervisor::reloading();
+        if let Some(tls) = &tls {
+            look_at_tls(tls);
+        }
         match reloader.reload().await {
             Ok(report) => tell(&report),
             Err(error) => {

@@ -5,6 +5,8 @@
 
 mod audit;
 mod commands;
+mod hang_up;
+mod lasting;
 mod limits;
 mod pki;
 mod refused;

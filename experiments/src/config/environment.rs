@@ -1,6 +1,6 @@
 //! What to learn on: `[environment]`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blkpilot_env::reward::{RewardConfig, WeightRanges};
 use blkpilot_env::sim::presets;
@@ -60,17 +60,25 @@ pub(super) struct RawEnvironment {
     pub(super) force_reason: Option<String>,
     pub(super) cart_pole: Option<bool>,
     pub(super) episode_steps: Option<u32>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) cert_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
 }
 
 impl RawEnvironment {
     /// The keys that only an environment at a service has, and whether they are given.
-    fn of_remote(&self) -> [(&'static str, bool); 5] {
+    fn of_remote(&self) -> [(&'static str, bool); 9] {
         [
             ("address", self.address.is_some()),
             ("host", self.host.is_some()),
             ("force_reason", self.force_reason.is_some()),
             ("cart_pole", self.cart_pole.is_some()),
             ("episode_steps", self.episode_steps.is_some()),
+            ("ca_file", self.ca_file.is_some()),
+            ("cert_file", self.cert_file.is_some()),
+            ("key_file", self.key_file.is_some()),
+            ("token_file", self.token_file.is_some()),
         ]
     }
 }
@@ -104,7 +112,7 @@ pub(super) fn environment(
             Some(EnvironmentConfig::CartPole)
         }
         Some("sim_host") => sim_host(raw, base, check),
-        Some("remote") => remote::remote(raw, check).map(EnvironmentConfig::Remote),
+        Some("remote") => remote::remote(raw, base, check).map(EnvironmentConfig::Remote),
         Some(other) => {
             check.problem("environment.kind", format!("= \"{other}\" must be {kinds}"));
             None

@@ -1,7 +1,9 @@
 //! `[environment]` of an environment at a service.
 
 use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 
+use blkpilot_agent::client::Credentials;
 use blkpilot_agent::config::DEFAULT_SOCKET;
 use blkpilot_env::sim::presets;
 
@@ -11,8 +13,10 @@ use super::environment::RawEnvironment;
 /// An environment at a running service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteConfig {
-    /// Where the service is: `unix:PATH` or `http://ADDRESS`.
+    /// Where the service is: `unix:PATH`, `http://ADDRESS` or `https://HOST:PORT`.
     pub address: String,
+    /// What it is shown, and trusted by.
+    pub credentials: Credentials,
     /// What to create there.
     pub kind: RemoteKind,
     /// Steps after which an episode is truncated; `None` leaves its end to it.
@@ -47,7 +51,11 @@ impl RemoteConfig {
 const LONGEST_REASON: usize = 1000;
 const MOST_EPISODE_STEPS: u32 = 1_000_000;
 
-pub(super) fn remote(raw: RawEnvironment, check: &mut Check) -> Option<RemoteConfig> {
+pub(super) fn remote(
+    mut raw: RawEnvironment,
+    base: &Path,
+    check: &mut Check,
+) -> Option<RemoteConfig> {
     for (key, is_given) in [
         ("generator", raw.generator.is_some()),
         ("reward", raw.reward.is_some()),
@@ -61,11 +69,13 @@ pub(super) fn remote(raw: RawEnvironment, check: &mut Check) -> Option<RemoteCon
             );
         }
     }
-    let address = raw.address.unwrap_or(format!("unix:{DEFAULT_SOCKET}"));
+    let address = raw.address.take();
+    let address = address.unwrap_or(format!("unix:{DEFAULT_SOCKET}"));
     if address.is_empty() {
-        let text = "= \"\" must be unix:PATH or http://ADDRESS, where `blkpilot serve` listens";
+        let text = "= \"\" must be unix:PATH, http://ADDRESS or https://HOST:PORT, where `blkpilot serve` listens";
         check.problem("environment.address", text);
     }
+    let credentials = credentials(&mut raw, &address, base, check);
     let force_reason = force_reason(raw.force_reason, raw.host.is_some(), check);
     check.that(
         "environment.episode_steps",
@@ -93,9 +103,53 @@ pub(super) fn remote(raw: RawEnvironment, check: &mut Check) -> Option<RemoteCon
     };
     Some(RemoteConfig {
         address,
+        credentials,
         kind: kind?,
         episode_steps: raw.episode_steps.and_then(NonZeroU32::new),
     })
+}
+
+/// Files, whose paths start at `base`; TLS's go with an address at which it is spoken.
+fn credentials(
+    raw: &mut RawEnvironment,
+    address: &str,
+    base: &Path,
+    check: &mut Check,
+) -> Credentials {
+    let (certificate, key) = (raw.cert_file.take(), raw.key_file.take());
+    for (given, missing, is_alone) in [
+        (
+            "cert_file",
+            "key_file",
+            certificate.is_some() && key.is_none(),
+        ),
+        (
+            "key_file",
+            "cert_file",
+            key.is_some() && certificate.is_none(),
+        ),
+    ] {
+        if is_alone {
+            let text = format!("stands without environment.{missing}: give both, or neither");
+            check.problem(format!("environment.{given}"), text);
+        }
+    }
+    for (file, is_given) in [
+        ("ca_file", raw.ca_file.is_some()),
+        ("cert_file", certificate.is_some()),
+        ("key_file", key.is_some()),
+    ] {
+        if is_given && !address.starts_with("https://") {
+            let text = format!("is for https://, and environment.address is \"{address}\"");
+            check.problem(format!("environment.{file}"), text);
+        }
+    }
+    let anchored = |path: Option<PathBuf>| path.map(|path| base.join(path));
+    Credentials {
+        ca: anchored(raw.ca_file.take()),
+        identity: anchored(certificate).zip(anchored(key)),
+        token_file: anchored(raw.token_file.take()),
+    }
 }
 
 fn force_reason(reason: Option<String>, is_host: bool, check: &mut Check) -> Option<String> {
@@ -133,8 +187,6 @@ fn preset(name: String, check: &mut Check) -> Option<RemoteKind> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::{Config, ConfigError, EnvironmentConfig};
     use super::*;
 
@@ -195,6 +247,46 @@ mod tests {
                 .unwrap()
                 .address
                 .starts_with("unix:/run/blkpilot")
+        );
+    }
+
+    #[test]
+    fn files_that_a_service_is_shown_start_where_the_config_is() {
+        let address = "address = \"https://h.example:7077\"";
+        let files = "ca_file = \"ca.pem\"\ncert_file = \"c.pem\"\nkey_file = \"/k/c.key\"\ntoken_file = \"t\"";
+        let text = HOST.replace(
+            "address = \"unix:/run/x.sock\"",
+            &format!("{address}\n{files}"),
+        );
+        let EnvironmentConfig::Remote(remote) = Config::parse(Path::new("/d/x.toml"), &text)
+            .unwrap()
+            .environment
+        else {
+            panic!("it is at a service")
+        };
+        let given = Credentials {
+            ca: Some("/d/ca.pem".into()),
+            identity: Some(("/d/c.pem".into(), "/k/c.key".into())),
+            token_file: Some("/d/t".into()),
+        };
+        assert_eq!(remote.credentials, given);
+        assert_eq!(parse(HOST).unwrap().credentials, Credentials::default());
+    }
+
+    #[test]
+    fn half_a_pair_and_files_for_tls_where_none_is_spoken_are_named() {
+        let found = parse(&with("host = \"hosts/local\"\ncert_file = \"c.pem\"")).unwrap_err();
+        assert_eq!(
+            found,
+            [
+                "environment.cert_file stands without environment.key_file: give both, or neither",
+                "environment.cert_file is for https://, and environment.address is \"unix:/run/x.sock\"",
+            ]
+        );
+        let found = parse(&with("host = \"hosts/local\"\nca_file = \"ca.pem\"")).unwrap_err();
+        assert!(
+            found[0].starts_with("environment.ca_file is for https://"),
+            "{found:?}"
         );
     }
 

@@ -42,6 +42,17 @@ impl TokenKeeper {
         verify(&tokens, presented, now).cloned()
     }
 
+    /// The token with this id, whose holder was known before, if it is still taken at `now`.
+    ///
+    /// # Errors
+    /// `Unknown`, `Expired`, `Revoked`.
+    pub fn current(&self, id: &str, now: SystemTime) -> Result<Token, Refusal> {
+        let tokens = self.tokens();
+        let token = tokens.iter().find(|token| token.id == id);
+        let token = token.ok_or(Refusal::Unknown)?;
+        token.check(now).map(|()| token.clone())
+    }
+
     fn tokens(&self) -> Arc<[Token]> {
         let stamp = Stamp::of(self.file.path());
         {
@@ -92,8 +103,11 @@ mod tests {
         };
         let (token, secret) = file.create(wanted, now).unwrap();
         assert_eq!(keeper.verify(secret.expose(), now), Ok(token.clone()));
+        assert_eq!(keeper.current(&token.id, now), Ok(token.clone()));
         file.revoke(&token.id, now).unwrap();
         assert_eq!(keeper.verify(secret.expose(), now), Err(Refusal::Revoked));
+        assert_eq!(keeper.current(&token.id, now), Err(Refusal::Revoked));
+        assert_eq!(keeper.current("another", now), Err(Refusal::Unknown));
     }
 
     #[test]
