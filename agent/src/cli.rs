@@ -20,6 +20,7 @@ mod json;
 mod log;
 mod observe;
 mod output;
+mod pages;
 mod policy;
 mod promote;
 mod rollback;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::json::Json;
 use super::output::print;
+use super::pages;
 use super::serve::interrupted;
 use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, WatchArgs, tables};
 use crate::client::Connection;
@@ -63,20 +64,16 @@ async fn only_host(client: &mut TunerServiceClient<Connection>) -> Result<String
 
 pub(super) async fn guests(args: &ClientArgs) -> Result<(), CliError> {
     let mut session = Session::open(args).await?;
-    let (mut guests, mut page_token) = (vec![], String::new());
-    loop {
+    let guests = pages::all(async |page_token| {
         let request = v1::ListGuestsRequest {
             parent: host_name(&session.host),
             page_size: 0,
             page_token,
         };
         let page = session.client.list_guests(request).await?.into_inner();
-        guests.extend(page.guests);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.guests, page.next_page_token))
+    });
+    let guests = guests.await?;
     let host = session.host().await?;
     if args.json {
         let json = Json::new();

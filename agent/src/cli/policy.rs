@@ -21,6 +21,7 @@ use super::connection::ConnectionArgs;
 use super::evaluate::target::{Choice, refused};
 use super::json::Json;
 use super::output::print;
+use super::pages;
 use super::{CliError, force_reason};
 use crate::client::Connection;
 use crate::policy_store::{VersionName, policy_id};
@@ -242,8 +243,7 @@ fn name_of(dir: &Path) -> String {
 
 async fn ls(args: &LsArgs) -> Result<(), CliError> {
     let mut client = client(&args.server).await?;
-    let (mut versions, mut page_token) = (vec![], String::new());
-    loop {
+    let versions = pages::all(async |page_token| {
         let request = v1::ListPolicyVersionsRequest {
             parent: format!("policies/{}", args.policy.as_deref().unwrap_or("-")),
             page_size: 0,
@@ -251,12 +251,9 @@ async fn ls(args: &LsArgs) -> Result<(), CliError> {
             filter: if args.all { "" } else { "stage != ARCHIVED" }.to_owned(),
         };
         let page = client.list_policy_versions(request).await?.into_inner();
-        versions.extend(page.versions);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.versions, page.next_page_token))
+    });
+    let versions = versions.await?;
     if args.server.json {
         let json = Json::new();
         let versions: Vec<_> = versions

@@ -18,6 +18,7 @@ use super::CliError;
 use super::connection::ConnectionArgs;
 use super::json::Json;
 use super::output::print;
+use super::pages;
 use crate::client::Connection;
 use watching::watch;
 
@@ -224,20 +225,16 @@ fn read(file: &Path) -> Result<String, CliError> {
 
 async fn ls(args: &LsArgs) -> Result<(), CliError> {
     let mut client = client(&args.server).await?;
-    let (mut runs, mut page_token) = (vec![], String::new());
-    loop {
+    let runs = pages::all(async |page_token| {
         let request = v1::ListTrainingRunsRequest {
             page_size: 0,
             page_token,
             filter: args.filter.clone(),
         };
         let page = client.list_training_runs(request).await?.into_inner();
-        runs.extend(page.training_runs);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.training_runs, page.next_page_token))
+    });
+    let runs = runs.await?;
     if args.server.json {
         let json = Json::new();
         let runs: Vec<_> = runs

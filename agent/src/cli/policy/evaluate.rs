@@ -10,6 +10,7 @@ use super::{ServerArgs, follow, response, text};
 use crate::cli::CliError;
 use crate::cli::json::Json;
 use crate::cli::output::print;
+use crate::cli::pages;
 use crate::client::Connection;
 use crate::policy_store::VersionName;
 
@@ -137,19 +138,15 @@ pub(super) async fn run(args: &EvaluateArgs) -> Result<(), CliError> {
 
 pub(super) async fn list(args: &EvaluationsArgs) -> Result<(), CliError> {
     let mut client = client(&args.server).await?;
-    let (mut evaluations, mut page_token) = (vec![], String::new());
-    loop {
+    let evaluations = pages::all(async |page_token| {
         let request = v1::ListEvaluationsRequest {
             page_size: 0,
             page_token,
         };
         let page = client.list_evaluations(request).await?.into_inner();
-        evaluations.extend(page.evaluations);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+        Ok((page.evaluations, page.next_page_token))
+    });
+    let evaluations = evaluations.await?;
     if args.server.json {
         let json = Json::new();
         let listed = evaluations.iter();
