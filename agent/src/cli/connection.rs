@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::CliError;
 use crate::client::{
-    CA_VARIABLE, CERT_VARIABLE, Credentials, KEY_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE,
-    Target,
+    CA_VARIABLE, CERT_VARIABLE, Connection, Credentials, KEY_VARIABLE, TOKEN_FILE_VARIABLE,
+    TOKEN_VARIABLE, Target,
 };
 use crate::config::DEFAULT_SOCKET;
 
@@ -43,5 +43,21 @@ impl ConnectionArgs {
             token_file: self.token_file.clone(),
         };
         Ok(credentials.target(&self.server, token.map(Into::into))?)
+    }
+}
+
+/// Which service, and how its answer is printed.
+#[derive(Debug, Args)]
+pub(super) struct ServerArgs {
+    #[command(flatten)]
+    connection: ConnectionArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl ServerArgs {
+    pub(super) async fn connect(&self) -> Result<Connection, CliError> {
+        Ok(self.connection.target()?.connect().await?)
     }
 }

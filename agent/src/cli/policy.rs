@@ -17,7 +17,7 @@ use prost::Message;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::connection::ConnectionArgs;
+use super::connection::ServerArgs;
 use super::evaluate::target::{Choice, refused};
 use super::json::Json;
 use super::output::print;
@@ -63,15 +63,6 @@ pub(super) enum PolicyCommand {
     Rollback(RollbackArgs),
     /// Take a version out of use; its checkpoint is kept
     Archive(ArchiveArgs),
-}
-
-#[derive(Debug, Args)]
-struct ServerArgs {
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -186,7 +177,7 @@ pub(super) async fn run(command: &PolicyCommand) -> Result<(), CliError> {
 }
 
 async fn client(args: &ServerArgs) -> Result<Client, CliError> {
-    let connection = args.connection.target()?.connect().await?;
+    let connection = args.connect().await?;
     Ok(PolicyServiceClient::new(connection))
 }
 
@@ -321,7 +312,7 @@ async fn follow(args: &ServerArgs, operation: Operation) -> Result<Operation, Cl
     if operation.done {
         return Ok(operation);
     }
-    let mut client = OperationServiceClient::new(args.connection.target()?.connect().await?);
+    let mut client = OperationServiceClient::new(args.connect().await?);
     let request = v1::WatchOperationRequest {
         name: operation.name.clone(),
         resume_token: String::new(),

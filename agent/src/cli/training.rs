@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use uuid::Uuid;
 
 use super::CliError;
-use super::connection::ConnectionArgs;
+use super::connection::ServerArgs;
 use super::json::Json;
 use super::output::print;
 use super::pages;
@@ -56,15 +56,6 @@ pub(super) enum TrainingCommand {
     Cancel(ChangeArgs),
     /// Remove a run that has ended, and all that it wrote
     Rm(ChangeArgs),
-}
-
-#[derive(Debug, Args)]
-struct ServerArgs {
-    #[command(flatten)]
-    connection: ConnectionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -153,7 +144,7 @@ pub(super) async fn run(command: &TrainingCommand) -> Result<(), CliError> {
 }
 
 async fn client(args: &ServerArgs) -> Result<Client, CliError> {
-    let connection = args.connection.target()?.connect().await?;
+    let connection = args.connect().await?;
     Ok(TrainingServiceClient::new(connection))
 }
 

@@ -117,7 +117,7 @@ impl EvaluateArgs {
 }
 
 async fn client(args: &ServerArgs) -> Result<EvaluationServiceClient<Connection>, CliError> {
-    let connection = args.connection.target()?.connect().await?;
+    let connection = args.connect().await?;
     Ok(EvaluationServiceClient::new(connection))
 }
 
