@@ -42,9 +42,9 @@ readonly guest=poor-cache patience=120
 run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-loop.XXXXXX")
 daemon='' fixture='' uri='' why=''
 
-stop() { # pid: asks it to end and waits
-    if [[ -n $1 ]] && kill -INT "$1" 2>/dev/null; then wait "$1" 2>/dev/null || true; fi
-}
+# shellcheck source=scripts/start-guest.sh
+source scripts/start-guest.sh
+
 leave() {
     stop "$daemon"
     stop "$fixture"
@@ -58,9 +58,6 @@ show() { # a command, and what it prints
 }
 fail() { echo "loop: $*" >&2; tail -n 20 "$out/service.log" >&2; exit 1; }
 blkpilot() { "$bin/blkpilot" "$@"; }
-
-# shellcheck source=scripts/start-guest.sh
-source scripts/start-guest.sh
 
 write_config() { # mode, lines of [guard]
     {

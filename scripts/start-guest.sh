@@ -2,6 +2,10 @@
 # the process fixture when they leave.
 # shellcheck shell=bash disable=SC2154
 
+stop() { # pid: asks it to end and waits
+    if [[ -n $1 ]] && kill -INT "$1" 2>/dev/null; then wait "$1" 2>/dev/null || true; fi
+}
+
 start_guest() { # sets uri, or why not
     : >"$run_dir/uri" # it is read before the fixture may have made it
     "$bin/blkpilot-fixture" up --guests "$guest" >"$run_dir/uri" 2>"$run_dir/fixture.log" &

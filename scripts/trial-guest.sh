@@ -23,18 +23,15 @@ readonly bin=$PWD/target/release
 run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-trial.XXXXXX")
 daemon='' fixture=''
 
-stop() { # pid: asks it to end and waits
-    if [[ -n $1 ]] && kill -INT "$1" 2>/dev/null; then wait "$1" 2>/dev/null || true; fi
-}
+# shellcheck source=scripts/start-guest.sh
+source scripts/start-guest.sh
+
 leave() {
     stop "$daemon"
     stop "$fixture"
     rm -rf "$run_dir"
 }
 trap leave EXIT
-
-# shellcheck source=scripts/start-guest.sh
-source scripts/start-guest.sh
 
 write_config() {
     printf 'version = 1\n[host]\nname = "local"\n'
