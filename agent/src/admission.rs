@@ -3,7 +3,7 @@
 //! The backend's masks say what the host can do; here modes are laid over them, and what a caller
 //! asks for is turned into a joint action that is checked whole before anything is touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use blkpilot_env::decision::check_action;
 use blkpilot_env::guard::exploration::Exploration;
@@ -120,12 +120,10 @@ pub fn restrict(
     purpose: Purpose,
 ) -> Observation {
     let mut restricted = observation.clone();
-    let is_open = |name: &str| {
-        let guest = guests.iter().find(|g| g.name == name);
-        guest.is_some_and(|g| purpose.admits(modes.of(g)))
-    };
+    let open = guests.iter().filter(|g| purpose.admits(modes.of(g)));
+    let open: HashSet<&str> = open.map(|g| g.name.as_str()).collect();
     for (row, id) in observation.disk_ids.iter().enumerate() {
-        if !is_open(guest_of(id)) {
+        if !open.contains(guest_of(id)) {
             restricted.masks.disks.row_mut(row).map_inplace(close);
         }
     }

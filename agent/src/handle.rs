@@ -19,7 +19,7 @@ use crate::admission::{Choice, Reach};
 use crate::backend::{BackendKind, DaemonStatus, DiskName, FrozenKnob, GuestStatus, Planned};
 use crate::chain::{Chain, Counts};
 use crate::config::{GuestConfig, OnExit};
-use crate::decision::{Decision, PolicyRef};
+use crate::decision::{Decision, PolicyRef, now_us};
 use crate::history::{History, LogConfig};
 use crate::last_good::Proof;
 use crate::mode::{Knob, Mode};
@@ -63,6 +63,19 @@ pub struct HostView {
     pub default_mode: Mode,
 }
 
+impl HostView {
+    /// What has been proposed for the last window and can still be applied.
+    pub(crate) fn proposal(&self) -> Option<Arc<Decision>> {
+        let shown = &self.window.as_ref()?.proposal;
+        let proposal = shown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
+        let is_live = proposal.expires_us.is_some_and(|end| end > now_us());
+        is_live.then_some(proposal)
+    }
+}
+
 /// Whether a host can be reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostState {
@@ -75,7 +88,7 @@ pub enum HostState {
 }
 
 /// A window with what may be done to the guests.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ShownWindow {
     /// What is seen and in force; masks are those for advice.
     pub observation: Observation,
@@ -83,6 +96,8 @@ pub struct ShownWindow {
     pub guests: Vec<ShownGuest>,
     /// When it ended, in microseconds since 1970 UTC.
     pub at_us: i64,
+    /// What the policy proposes for it, once somebody has asked: the same for all who ask.
+    pub(crate) proposal: Mutex<Option<Arc<Decision>>>,
 }
 
 /// A guest and what may happen to it.
@@ -395,11 +410,18 @@ pub struct HostInfo {
 }
 
 impl HostHandle {
-    /// A joint decision of the policy on the last window; nothing is changed.
+    /// A joint decision of the policy on the last window; nothing is changed. The owner is asked once a window:
+    /// whoever comes later is answered from what it shows.
     ///
     /// # Errors
     /// As `TunerService.Propose`.
     pub async fn propose(&self) -> Answer {
+        // An owner that has ended still shows what it showed last.
+        if self.view.has_changed().is_ok()
+            && let Some(proposal) = self.view.borrow().proposal()
+        {
+            return Ok(proposal);
+        }
         self.ask(Command::Propose).await?
     }
 

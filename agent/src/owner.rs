@@ -32,7 +32,7 @@ use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::ExplorationBudget;
 use blkpilot_env::guard::neighbour::{NeighbourConfig, NeighbourWatch};
 use blkpilot_env::reward::RewardConfig;
-use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng};
+use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Rng, Turn};
 use blkpilot_log::turn::Ending;
 use blkpilot_log::{DecisionRow, OutcomeRow};
 use rand::SeedableRng as _;
@@ -50,7 +50,7 @@ use crate::admission::{self, Modes, Purpose};
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
 use crate::chain::{Chain, Counts};
 use crate::config::OnExit;
-use crate::decision::{Context, Decision, Made, PolicyRef, now_us};
+use crate::decision::{Context, Decision, PolicyRef, now_us};
 use crate::handle::{
     ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Origin, Request,
     ShownGuest, ShownWindow, Stop, StopSlot, unavailable,
@@ -203,7 +203,9 @@ struct Seen {
 }
 
 struct Proposal {
-    made: Made,
+    decision: Arc<Decision>,
+    action: JointAction,
+    turns: Vec<Turn>,
     /// What was in force when it was made.
     disk_ids: Vec<String>,
     current: JointAction,
@@ -415,6 +417,7 @@ impl Owner {
                 observation: self.restricted(seen, Purpose::Advice),
                 guests: seen.guests.iter().map(|g| self.shown(seen, g)).collect(),
                 at_us: seen.at_us,
+                proposal: Mutex::default(),
             })
         });
         let counts = |chain: &Chain| chain.counts();

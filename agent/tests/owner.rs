@@ -38,6 +38,7 @@ use blkpilot_log::{Stage, Subject};
 use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::{Choice as PolicyChoice, Policy, PolicyError};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// What the test does to the host.
 #[derive(Default)]
@@ -620,7 +621,7 @@ async fn a_stop_is_not_lost_when_the_queue_is_full() {
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..100 {
         let host = case.host.clone();
-        calls.spawn(async move { host.propose().await });
+        calls.spawn(async move { host.find(Uuid::nil()).await });
     }
     // The owner answers nobody now, and the queue is not as long as that.
     let refused = loop {
@@ -854,6 +855,40 @@ async fn a_guest_that_goes_or_comes_is_known_long_before_the_next_look() {
     case.fate.gone.lock().unwrap().clear();
     case.ring();
     case.wait_for_guests(|guests| guests.contains(&gone)).await;
+}
+
+#[tokio::test]
+async fn whoever_asks_before_anything_changes_has_the_same_proposal() {
+    let case = Case::with(rarely(), Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let first = case.host.propose().await.unwrap();
+    assert_eq!(case.host.propose().await.unwrap(), first);
+    let change = RewardChange {
+        cpu: Some(0.75),
+        ..RewardChange::default()
+    };
+    let call = RewardCall {
+        change,
+        validate_only: false,
+    };
+    case.host.set_reward(call).await.unwrap();
+    let second = case.host.propose().await.unwrap();
+    assert_ne!(second.id, first.id);
+    assert_eq!(case.host.propose().await.unwrap().id, second.id);
+
+    let apply = |id| ChangeCall {
+        request: Request::Proposal(id),
+        ..set(&["backup"])
+    };
+    // Both can be applied still, once: what is in force is what they were made for.
+    let applied = case.host.change(apply(first.id)).await.unwrap();
+    assert_eq!((applied.id, applied.state), (first.id, State::Applied));
+    let refused = case.host.change(apply(first.id)).await.unwrap_err();
+    assert_eq!(refused.reason(), "PROPOSAL_STALE");
+    assert!(refused.message().contains("was applied already"));
+    let refused = case.host.change(apply(second.id)).await.unwrap_err();
+    assert!(refused.message().contains("was made for other levels"));
+    assert_ne!(case.host.propose().await.unwrap().id, second.id);
 }
 
 #[tokio::test]

@@ -242,7 +242,7 @@ fn check_groups(
 }
 
 /// Whose turn it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Turn {
     /// Disk number i decides its heads.
@@ -556,6 +556,7 @@ pub fn channel_of(spec: &EnvSpec, action: &JointAction, disk: usize) -> Option<u
 /// disks allow it.
 fn group_masks(spec: &EnvSpec, obs: &Observation) -> Array2<MaskReason> {
     let mut masks = obs.masks.disks.clone();
+    let leaders = group_leaders(&obs.disk_group);
     let mut start = 0;
     for head in &spec.disk_heads {
         let levels = start..start + head.len(obs.channel_count());
@@ -563,17 +564,16 @@ fn group_masks(spec: &EnvSpec, obs: &Observation) -> Array2<MaskReason> {
         if head.scope != HeadScope::IoThread {
             continue;
         }
-        for disk in 0..obs.disk_count() {
-            let Some(group) = obs.disk_group[disk] else {
-                continue;
-            };
-            let mates = (0..obs.disk_count()).filter(|d| obs.disk_group[*d] == Some(group));
-            for mate in mates {
-                for level in levels.clone() {
-                    let reason = obs.masks.disks[[mate, level]];
-                    if masks[[disk, level]].is_allowed() && !reason.is_allowed() {
-                        masks[[disk, level]] = reason;
-                    }
+        for level in levels {
+            // The first of an IOThread's disks gathers what any of them may not do; the others take it over.
+            for (disk, &leader) in leaders.iter().enumerate() {
+                if masks[[leader, level]].is_allowed() {
+                    masks[[leader, level]] = masks[[disk, level]];
+                }
+            }
+            for (disk, &leader) in leaders.iter().enumerate() {
+                if masks[[disk, level]].is_allowed() {
+                    masks[[disk, level]] = masks[[leader, level]];
                 }
             }
         }
@@ -590,17 +590,9 @@ fn check_order(spec: &EnvSpec, obs: &Observation, order: &[Turn]) -> Result<(), 
     let wanted = (0..obs.disk_count())
         .map(Turn::Disk)
         .chain((0..devices).map(Turn::Device));
-    let mut left = order.to_vec();
-    for turn in wanted {
-        let Some(at) = left.iter().position(|t| *t == turn) else {
-            return Err(ActionError::Order {
-                disks: obs.disk_count(),
-                devices,
-            });
-        };
-        left.swap_remove(at);
-    }
-    if left.is_empty() {
+    let mut given = order.to_vec();
+    given.sort_unstable();
+    if given.into_iter().eq(wanted) {
         Ok(())
     } else {
         Err(ActionError::Order {

@@ -1,5 +1,6 @@
 //! Many clients at once, a connection each, and a rollout: calls and steps per second.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blkpilot_agent::client::connect;
@@ -9,23 +10,32 @@ use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use blkpilot_proto::v1::rollout_request::Request as Asked;
 use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{Barrier, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-/// Calls of each client that count, and before them that do not.
-pub(crate) const CALLS: usize = 1000;
-/// Of so many calls that count, as many again divided by this come before.
-const WARM_UP: usize = 10;
+/// Rounds in which the calls take turns that are compared; one more, the first, does not count.
+const ROUNDS: usize = 10;
 /// Carts in the rollout, and requests under way.
 const CARTS: usize = 64;
 const UNDER_WAY: usize = 16;
 /// How long the rollout is measured, and before that.
 const MEASURED: Duration = Duration::from_secs(3);
 const BEFORE: Duration = Duration::from_millis(500);
+
+/// What a client calls.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Call {
+    /// A health check.
+    Empty,
+    /// A step of a cart of its own.
+    Step,
+    /// A joint decision.
+    Propose,
+}
 
 /// What calls took that some clients made at once.
 #[derive(Debug, Clone, Copy)]
@@ -35,71 +45,164 @@ pub(crate) struct Taken {
     pub(crate) calls_per_s: f64,
 }
 
-/// Empty calls of so many clients.
-pub(crate) fn empty(runtime: &Runtime, server: &str, clients: usize) -> Taken {
-    at_once(runtime, server, clients, empty_calls)
-}
-
-async fn empty_calls(channel: Channel) -> (Instant, Vec<f64>) {
-    let health = HealthClient::new(channel);
-    times(CALLS, || {
-        let mut health = health.clone();
-        async move {
-            let answer = health.check(HealthCheckRequest::default()).await;
-            answer.expect("the server is healthy");
+/// Lets so many clients make the calls, all of them the same at one time and each so often a round. What is
+/// compared goes over the same connections in turn.
+pub(crate) fn at_once<const N: usize>(
+    runtime: &Runtime,
+    server: &str,
+    clients: usize,
+    calls: [(Call, usize); N],
+) -> [Taken; N] {
+    runtime.block_on(async {
+        let together = Arc::new(Barrier::new(clients));
+        let mut tasks = Vec::new();
+        for _ in 0..clients {
+            let channel = connect(server).await.expect("the server listens");
+            let together = Arc::clone(&together);
+            tasks.push(tokio::spawn(async move {
+                let mut client = Client::new(channel).await;
+                let blocks = client.take_turns(calls, &together).await;
+                client.end().await;
+                blocks
+            }));
         }
+        let mut all = [(); N].map(|()| Vec::new());
+        for task in tasks {
+            let blocks = task.await.expect("a client ends well");
+            for (all, blocks) in all.iter_mut().zip(blocks) {
+                all.push(blocks);
+            }
+        }
+        all.map(|blocks| taken(&blocks))
     })
-    .await
 }
 
-/// Steps of so many clients, a cart each.
-pub(crate) fn steps(runtime: &Runtime, server: &str, clients: usize) -> Taken {
-    at_once(runtime, server, clients, step_calls)
+/// The calls of one kind that a client made in one round.
+pub(crate) struct Block {
+    begun: Instant,
+    ended: Instant,
+    times: Vec<f64>,
 }
 
-async fn step_calls(channel: Channel) -> (Instant, Vec<f64>) {
-    let mut client = EnvironmentServiceClient::new(channel);
-    let name = create(&mut client, 1).await;
-    let request = v1::ResetRequest {
-        name: name.clone(),
-        seed: Some(1),
-        ..v1::ResetRequest::default()
+impl Block {
+    /// A call that has just ended.
+    pub(crate) fn of_one(begun: Instant) -> Self {
+        let ended = Instant::now();
+        let times = vec![(ended - begun).as_nanos() as f64];
+        Self {
+            begun,
+            ended,
+            times,
+        }
+    }
+}
+
+/// Of the blocks of each client, in the order of the rounds.
+pub(crate) fn taken(clients: &[Vec<Block>]) -> Taken {
+    let span = |round: usize| {
+        let blocks = || clients.iter().map(|blocks| &blocks[round]);
+        let begun = blocks().map(|block| block.begun).min();
+        let ended = blocks().map(|block| block.ended).max();
+        let (begun, ended) = begun.zip(ended).expect("there are clients");
+        (ended - begun).as_secs_f64()
     };
-    let first = client.reset(request).await.expect("resets").into_inner();
-    let step = v1::StepRequest {
-        name: name.clone(),
-        action: first.observation.and_then(|seen| seen.current),
-        ..v1::StepRequest::default()
-    };
-    let taken = times(CALLS, || {
-        let (mut client, step) = (client.clone(), step.clone());
-        async move {
-            client.step(step).await.expect("steps");
-        }
-    })
-    .await;
-    delete(&mut client, name).await;
-    taken
+    let rounds = clients.first().map_or(0, Vec::len);
+    let span: f64 = (0..rounds).map(span).sum();
+    let times = clients.iter().flatten().flat_map(|block| &block.times);
+    let mut times: Vec<f64> = times.copied().collect();
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] / 1e3;
+    Taken {
+        p50_us: at(0.5),
+        p99_us: at(0.99),
+        calls_per_s: times.len() as f64 / span,
+    }
 }
 
-/// Joint decisions that so many clients ask for, so often each.
-pub(crate) fn proposals(runtime: &Runtime, server: &str, clients: usize, calls: usize) -> Taken {
-    at_once(runtime, server, clients, move |channel| {
-        proposal_calls(channel, calls)
-    })
+pub(crate) struct Client {
+    health: HealthClient<Channel>,
+    environments: EnvironmentServiceClient<Channel>,
+    tuner: TunerServiceClient<Channel>,
+    step: v1::StepRequest,
 }
 
-async fn proposal_calls(channel: Channel, calls: usize) -> (Instant, Vec<f64>) {
-    let tuner = TunerServiceClient::new(channel);
-    times(calls, || {
-        let mut tuner = tuner.clone();
-        async move {
-            let host = "hosts/local".to_owned();
-            let answer = tuner.propose(v1::ProposeRequest { host }).await;
-            answer.expect("proposes");
+impl Client {
+    pub(crate) async fn new(channel: Channel) -> Self {
+        let mut environments = EnvironmentServiceClient::new(channel.clone());
+        let name = create(&mut environments, 1).await;
+        let request = v1::ResetRequest {
+            name: name.clone(),
+            seed: Some(1),
+            ..v1::ResetRequest::default()
+        };
+        let first = environments.reset(request).await.expect("resets");
+        let step = v1::StepRequest {
+            name,
+            action: first.into_inner().observation.and_then(|seen| seen.current),
+            ..v1::StepRequest::default()
+        };
+        Self {
+            health: HealthClient::new(channel.clone()),
+            tuner: TunerServiceClient::new(channel),
+            environments,
+            step,
         }
-    })
-    .await
+    }
+
+    pub(crate) async fn end(mut self) {
+        delete(&mut self.environments, self.step.name).await;
+    }
+
+    async fn take_turns<const N: usize>(
+        &mut self,
+        calls: [(Call, usize); N],
+        together: &Barrier,
+    ) -> [Vec<Block>; N] {
+        let mut blocks = [(); N].map(|()| Vec::new());
+        for round in 0..=ROUNDS {
+            for ((call, count), blocks) in calls.into_iter().zip(&mut blocks) {
+                together.wait().await;
+                let block = self.block(call, count).await;
+                if round > 0 {
+                    blocks.push(block);
+                }
+            }
+        }
+        blocks
+    }
+
+    pub(crate) async fn block(&mut self, call: Call, count: usize) -> Block {
+        let begun = Instant::now();
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let start = Instant::now();
+            self.call(call).await;
+            times.push(start.elapsed().as_nanos() as f64);
+        }
+        Block {
+            begun,
+            ended: Instant::now(),
+            times,
+        }
+    }
+
+    async fn call(&mut self, call: Call) {
+        match call {
+            Call::Empty => {
+                let answer = self.health.check(HealthCheckRequest::default()).await;
+                answer.expect("the server is healthy");
+            }
+            Call::Step => {
+                let answer = self.environments.step(self.step.clone()).await;
+                answer.expect("steps");
+            }
+            Call::Propose => {
+                let host = "hosts/local".to_owned();
+                let answer = self.tuner.propose(v1::ProposeRequest { host }).await;
+                answer.expect("proposes");
+            }
+        }
+    }
 }
 
 /// Steps of carts per second over one rollout, with several requests under way.
@@ -191,49 +294,4 @@ async fn delete(client: &mut EnvironmentServiceClient<Channel>, name: String) {
         .delete_environment(request)
         .await
         .expect("is deleted");
-}
-
-/// Nanoseconds of each of so many calls, and when the first that counts began.
-async fn times<F: Future<Output = ()>>(
-    calls: usize,
-    mut call: impl FnMut() -> F,
-) -> (Instant, Vec<f64>) {
-    for _ in 0..calls.div_ceil(WARM_UP) {
-        call().await;
-    }
-    let begun = Instant::now();
-    let mut times = Vec::with_capacity(calls);
-    for _ in 0..calls {
-        let start = Instant::now();
-        call().await;
-        times.push(start.elapsed().as_nanos() as f64);
-    }
-    (begun, times)
-}
-
-fn at_once<F>(runtime: &Runtime, server: &str, clients: usize, each: impl Fn(Channel) -> F) -> Taken
-where
-    F: Future<Output = (Instant, Vec<f64>)> + Send + 'static,
-{
-    runtime.block_on(async {
-        let mut tasks = Vec::new();
-        for _ in 0..clients {
-            let channel = connect(server).await.expect("the server listens");
-            tasks.push(tokio::spawn(each(channel)));
-        }
-        let (mut all, mut begun) = (Vec::new(), None);
-        for task in tasks {
-            let (first, times) = task.await.expect("a client ends well");
-            begun = Some(begun.map_or(first, |begun: Instant| begun.min(first)));
-            all.extend(times);
-        }
-        let span = begun.expect("there are clients").elapsed();
-        all.sort_by(f64::total_cmp);
-        let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize] / 1e3;
-        Taken {
-            p50_us: at(0.5),
-            p99_us: at(0.99),
-            calls_per_s: all.len() as f64 / span.as_secs_f64(),
-        }
-    })
 }

@@ -4,16 +4,19 @@
 //! to an empty unary call (a health check) to the same server in the same run: ratios travel between
 //! machines, nanoseconds do not. Beside a step through gRPC stands the same step in this process.
 //! Then come many clients at once, a connection each, with empty calls, steps and joint decisions of the packaged
-//! network for hosts of 1, 100 and 1000 disks, and a rollout.
+//! network for hosts of 1, 100 and 1000 disks in turn, the first proposal of a window, which is the one that is
+//! decided (later ones are answered from what is shown), and a rollout.
 //! With `--json FILE` the figures are also written there.
 
 mod clients;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use blkpilot_agent::client::connect;
 use blkpilot_agent::config::Config;
+use blkpilot_agent::handle::{HostHandle, RewardCall, RewardChange};
 use blkpilot_agent::remote::RemoteEnvironment;
 use blkpilot_agent::server::Server;
 use blkpilot_env::cartpole::CartPole;
@@ -27,7 +30,7 @@ use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use self::clients::Taken;
+use self::clients::{Block, Call, Client, Taken};
 
 /// Calls per figure, and calls before them that are not counted.
 const CALLS: usize = 2000;
@@ -37,14 +40,22 @@ const MANY: usize = 100;
 /// Disks of the hosts whose joint decisions are proposed by the packaged network.
 const HOSTS: [usize; 3] = [1, 100, 1000];
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/policies/default");
-/// Decisions of single disks that clients ask for together, at most: joint ones of many disks take long.
-const MOST_DECIDED: usize = 300_000;
+/// Calls of a client in one round of those that take turns.
+const CALLS_A_ROUND: usize = 100;
+/// Decisions of single disks that clients are told together in one round, at most: joint ones of many disks are long.
+const MOST_DISKS_A_ROUND: usize = 100_000;
+/// Decisions that are made anew and timed.
+const DECIDED: usize = 200;
 
 fn main() {
     let json = std::env::args().skip_while(|arg| arg != "--json").nth(1);
     let dir = std::env::temp_dir().join(format!("blkpilot-bench-{}", std::process::id()));
+    // As between two processes: the ends of a connection never share a thread.
+    let servers = Runtime::new().expect("threads can be started");
     let runtime = Runtime::new().expect("threads can be started");
-    let server = runtime.block_on(serve(
+    let Serving {
+        address: server, ..
+    } = servers.block_on(serve(
         &dir.join("mixed"),
         "mixed",
         "baseline = \"least_loaded\"",
@@ -61,10 +72,13 @@ fn main() {
     let mut report = Report::new(empty);
     proposals(&mut report, &runtime, &channel);
     steps(&mut report, &server);
-    at_once(&mut report, &runtime, &server);
     for disks in HOSTS {
-        proposals_at_once(&mut report, &runtime, &dir, disks);
+        let serving = servers.block_on(serve_network(&dir.join(disks.to_string()), disks));
+        at_once(&mut report, &runtime, &serving, disks);
     }
+    let rate = clients::rollout(&runtime, &server);
+    println!("{:<44} {rate:>9.0} steps/s", "rollout, 64 carts");
+    report.headline("rollout_steps_per_s", rate);
     if let Some(file) = json {
         std::fs::write(&file, report.json()).expect("the report can be written");
     }
@@ -72,8 +86,14 @@ fn main() {
     let _ = std::fs::remove_dir_all(&dir);
 }
 
+/// Where a service listens, and the host that it is for.
+struct Serving {
+    address: String,
+    host: HostHandle,
+}
+
 /// A service of its own, with its socket in `dir`.
-async fn serve(dir: &Path, scenario: &str, policy: &str) -> String {
+async fn serve(dir: &Path, scenario: &str, policy: &str) -> Serving {
     let text = format!(
         "
 version = 1
@@ -94,11 +114,12 @@ calls_per_second = 1000000
     let config = Config::parse(&file, &text).expect("a valid configuration");
     let server = Server::start(config).await.expect("the server starts");
     let address = server.address().to_string();
-    let mut view = server.host().view.clone();
+    let host = server.host().clone();
     tokio::spawn(server.run(std::future::pending()));
+    let mut view = host.view.clone();
     let observed = view.wait_for(|view| view.window.is_some()).await;
     observed.expect("the host is looked at");
-    address
+    Serving { address, host }
 }
 
 fn proposals(report: &mut Report, runtime: &Runtime, channel: &Channel) {
@@ -135,32 +156,71 @@ fn steps(report: &mut Report, server: &str) {
     step(report, server, &name, sim(&large), &mut sim_host(large));
 }
 
-fn at_once(report: &mut Report, runtime: &Runtime, server: &str) {
-    for clients in [1, 16, 64] {
-        let empty = clients::empty(runtime, server, clients);
-        report.taken("empty", clients, empty);
-        let steps = clients::steps(runtime, server, clients);
-        report.taken("step", clients, steps);
-    }
-    let rate = clients::rollout(runtime, server);
-    println!("{:<44} {rate:>9.0} steps/s", "rollout, 64 carts");
-    report.headline("rollout_steps_per_s", rate);
-}
-
-/// Joint decisions of the packaged network for a host of so many disks.
-fn proposals_at_once(report: &mut Report, runtime: &Runtime, dir: &Path, disks: usize) {
-    let dir = dir.join(disks.to_string());
-    std::fs::create_dir_all(&dir).expect("a temporary directory can be made");
+/// A host of so many disks, for which the packaged network decides.
+async fn serve_network(dir: &Path, disks: usize) -> Serving {
+    std::fs::create_dir_all(dir).expect("a temporary directory can be made");
     let scenario = toml::to_string(&endless(presets::identical_disks(disks, 8)));
     let file = dir.join("scenario.toml");
     std::fs::write(&file, scenario.expect("a scenario is a table")).expect("it can be written");
     let policy = format!("checkpoint = \"{POLICY}\"");
-    let server = runtime.block_on(serve(&dir, &file.to_string_lossy(), &policy));
+    serve(dir, &file.to_string_lossy(), &policy).await
+}
+
+/// Empty calls and joint decisions for the host; for one disk steps of a cart too.
+fn at_once(report: &mut Report, runtime: &Runtime, serving: &Serving, disks: usize) {
     for clients in [1, 16, 64] {
-        let calls = (MOST_DECIDED / disks / clients).clamp(5, clients::CALLS);
-        let taken = clients::proposals(runtime, &server, clients, calls);
-        report.taken(&format!("propose_{disks}"), clients, taken);
+        let proposals = (MOST_DISKS_A_ROUND / disks / clients).clamp(1, CALLS_A_ROUND);
+        let calls = [
+            (Call::Empty, CALLS_A_ROUND),
+            (Call::Step, CALLS_A_ROUND),
+            (Call::Propose, proposals),
+        ];
+        let [empty, step, propose] = clients::at_once(runtime, &serving.address, clients, calls);
+        if disks == 1 {
+            report.taken("empty", clients, empty, empty);
+            report.taken("step", clients, step, empty);
+        }
+        report.taken(&format!("propose_{disks}"), clients, propose, empty);
     }
+    let [empty, first, here] = runtime.block_on(decided_anew(serving));
+    report.taken(&format!("propose_{disks}_first"), 1, first, empty);
+    report.taken(&format!("propose_{disks}_in_process"), 1, here, empty);
+}
+
+/// Empty calls and proposals that have to be decided, through gRPC and without, in turn.
+async fn decided_anew(serving: &Serving) -> [Taken; 3] {
+    let host = &serving.host;
+    let channel = connect(&serving.address).await.expect("the server listens");
+    let mut client = Client::new(channel).await;
+    let mut blocks = [vec![], vec![], vec![]];
+    let mut proposed = BTreeSet::new();
+    for turn in 0..DECIDED {
+        blocks[0].push(client.block(Call::Empty, 1).await);
+        forget_proposal(host, 2 * turn).await;
+        blocks[1].push(client.block(Call::Propose, 1).await);
+        proposed.insert(host.propose().await.expect("is shown").id);
+        forget_proposal(host, 2 * turn + 1).await;
+        let begun = Instant::now();
+        let proposal = host.propose().await.expect("proposes");
+        blocks[2].push(Block::of_one(begun));
+        proposed.insert(proposal.id);
+    }
+    assert_eq!(proposed.len(), 2 * DECIDED, "each was decided anew");
+    client.end().await;
+    blocks.map(|blocks| clients::taken(&[blocks]))
+}
+
+/// What was proposed before is not shown any more where something else is paid for.
+async fn forget_proposal(host: &HostHandle, turn: usize) {
+    let change = RewardChange {
+        cpu: Some(if turn.is_multiple_of(2) { 0.25 } else { 0.5 }),
+        ..RewardChange::default()
+    };
+    let call = RewardCall {
+        change,
+        validate_only: false,
+    };
+    host.set_reward(call).await.expect("is set");
 }
 
 fn endless(mut scenario: Scenario) -> Scenario {
@@ -238,21 +298,25 @@ impl Report {
         self.lines.push((name.to_owned(), ns));
     }
 
-    /// What calls of clients at once took; with one client the key needs no number.
-    fn taken(&mut self, call: &str, clients: usize, taken: Taken) {
+    /// What calls of clients at once took, beside empty ones; with one client the key needs no number.
+    fn taken(&mut self, call: &str, clients: usize, taken: Taken, empty: Taken) {
         let Taken {
             p50_us,
             p99_us,
             calls_per_s,
         } = taken;
+        let ratio = p50_us / empty.p50_us;
+        let share = calls_per_s / empty.calls_per_s;
         let name = format!("{call}, {clients} clients");
         println!(
-            "{name:<44} p50 {p50_us:>8.1} us, p99 {p99_us:>8.1} us, {calls_per_s:>9.0} calls/s"
+            "{name:<28} p50 {p50_us:>9.1} us {ratio:>6.2} ×, p99 {p99_us:>9.1} us, {calls_per_s:>8.0} calls/s {share:>5.2} ×"
         );
         let figures = [
             ("p50_us", p50_us),
             ("p99_us", p99_us),
             ("calls_per_s", calls_per_s),
+            ("p50_ratio", ratio),
+            ("calls_ratio", share),
         ];
         for (figure, value) in figures {
             if clients == 1 {

@@ -55,6 +55,8 @@ impl Owner {
                 return Err(self.unavailable());
             }
         };
+        // Once: a decision is on record under its name.
+        self.proposals.retain(|p| p.decision.id != done.id);
         if let Some(id) = call.request_id {
             if self.requests.len() == MOST_REQUESTS {
                 self.requests.pop_front();
@@ -108,12 +110,19 @@ impl Owner {
 
     fn prepare_proposal(&self, id: Uuid) -> Result<(Observation, Made), Failure> {
         let seen = self.seen()?;
-        let proposal = self.proposals.iter().find(|p| p.made.decision.id == id);
-        let proposal = proposal.ok_or_else(|| unknown_decision(id))?;
+        let proposal = self.proposals.iter().find(|p| p.decision.id == id);
         let stale = |why: &str| {
             let message = format!("{} {why}: call Propose again", decision_name(id));
             Failure::new(Code::FailedPrecondition, "PROPOSAL_STALE", message)
         };
+        let proposal = proposal.ok_or_else(|| {
+            let is_applied = self.config.recorder.history().find(id).is_some();
+            if is_applied {
+                stale("was applied already")
+            } else {
+                unknown_decision(id)
+            }
+        })?;
         if proposal.expires <= Instant::now() {
             return Err(stale("has expired"));
         }
@@ -124,8 +133,12 @@ impl Owner {
             return Err(stale("was made for other levels in force"));
         }
         let observation = self.restricted(seen, Purpose::Advice);
-        check_action(&self.config.spec, &observation, &proposal.made.action)?;
-        let mut made = proposal.made.clone();
+        check_action(&self.config.spec, &observation, &proposal.action)?;
+        let mut made = Made {
+            decision: Decision::clone(&proposal.decision),
+            action: proposal.action.clone(),
+            turns: proposal.turns.clone(),
+        };
         made.decision.expires_us = None;
         Ok((observation, made))
     }

@@ -1,7 +1,7 @@
 //! What is decided every interval without anybody asking, and what is proposed when somebody does.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use blkpilot_env::Observation;
@@ -240,6 +240,10 @@ impl Owner {
     // Proposing.
 
     pub(super) fn propose(&mut self) -> Answer {
+        // Several may have asked before there was an answer that all of them could be shown.
+        if let Some(proposal) = self.shown.borrow().proposal() {
+            return Ok(proposal);
+        }
         let observation = self.restricted(self.seen()?, Purpose::Advice);
         let policy_ref = self.config.production.reference().clone();
         let decider = Decider {
@@ -257,16 +261,30 @@ impl Owner {
         .map_err(|error| policy_failed(&policy_ref, &error.to_string()))?;
         let life_us = i64::try_from(PROPOSAL_LIFE.as_micros()).expect("a minute in µs fits");
         made.decision.expires_us = Some(made.decision.at_us + life_us);
-        let answer = Arc::new(made.decision.clone());
+        let Made {
+            decision,
+            action,
+            turns,
+        } = made;
+        let answer = Arc::new(decision);
         if self.proposals.len() == MOST_PROPOSALS {
             self.proposals.pop_front();
         }
         self.proposals.push_back(Proposal {
-            made,
+            decision: Arc::clone(&answer),
+            action,
+            turns,
             disk_ids: observation.disk_ids,
             current: observation.current,
             expires: Instant::now() + PROPOSAL_LIFE,
         });
+        if let Some(window) = &self.shown.borrow().window {
+            let mut shown = window
+                .proposal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *shown = Some(Arc::clone(&answer));
+        }
         Ok(answer)
     }
 
@@ -276,9 +294,9 @@ impl Owner {
             .proposals
             .iter()
             .filter(|proposal| proposal.expires > now);
-        let found = live.find(|proposal| proposal.made.decision.id == id);
+        let found = live.find(|proposal| proposal.decision.id == id);
         found
-            .map(|proposal| Arc::new(proposal.made.decision.clone()))
+            .map(|proposal| Arc::clone(&proposal.decision))
             .ok_or_else(|| unknown_decision(id))
     }
 }
