@@ -39,6 +39,7 @@ pub mod learner;
 pub mod listen;
 pub mod mode;
 pub mod names;
+mod new_version;
 mod observing;
 pub mod operation_service;
 pub mod operations;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blkpilot_evaluate::{Admission, Force, gate};
-use blkpilot_models::{CheckpointBytes, CheckpointError};
 use blkpilot_proto::longrunning::Operation;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::policy_service_server::PolicyService;
@@ -19,10 +18,11 @@ use crate::config::Promotion;
 use crate::decision::now_us;
 use crate::deployment::{Deployment, blocking};
 use crate::judging::{Judged, Question, judge, stored};
+use crate::new_version::refuse_misfit;
 use crate::operations::{Operations, Pending, Work, any};
 use crate::paging;
 use crate::policy;
-use crate::policy_store::{Asked, Change, Kept, Listed, Stage, Version, VersionName};
+use crate::policy_store::{Asked, Change, Listed, Stage, Version, VersionName};
 use crate::policy_upload::Header;
 use crate::policy_wire::{
     Filter, Gate, event_to_wire, family_to_wire, goal_from_wire, policy_from_wire,
@@ -119,40 +119,9 @@ impl Service {
             .map_err(|_| too_many_uploads())?;
         let header = Header::from_wire(stream.message().await?)?;
         let bytes = header.receive(&mut stream).await?;
-        let this = self.clone();
-        Ok(blocking(move || this.store(&header, &bytes, actor)).await??)
-    }
-
-    fn store(
-        &self,
-        header: &Header,
-        bytes: &CheckpointBytes,
-        actor: String,
-    ) -> Result<v1::PolicyVersion, Failure> {
-        let store = self.deployment.store();
-        let examined = store.examine(bytes)?;
-        refuse_misfit(examined.checkpoint.check_fits(self.deployment.spec()))?;
-        let asked = asked(actor, String::new());
-        let upload = |kept: &Kept| {
-            let change = |change: &Change<'_>| {
-                change.once(header.repeatable.as_ref(), || {
-                    let (policy, described) = (&header.policy, &header.description);
-                    let version =
-                        change.upload(policy, kept, header.selection, described, &asked)?;
-                    Ok(self.to_wire(&version))
-                })
-            };
-            if header.validate_only {
-                store.rehearse(change)
-            } else {
-                store.change(change)
-            }
-        };
-        if header.validate_only {
-            return Ok(upload(&examined)?);
-        }
-        drop(examined);
-        Ok(upload(&store.keep(bytes)?)?)
+        let deployment = Arc::clone(&self.deployment);
+        let store = move || deployment.store_version(&header.version, &bytes, actor);
+        Ok(blocking(store).await??)
     }
 
     fn checked(
@@ -485,18 +454,6 @@ fn asked(actor: String, reason: String) -> Asked {
 fn too_many_uploads() -> Failure {
     let message = format!("{MOST_UPLOADS} uploads are under way, which is the limit: try again");
     Failure::new(Code::ResourceExhausted, "TOO_MANY_UPLOADS", message).retry_after(RETRY)
-}
-
-fn refuse_misfit(fits: Result<(), CheckpointError>) -> Result<(), Failure> {
-    fits.map_err(|error| {
-        let failure = Failure::new(Code::FailedPrecondition, "SPEC_MISMATCH", error.to_string());
-        match &error {
-            CheckpointError::DoesNotFit { difference, .. } => {
-                failure.with("difference", difference)
-            }
-            _ => failure,
-        }
-    })
 }
 
 fn refused(name: &VersionName, objections: &[String]) -> Failure {

@@ -1,12 +1,12 @@
 //! An upload: a header, then the bytes of a checkpoint in chunks, held in memory until they are known to be what
 //! the header says.
 
-use blkpilot_models::{CheckpointBytes, Selection};
+use blkpilot_models::CheckpointBytes;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::upload_policy_version_request::Content;
 use tonic::{Code, Status, Streaming};
 
-use crate::config::is_resource_id;
+use crate::new_version::{NewVersion, description_problem, parent_problem};
 use crate::policy_wire::{policy_from_wire, selection_from_wire};
 use crate::requests::Repeatable;
 use crate::status::Failure;
@@ -15,17 +15,11 @@ use crate::status::Failure;
 const MOST_BYTES: u64 = 64 << 20;
 /// Greatest size of one chunk.
 const MOST_CHUNK_BYTES: usize = 1 << 20;
-/// Characters of a description.
-const MOST_DESCRIPTION: usize = 1000;
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
-    pub(crate) policy: String,
-    pub(crate) selection: Selection,
-    pub(crate) description: String,
-    pub(crate) validate_only: bool,
-    pub(crate) repeatable: Option<Repeatable>,
+    pub(crate) version: NewVersion,
     sha256: String,
     manifest_bytes: usize,
     tensors_bytes: usize,
@@ -60,14 +54,16 @@ impl Header {
         }
         let repeatable = Repeatable::of("UploadPolicyVersion", &header.request_id, &header)?;
         Ok(Self {
-            policy: policy_from_wire("header.parent", &header.parent)?.to_owned(),
-            selection: selection_from_wire("header.selection", header.selection)?,
-            repeatable,
-            validate_only: header.validate_only,
+            version: NewVersion {
+                policy: policy_from_wire("header.parent", &header.parent)?.to_owned(),
+                selection: selection_from_wire("header.selection", header.selection)?,
+                description: header.description,
+                validate_only: header.validate_only,
+                repeatable,
+            },
             sha256: header.sha256,
             manifest_bytes: header.manifest_bytes as usize,
             tensors_bytes: header.tensors_bytes as usize,
-            description: header.description,
         })
     }
 
@@ -122,14 +118,8 @@ impl Header {
 
 fn problems(header: &v1::UploadHeader) -> Vec<(&'static str, String)> {
     let mut wrong = vec![];
-    let is_id = |name: &str| name.strip_prefix("policies/").is_some_and(is_resource_id);
-    if !is_id(&header.parent) {
-        let problem = format!(
-            "\"{}\" must be policies/ and 1 to 63 of a-z, 0-9 and -, starting with a letter",
-            header.parent
-        );
-        wrong.push(("header.parent", problem));
-    }
+    let parent = parent_problem(&header.parent);
+    wrong.extend(parent.map(|problem| ("header.parent", problem)));
     let is_hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
     if header.sha256.len() != 64 || !header.sha256.chars().all(is_hex) {
         let problem = format!("\"{}\" must be 64 of 0-9 and a-f", header.sha256);
@@ -144,11 +134,8 @@ fn problems(header: &v1::UploadHeader) -> Vec<(&'static str, String)> {
             wrong.push((field, format!("{size} must be at least 1")));
         }
     }
-    let length = header.description.chars().count();
-    if length > MOST_DESCRIPTION {
-        let problem = format!("{length} characters are more than {MOST_DESCRIPTION}");
-        wrong.push(("header.description", problem));
-    }
+    let description = description_problem(&header.description);
+    wrong.extend(description.map(|problem| ("header.description", problem)));
     wrong
 }
 

@@ -221,9 +221,9 @@ impl Server {
         let operations = Operations::open(store.database().clone())?;
         let training = trainer.map(|trainer| Training::open(trainer, &config, &store));
         let training = training.transpose()?.map(Arc::new);
-        let trainings = training_service::Service::new(training.clone());
         let deployment = Deployment::new(store, host.clone(), config, patience, promoted);
         let deployment = Arc::new(deployment);
+        let trainings = training_service::Service::new(training.clone(), Arc::clone(&deployment));
         let environments = Arc::new(Environments::new(service.max_environments, [host.clone()]));
         let limits = service.access.limits;
         let intake = Intake::default();

@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use blkpilot_models::CheckpointBytes;
 use blkpilot_proto::v1;
+use blkpilot_proto::v1::training_run::State;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
@@ -41,8 +43,10 @@ use state::Wish;
 
 /// The field of a request that is a config.
 const SOURCE: &str = "training_run.source.config";
+/// How long a process may take to save and end before it is killed; its last checkpoint stands then.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long stopping may take: as long as a process may, and what is written then.
-const STOP: Duration = Duration::from_secs(child::PATIENCE.as_secs() + 5);
+const STOP: Duration = Duration::from_secs(PATIENCE.as_secs() + 5);
 
 /// What trains. Processes that it starts tell [`Event`]s as lines of JSON on their standard output, end with status 0 when
 /// the run is done, and with 130, after a checkpoint, soon after their standard input has ended.
@@ -102,6 +106,8 @@ struct Shared {
     runs: Runs,
     places: Places,
     parallel: usize,
+    /// What a process may take to save and end.
+    patience: Duration,
 }
 
 /// The training runs of a service.
@@ -144,6 +150,7 @@ impl Training {
             runs,
             places,
             parallel: config.training.parallel,
+            patience: PATIENCE,
         });
         let stop = watch::Sender::new(false);
         let crew = tokio::spawn(crew::work(Arc::clone(&shared), stop.subscribe()));
@@ -246,6 +253,38 @@ impl Training {
         Ok(())
     }
 
+    /// What came of a run.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, `RUN_NOT_DONE`, `CHECKPOINT_DAMAGED`.
+    pub(crate) fn policy_of(&self, id: &str) -> Result<CheckpointBytes, Failure> {
+        let run = self.get(id)?;
+        let Some(result) = run
+            .result
+            .as_ref()
+            .filter(|_| run.state() == State::Succeeded)
+        else {
+            return Err(not_done(&run));
+        };
+        let dir = self.shared.places.out(id).join("policy");
+        let damaged = |problem: String| {
+            let message = format!("{}: {problem}: train it again", dir.display());
+            Failure::new(Code::DataLoss, "CHECKPOINT_DAMAGED", message).with("name", &run.name)
+        };
+        let read = CheckpointBytes::read(&dir);
+        let bytes = read.map_err(|error| damaged(error.to_string()))?;
+        let policy = bytes.verify(&dir);
+        let policy = policy.map_err(|error| damaged(error.to_string()))?;
+        let found = policy.manifest.tensors_sha256;
+        if found != result.tensors_sha256 {
+            let made = &result.tensors_sha256;
+            return Err(damaged(format!(
+                "holds {found}, and {made} came of the run"
+            )));
+        }
+        Ok(bytes)
+    }
+
     pub(crate) fn get(&self, id: &str) -> Result<v1::TrainingRun, Failure> {
         self.shared.runs.get(id)
     }
@@ -261,6 +300,15 @@ impl Training {
     ) -> Result<Messages<v1::TrainingRun>, Failure> {
         self.shared.runs.follow(id, token)
     }
+}
+
+fn not_done(run: &v1::TrainingRun) -> Failure {
+    let stands = run.state().as_str_name();
+    let message = format!(
+        "{} is {stands}: only what was trained to its end is published",
+        run.name
+    );
+    Failure::new(Code::FailedPrecondition, "RUN_NOT_DONE", message).with("name", &run.name)
 }
 
 fn line(problem: &Problem) -> String {

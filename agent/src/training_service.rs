@@ -9,10 +9,12 @@ use uuid::Uuid;
 
 use crate::actor::actor;
 use crate::config::is_resource_id;
-use crate::deployment::blocking;
+use crate::deployment::{Deployment, blocking};
 use crate::feed::Message;
 use crate::filter::Filter;
+use crate::new_version::{NewVersion, description_problem, parent_problem};
 use crate::paging;
+use crate::policy_wire::{policy_from_wire, selection_from_wire};
 use crate::requests::Repeatable;
 use crate::status::Failure;
 use crate::training::{Call, Training, parse};
@@ -34,15 +36,18 @@ const LONGEST_NAME: usize = 63;
 pub struct Service {
     /// `None` where there is nothing that trains.
     training: Option<Arc<Training>>,
+    deployment: Arc<Deployment>,
     watchers: Watchers,
 }
 
 impl Service {
-    /// A service over these runs; without any it refuses every call.
+    /// A service over these runs, whose policies become versions of this deployment's store; without any it refuses
+    /// every call.
     #[must_use]
-    pub fn new(training: Option<Arc<Training>>) -> Self {
+    pub fn new(training: Option<Arc<Training>>, deployment: Arc<Deployment>) -> Self {
         Self {
             training,
+            deployment,
             watchers: Watchers::new(MOST_WATCHERS),
         }
     }
@@ -84,6 +89,34 @@ fn create(
         ..Call::default()
     };
     training.create(&call, source, run.seed, creator)
+}
+
+fn publish(
+    training: &Training,
+    deployment: &Deployment,
+    request: &v1::PublishTrainingRunRequest,
+    actor: String,
+) -> Result<v1::PolicyVersion, Failure> {
+    let repeatable = Repeatable::of("PublishTrainingRun", &request.request_id, request)?;
+    let id = parse(&request.name)?;
+    if let Some(problem) = parent_problem(&request.parent) {
+        return Err(Failure::field("parent", problem));
+    }
+    if let Some(problem) = description_problem(&request.description) {
+        return Err(Failure::field("description", problem));
+    }
+    let description = match &request.description[..] {
+        "" => format!("trained by {}", request.name),
+        given => given.to_owned(),
+    };
+    let new = NewVersion {
+        policy: policy_from_wire("parent", &request.parent)?.to_owned(),
+        selection: selection_from_wire("selection", request.selection)?,
+        description,
+        validate_only: request.validate_only,
+        repeatable,
+    };
+    deployment.store_version(&new, &training.policy_of(id)?, actor)
 }
 
 fn run_id(id: String) -> Result<String, Failure> {
@@ -261,6 +294,17 @@ impl TrainingService for Service {
             training.cancel(&call)
         })
         .await
+    }
+
+    async fn publish_training_run(
+        &self,
+        request: Request<v1::PublishTrainingRunRequest>,
+    ) -> Result<Response<v1::PolicyVersion>, Status> {
+        let actor = actor(request.extensions());
+        let request = request.into_inner();
+        let deployment = Arc::clone(&self.deployment);
+        self.ask(move |training| publish(training, &deployment, &request, actor))
+            .await
     }
 
     async fn delete_training_run(

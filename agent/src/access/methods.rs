@@ -61,7 +61,7 @@ const fn changes(path: &'static str, least: Role, named_by: &'static [&'static s
 }
 
 /// Every method there is.
-pub const METHODS: [Method; 56] = {
+pub const METHODS: [Method; 57] = {
     use Role::{Admin, Operator};
     [
         open("/grpc.health.v1.Health/Check"),
@@ -185,6 +185,11 @@ pub const METHODS: [Method; 56] = {
             "/blkpilot.v1.TrainingService/CancelTrainingRun",
             Operator,
             &["name"],
+        ),
+        changes(
+            "/blkpilot.v1.TrainingService/PublishTrainingRun",
+            Operator,
+            &["name", "parent"],
         ),
         changes(
             "/blkpilot.v1.TrainingService/DeleteTrainingRun",

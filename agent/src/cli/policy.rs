@@ -73,17 +73,33 @@ pub(super) struct UploadArgs {
     /// The policy that it is a version of; by default the directory's name
     #[arg(long, value_name = "POLICY")]
     name: Option<String>,
+    #[command(flatten)]
+    version: VersionArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// How a checkpoint becomes a version.
+#[derive(Debug, Args)]
+pub(super) struct VersionArgs {
     /// How its scores become a choice
     #[arg(long, value_enum, default_value = "greedy")]
     selection: Choice,
     /// What is to be said of it
     #[arg(long, value_name = "TEXT", default_value = "")]
-    description: String,
+    pub(super) description: String,
     /// Check everything, store nothing
     #[arg(long)]
-    dry_run: bool,
-    #[command(flatten)]
-    server: ServerArgs,
+    pub(super) dry_run: bool,
+}
+
+impl VersionArgs {
+    pub(super) fn selection(&self) -> v1::PolicySelection {
+        match self.selection {
+            Choice::Greedy => v1::PolicySelection::Greedy,
+            Choice::Sample => v1::PolicySelection::Sample,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -181,7 +197,10 @@ async fn client(args: &ServerArgs) -> Result<Client, CliError> {
     Ok(PolicyServiceClient::new(connection))
 }
 
-fn print_version(args: &ServerArgs, version: &v1::PolicyVersion) -> Result<(), CliError> {
+pub(super) fn print_version(
+    args: &ServerArgs,
+    version: &v1::PolicyVersion,
+) -> Result<(), CliError> {
     if args.json {
         let value = Json::new().value("PolicyVersion", version);
         return print(format_args!("{value:#}"));
@@ -200,13 +219,9 @@ async fn upload(args: &UploadArgs) -> Result<(), CliError> {
         sha256: bytes.sha256(),
         manifest_bytes: bytes.manifest.len() as i64,
         tensors_bytes: bytes.tensors.len() as i64,
-        selection: match args.selection {
-            Choice::Greedy => v1::PolicySelection::Greedy,
-            Choice::Sample => v1::PolicySelection::Sample,
-        }
-        .into(),
-        description: args.description.clone(),
-        validate_only: args.dry_run,
+        selection: args.version.selection().into(),
+        description: args.version.description.clone(),
+        validate_only: args.version.dry_run,
         request_id: Uuid::new_v4().to_string(),
     };
     let chunks = [&bytes.manifest, &bytes.tensors]

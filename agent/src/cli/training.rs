@@ -19,6 +19,7 @@ use super::connection::ServerArgs;
 use super::json::Json;
 use super::output::print;
 use super::pages;
+use super::policy::{VersionArgs, print_version};
 use crate::client::Connection;
 use watching::watch;
 
@@ -28,6 +29,7 @@ Examples:
   blkpilot training create own.toml --id night-run --seed 7
   blkpilot training pause night-run
   blkpilot training resume night-run
+  blkpilot training publish night-run --name own
   blkpilot training ls
 
 The service is `blkpilot-lab serve`; `blkpilot serve` does not train. docs/training.md.";
@@ -54,6 +56,8 @@ pub(super) enum TrainingCommand {
     Resume(ResumeArgs),
     /// End a run for good; its last checkpoint stays until it is removed
     Cancel(ChangeArgs),
+    /// Store the policy of a run that has succeeded as a new version; it decides nothing until it is promoted
+    Publish(PublishArgs),
     /// Remove a run that has ended, and all that it wrote
     Rm(ChangeArgs),
 }
@@ -118,6 +122,20 @@ pub(super) struct ResumeArgs {
     force: bool,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct PublishArgs {
+    /// The run: ID, or trainingRuns/ID
+    #[arg(value_name = "RUN", value_parser = run_name)]
+    run: String,
+    /// The policy that it is a version of; by default the run's id
+    #[arg(long, value_name = "POLICY")]
+    name: Option<String>,
+    #[command(flatten)]
+    version: VersionArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
 /// A run's name, from its short form too.
 #[expect(clippy::unnecessary_wraps, reason = "as clap wants it")]
 fn run_name(text: &str) -> Result<String, String> {
@@ -139,6 +157,7 @@ pub(super) async fn run(command: &TrainingCommand) -> Result<(), CliError> {
         TrainingCommand::Pause(args) => pause(args).await,
         TrainingCommand::Resume(args) => resume(args).await,
         TrainingCommand::Cancel(args) => cancel(args).await,
+        TrainingCommand::Publish(args) => publish(args).await,
         TrainingCommand::Rm(args) => rm(args).await,
     }
 }
@@ -288,6 +307,22 @@ async fn cancel(args: &ChangeArgs) -> Result<(), CliError> {
     let mut client = client(&args.server).await?;
     let run = client.cancel_training_run(request).await?.into_inner();
     print_run(&args.server, &run)
+}
+
+async fn publish(args: &PublishArgs) -> Result<(), CliError> {
+    let id = args.run.trim_start_matches("trainingRuns/");
+    let policy = args.name.as_deref().unwrap_or(id);
+    let request = v1::PublishTrainingRunRequest {
+        name: args.run.clone(),
+        parent: format!("policies/{policy}"),
+        selection: args.version.selection().into(),
+        description: args.version.description.clone(),
+        validate_only: args.version.dry_run,
+        request_id: Uuid::new_v4().to_string(),
+    };
+    let mut client = client(&args.server).await?;
+    let version = client.publish_training_run(request).await?.into_inner();
+    print_version(&args.server, &version)
 }
 
 async fn rm(args: &ChangeArgs) -> Result<(), CliError> {

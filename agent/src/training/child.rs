@@ -6,7 +6,6 @@
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::io::BufReader;
 use tokio::process::{Child, Command};
@@ -15,8 +14,6 @@ use super::hearing::{hear, next_event};
 use super::state::Exit;
 use super::{Shared, Task};
 
-/// How long a process may take to save and end before it is killed; its last checkpoint stands then.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Exit status of a process that was told to end.
 const INTERRUPTED: i32 = 130;
 
@@ -75,12 +72,13 @@ async fn attend(
             () = ending => {}
         }
         drop(leash);
-        tokio::time::timeout(PATIENCE, whole).await
+        tokio::time::timeout(shared.patience, whole).await
     };
     match patience {
         Ok(status) => status,
         Err(_) => {
-            tracing::warn!("a training process did not end in {PATIENCE:?}, and is killed");
+            let patience = shared.patience;
+            tracing::warn!("a training process did not end in {patience:?}, and is killed");
             child.kill().await?;
             // It was told to end, whatever it died of.
             Ok(std::os::unix::process::ExitStatusExt::from_raw(

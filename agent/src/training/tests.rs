@@ -1,6 +1,5 @@
 use std::fs;
 
-use blkpilot_proto::v1::training_run::State;
 use tempfile::TempDir;
 
 use super::state::Exit;
@@ -186,6 +185,7 @@ impl Shells {
             runs: open(&dir),
             places: Places::open(dir.path()).unwrap(),
             parallel: 1,
+            patience: Duration::from_millis(200),
         });
         let stop = watch::Sender::new(false);
         let crew = tokio::spawn(crew::work(Arc::clone(&shared), stop.subscribe()));
@@ -259,4 +259,30 @@ async fn a_process_that_fails_leaves_its_last_words_and_makes_room_for_the_next(
     shells
         .until("done", |run| run.state() == State::Succeeded)
         .await;
+}
+
+/// Saves, and ends neither when its input does nor when it is asked to.
+const STUCK: &str =
+    "trap '' TERM INT; echo '{\"event\":\"saved\",\"env_steps\":5}'; while true; do sleep 1; done";
+
+#[tokio::test]
+async fn a_process_that_does_not_end_is_killed_and_its_run_is_what_was_asked_for() {
+    let shells = Shells::start();
+    shells.queue("hangs", STUCK);
+    shells.until("hangs", has_saved).await;
+    shells.wish("hangs", Wish::Pause);
+    let paused = shells.until("hangs", |run| run.state() == State::Paused);
+    assert!(has_saved(&paused.await), "it goes on from its checkpoint");
+    shells.wish("hangs", Wish::Resume);
+    let is_running = |run: &v1::TrainingRun| run.state() == State::Running;
+    shells.until("hangs", is_running).await;
+    shells.wish("hangs", Wish::Cancel);
+    let is_cancelled = |run: &v1::TrainingRun| run.state() == State::Cancelled;
+    shells.until("hangs", is_cancelled).await;
+    // Nor does it hold the service up.
+    shells.queue("on", STUCK);
+    shells.until("on", has_saved).await;
+    shells.stop.send_replace(true);
+    shells.crew.await.unwrap();
+    assert_eq!(state(&shells.shared.runs, "on"), State::Queued);
 }

@@ -16,7 +16,7 @@ use super::setup::{
 };
 
 /// What each method answers an empty request of somebody who may call it.
-const ANSWERS: [(&str, Code); 56] = [
+const ANSWERS: [(&str, Code); 57] = [
     ("/grpc.health.v1.Health/Check", Code::Ok),
     ("/grpc.health.v1.Health/Watch", Code::Ok),
     (
@@ -178,6 +178,10 @@ const ANSWERS: [(&str, Code); 56] = [
         Code::FailedPrecondition,
     ),
     (
+        "/blkpilot.v1.TrainingService/PublishTrainingRun",
+        Code::FailedPrecondition,
+    ),
+    (
         "/blkpilot.v1.TrainingService/DeleteTrainingRun",
         Code::FailedPrecondition,
     ),
@@ -206,7 +210,7 @@ const ANSWERS: [(&str, Code); 56] = [
 
 /// The table as it stands in the design, written a second time: who may call what.
 const OPEN: [&str; 2] = ["Check", "Watch"];
-const OPERATOR: [&str; 21] = [
+const OPERATOR: [&str; 22] = [
     "CreateEnvironment",
     "Rollout",
     "ForkEnvironment",
@@ -225,6 +229,7 @@ const OPERATOR: [&str; 21] = [
     "PauseTrainingRun",
     "ResumeTrainingRun",
     "CancelTrainingRun",
+    "PublishTrainingRun",
     "DeleteTrainingRun",
     "CancelOperation",
     "DeleteOperation",

@@ -15,7 +15,7 @@ use blkpilot_proto::v1::training_run::State;
 use tempfile::TempDir;
 use tonic::Code;
 
-use setup::{Process, Service, cart, fields, next, reason, request};
+use setup::{Process, Service, cart, fields, host, next, reason, recorded, request};
 
 /// Longer than a test needs, for what it wants to end itself.
 const ENDLESS: u32 = 100_000_000;
@@ -286,4 +286,59 @@ async fn a_service_that_is_killed_while_it_trains_loses_nothing_that_it_answered
     assert_eq!(sha256(&waited), uninterrupted(&cart(SHORT)));
     let rested = service.client.get(&rests).await.unwrap();
     assert_eq!(rested.state(), State::Paused);
+}
+
+#[tokio::test]
+async fn what_was_trained_is_published_as_a_version_and_training_goes_on_from_there() {
+    let mut service = Service::start().await;
+    let client = &mut service.client;
+    let waits = client.create("waits", &host()).await.name;
+    let early = client.publish(&waits, "own").await;
+    let done = client.until_state(&waits, State::Succeeded).await;
+    if let Err(refused) = early {
+        assert_eq!(reason(&refused), "RUN_NOT_DONE");
+    }
+    let version = client.publish(&waits, "own").await.unwrap();
+    assert_eq!(version.name, "policies/own/versions/1");
+    assert_eq!(version.tensors_sha256, sha256(&done));
+    assert_eq!(version.stage(), v1::PolicyStage::Stored);
+    assert_eq!(version.description, "trained by trainingRuns/waits");
+    assert_eq!(client.publish(&waits, "own").await.unwrap(), version);
+    let refused = client.publish(&waits, "Own").await.unwrap_err();
+    assert_eq!(fields(&refused), ["parent"]);
+    let nobody = client.publish("trainingRuns/nobody", "own").await;
+    assert_eq!(nobody.unwrap_err().code(), Code::NotFound);
+
+    let key = format!("[training]\nstart_from = \"{}\"", version.name);
+    let onward = host().replace("[training]", &key);
+    let onward = onward.replace("[network]\nhidden = 8\n", "");
+    let tuned = client.create("tuned", &onward).await.name;
+    let tuned = client.until_state(&tuned, State::Succeeded).await;
+    assert_ne!(sha256(&tuned), sha256(&done));
+    // A cart's policy decides nothing here.
+    let cart = client.create("cart", &cart(SHORT)).await.name;
+    client.until_state(&cart, State::Succeeded).await;
+    let refused = client.publish(&cart, "own").await.unwrap_err();
+    assert_eq!(reason(&refused), "SPEC_MISMATCH");
+
+    let tensors = service.data_dir();
+    let tensors = tensors.join("training/waits/run/policy/policy.safetensors");
+    let mut bytes = std::fs::read(&tensors).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&tensors, bytes).unwrap();
+    let refused = service.client.publish(&waits, "own").await.unwrap_err();
+    assert_eq!(refused.code(), Code::DataLoss);
+    assert_eq!(reason(&refused), "CHECKPOINT_DAMAGED");
+}
+
+#[tokio::test]
+async fn a_learner_from_a_log_learns_from_what_the_service_has_recorded() {
+    let mut service = Service::start_recorded(20).await;
+    let client = &mut service.client;
+    let run = client.create("learns", &recorded()).await;
+    assert_eq!((&run.algorithm[..], run.env_steps), ("cql", 20));
+    let done = client.until_state(&run.name, State::Succeeded).await;
+    let version = client.publish(&done.name, "learned").await.unwrap();
+    assert_eq!(version.algorithm, "cql");
+    assert_eq!(version.tensors_sha256, sha256(&done));
 }

@@ -12,11 +12,12 @@ use blkpilot_lab::trainer::trainer;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::training_run::State;
 use blkpilot_proto::v1::training_service_client::TrainingServiceClient;
+use blkpilot_proto::v1::tuner_service_client::TunerServiceClient;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Response, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 /// Longer than anything here takes on a machine that does much else.
@@ -50,23 +51,76 @@ episodes = 2
     )
 }
 
+/// A few updates on the host that the service is for.
+pub(crate) fn host() -> String {
+    "version = 1
+[environment]
+kind = \"sim_host\"
+scenario = \"mixed\"
+[network]
+hidden = 8
+[training]
+env_steps = 64
+envs = 2
+steps = 16
+epochs = 1
+minibatch = 32
+gamma = 0.5
+gae_lambda = 0.9
+learning_rate = 1e-3
+clip = 0.2
+[evaluation]
+episodes = 0
+"
+    .to_owned()
+}
+
+/// A few steps of conservative Q-learning from what the service has recorded.
+pub(crate) fn recorded() -> String {
+    "version = 1
+[environment]
+kind = \"sim_host\"
+scenario = \"mixed\"
+[network]
+hidden = 8
+[training]
+algorithm = \"cql\"
+grad_steps = 20
+minibatch = 8
+gamma = 0.5
+learning_rate = 1e-3
+alpha = 0.1
+target_every = 10
+[evaluation]
+episodes = 0
+"
+    .to_owned()
+}
+
 pub(crate) fn lab() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_blkpilot-lab"))
 }
 
-fn write_config(dir: &Path) -> PathBuf {
-    let file = dir.join("blkpilot.toml");
-    let text = "version = 1
-[host]
-kind = \"simulated\"
-scenario = \"mixed\"
-[policy]
-baseline = \"least_loaded\"
+/// A host that nobody tunes, and one that is tuned without aim.
+const QUIET: &str = "[policy]\nbaseline = \"least_loaded\"\n";
+const RESTLESS: &str = "mode = \"auto\"\ntime_scale = 20\n[policy]\nbaseline = \"random\"\n[guard]\ndwell = \"0s\"\nchanges_per_minute = 10000\n";
+
+fn service(how: &str) -> String {
+    format!(
+        "version = 1
 [service]
 listen = \"unix:s\"
 data_dir = \"data\"
-";
-    std::fs::write(&file, text).unwrap();
+[host]
+kind = \"simulated\"
+scenario = \"mixed\"
+{how}"
+    )
+}
+
+fn write_config(dir: &Path) -> PathBuf {
+    let file = dir.join("blkpilot.toml");
+    std::fs::write(&file, service(QUIET)).unwrap();
     file
 }
 
@@ -85,7 +139,32 @@ impl Service {
     }
 
     pub(crate) async fn start_in(dir: TempDir) -> Self {
-        let config = Config::load(&write_config(dir.path())).unwrap();
+        let config = write_config(dir.path());
+        Self::start_of(dir, &config).await
+    }
+
+    /// One that decides by itself, after it has recorded so many decisions.
+    pub(crate) async fn start_recorded(decisions: usize) -> Self {
+        let dir = TempDir::new().unwrap();
+        let config = dir.path().join("restless.toml");
+        std::fs::write(&config, service(RESTLESS)).unwrap();
+        let this = Self::start_of(dir, &config).await;
+        let mut tuner = TunerServiceClient::new(connect(&this.address).await.unwrap());
+        let request = v1::WatchDecisionsRequest {
+            parent: "hosts/local".to_owned(),
+        };
+        let watched = tuner.watch_decisions(request).await.unwrap();
+        let mut watched = watched.into_inner();
+        // One message says that the stream has begun.
+        for _ in 0..=decisions {
+            let message = tokio::time::timeout(PATIENCE, watched.message()).await;
+            assert!(message.unwrap().unwrap().is_some());
+        }
+        this
+    }
+
+    async fn start_of(dir: TempDir, config: &Path) -> Self {
+        let config = Config::load(config).unwrap();
         let server = Server::start_with(config, Some(trainer(lab()))).await;
         let server = server.unwrap();
         let address = server.address().to_string();
@@ -221,6 +300,20 @@ impl Client {
         };
         self.0.delete_training_run(request).await?;
         Ok(())
+    }
+
+    pub(crate) async fn publish(
+        &mut self,
+        name: &str,
+        policy: &str,
+    ) -> Result<v1::PolicyVersion, Status> {
+        let request = v1::PublishTrainingRunRequest {
+            name: name.to_owned(),
+            parent: format!("policies/{policy}"),
+            ..v1::PublishTrainingRunRequest::default()
+        };
+        let published = self.0.publish_training_run(request).await;
+        published.map(Response::into_inner)
     }
 
     pub(crate) async fn list(&mut self, filter: &str) -> Vec<String> {
