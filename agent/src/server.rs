@@ -34,6 +34,10 @@ use crate::access::tls::{Refreshed, TlsKeeper, TlsProblem};
 use crate::access::tokens::{TokenError, TokenFile, TokenKeeper};
 use crate::access::{Access, Limits};
 use crate::admission::{Modes, Reach};
+use crate::api::{
+    environment_service, evaluation_service, operation_service, policy_service, training_service,
+    tuner_service,
+};
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
@@ -53,10 +57,6 @@ use crate::owner::{self, OwnerConfig};
 use crate::policy::{self, LoadError, Served};
 use crate::policy_store::{PolicyStore, StoreError, VersionName};
 use crate::training::{Trainer, Training};
-use crate::{
-    environment_service, evaluation_service, operation_service, policy_service, training_service,
-    tuner_service,
-};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);

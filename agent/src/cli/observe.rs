@@ -17,12 +17,12 @@ use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, HostSource, ObserveArgs, tables};
 use crate::admission::{Modes, Reach};
+use crate::api::tuner_wire::disk_state;
 use crate::backend::live::LibvirtHost;
 use crate::backend::simulated::SimulatedHost;
 use crate::backend::{BackendError, HostBackend};
 use crate::config::{LibvirtConfig, OnExit};
 use crate::mode::Mode;
-use crate::tuner_wire::disk_state;
 
 const SEED: u64 = 0;
 

@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::records::{self, Record};
 use super::state::{Exit, Wish, found, heard, is_ended, is_ending, left};
+use crate::api::tuner_wire::timestamp;
 use crate::database::{Database, DatabaseError};
 use crate::decision::now_us;
 use crate::feed::{Feed, Messages, Stem};
 use crate::names;
 use crate::requests::{Repeatable, once};
 use crate::status::Failure;
-use crate::tuner_wire::timestamp;
 
 /// Runs that are kept, with all that they wrote.
 pub const MOST_RUNS: usize = 200;

@@ -6,10 +6,10 @@ use blkpilot_evaluate::{
 use blkpilot_proto::v1;
 use serde_json::json;
 
+use crate::api::policy_wire::Gate;
+use crate::api::tuner_wire::timestamp;
 use crate::judging::Judged;
-use crate::policy_wire::Gate;
 use crate::status::Failure;
-use crate::tuner_wire::timestamp;
 
 /// How a policy is evaluated.
 #[derive(Debug, Clone, PartialEq)]

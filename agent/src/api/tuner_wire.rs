@@ -11,6 +11,7 @@ use blkpilot_host::journal::RecordState;
 use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
 
+use crate::api::wire::{mask_to_wire, validity_to_wire};
 use crate::backend::{BackendKind, DaemonStatus, FrozenKnob};
 use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
@@ -20,7 +21,6 @@ use crate::handle::{
 };
 use crate::mode::Mode;
 use crate::names::{Row, decision_name, guest_name, host_name};
-use crate::wire::{mask_to_wire, validity_to_wire};
 
 pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
     let (info, view) = (&handle.info, handle.view.borrow().clone());

@@ -4,11 +4,11 @@ use blkpilot_models::{CheckpointBytes, CheckpointError, Selection};
 use blkpilot_proto::v1;
 use tonic::Code;
 
+use crate::api::policy_wire::version_to_wire;
 use crate::config::is_resource_id;
 use crate::decision::now_us;
 use crate::deployment::Deployment;
 use crate::policy_store::{Asked, Change, Kept};
-use crate::policy_wire::version_to_wire;
 use crate::requests::Repeatable;
 use crate::status::Failure;
 

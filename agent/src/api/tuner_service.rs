@@ -17,6 +17,12 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::admission::Choice;
+use crate::api::paging;
+use crate::api::tuner_wire::{
+    decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
+    host_to_wire, reward_change_from_wire, reward_to_wire,
+};
+use crate::api::wire;
 use crate::backend::DiskName;
 use crate::decision::Decision;
 use crate::handle::{
@@ -25,14 +31,8 @@ use crate::handle::{
 };
 use crate::mode::Knob;
 use crate::names::{self, Row, decode, guest_name, host_name};
-use crate::paging;
 use crate::repeat::parse_request_id;
 use crate::status::Failure;
-use crate::tuner_wire::{
-    decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
-    host_to_wire, reward_change_from_wire, reward_to_wire,
-};
-use crate::wire;
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 2048;

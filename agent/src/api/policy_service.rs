@@ -14,23 +14,23 @@ use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::actor::actor;
+use crate::api::new_version::refuse_misfit;
+use crate::api::paging;
+use crate::api::policy_upload::Header;
+use crate::api::policy_wire::{
+    Filter, Gate, event_to_wire, family_to_wire, goal_from_wire, policy_from_wire,
+    version_name_from_wire, version_to_wire,
+};
+use crate::api::wire::force_reason_from_wire;
 use crate::config::Promotion;
 use crate::decision::now_us;
 use crate::deployment::{Deployment, blocking};
 use crate::judging::{Judged, Question, judge, stored};
-use crate::new_version::refuse_misfit;
 use crate::operations::{Operations, Pending, Work, any};
-use crate::paging;
 use crate::policy;
 use crate::policy_store::{Asked, Change, Listed, Stage, Version, VersionName};
-use crate::policy_upload::Header;
-use crate::policy_wire::{
-    Filter, Gate, event_to_wire, family_to_wire, goal_from_wire, policy_from_wire,
-    version_name_from_wire, version_to_wire,
-};
 use crate::requests::Repeatable;
 use crate::status::Failure;
-use crate::wire::force_reason_from_wire;
 
 /// Uploads at once.
 const MOST_UPLOADS: usize = 2;

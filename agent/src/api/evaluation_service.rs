@@ -11,16 +11,16 @@ use prost_types::Any;
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
+use crate::api::evaluation_wire::{Manner, Subject, evaluation_to_wire};
+use crate::api::paging;
+use crate::api::policy_wire::version_name_from_wire;
 use crate::decision::now_us;
 use crate::deployment::{Deployment, blocking};
-use crate::evaluation_wire::{Manner, Subject, evaluation_to_wire};
 use crate::evaluations::{Evaluations, MOST_EVALUATIONS};
 use crate::judging::{self, Question, judge};
 use crate::names;
 use crate::operations::{Operations, Pending, Work, any};
-use crate::paging;
 use crate::policy_store::{Version, VersionName};
-use crate::policy_wire::version_name_from_wire;
 use crate::requests::Repeatable;
 use crate::status::Failure;
 

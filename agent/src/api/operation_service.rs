@@ -11,13 +11,13 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::operation_service_server::OperationService;
 use tonic::{Request, Response, Status};
 
+use crate::api::paging;
+use crate::api::span::span_from_wire;
+use crate::api::watchers::{Events, Watchers};
 use crate::deployment::blocking;
 use crate::feed::Message;
 use crate::operations::Operations;
-use crate::paging;
-use crate::span::span_from_wire;
 use crate::status::Failure;
-use crate::watchers::{Events, Watchers};
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;

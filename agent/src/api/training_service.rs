@@ -8,17 +8,17 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::actor::actor;
+use crate::api::filter::Filter;
+use crate::api::new_version::{NewVersion, description_problem, parent_problem};
+use crate::api::paging;
+use crate::api::policy_wire::{policy_from_wire, selection_from_wire};
+use crate::api::watchers::{Events, Watchers};
 use crate::config::is_resource_id;
 use crate::deployment::{Deployment, blocking};
 use crate::feed::Message;
-use crate::filter::Filter;
-use crate::new_version::{NewVersion, description_problem, parent_problem};
-use crate::paging;
-use crate::policy_wire::{policy_from_wire, selection_from_wire};
 use crate::requests::Repeatable;
 use crate::status::Failure;
 use crate::training::{Call, Training, parse};
-use crate::watchers::{Events, Watchers};
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;

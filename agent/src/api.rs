@@ -1,0 +1,24 @@
+//! The gRPC API: a handler for each service, and the domain's types as messages and back.
+//!
+//! A handler checks a request, asks whoever owns what it is about, and puts the answer into a message; it keeps nothing.
+
+pub mod environment_service;
+pub(crate) mod environment_wire;
+pub mod evaluation_service;
+pub(crate) mod evaluation_wire;
+pub(crate) mod filter;
+pub(crate) mod new_version;
+pub(crate) mod observing;
+pub mod operation_service;
+pub(crate) mod packed;
+pub mod paging;
+pub mod policy_service;
+pub(crate) mod policy_upload;
+pub(crate) mod policy_wire;
+pub(crate) mod rollout;
+pub(crate) mod span;
+pub mod training_service;
+pub mod tuner_service;
+pub(crate) mod tuner_wire;
+pub(crate) mod watchers;
+pub(crate) mod wire;
