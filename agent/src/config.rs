@@ -319,12 +319,7 @@ impl Config {
 
 fn read(mut root: Section, base: &Path) -> Option<Config> {
     root.required("version", "write version = 1", Section::integer);
-    let given = if root.has("candidate") {
-        Candidate::Given
-    } else {
-        Candidate::Missing
-    };
-    let guests = guests(&mut root, given);
+    let guests = guests(&mut root);
     let host = root.required("host", "add [host]", Section::section);
     let mut policy = root.required("policy", "add [policy]", Section::section);
     let promoted = policy
@@ -342,7 +337,7 @@ fn read(mut root: Section, base: &Path) -> Option<Config> {
     let training = root.section("training");
     root.finish();
     // Each is read whatever the others are, so that all problems are found.
-    let host = host.and_then(|section| self::host(section, guests, given, base));
+    let host = host.and_then(|section| self::host(section, guests, base));
     let policy = policy.and_then(|section| policies::policy(section, base, None));
     let taken = policy.as_ref().and_then(PolicyConfig::bandit);
     let candidate = candidate.and_then(|section| policies::policy(section, base, taken));
@@ -373,27 +368,9 @@ enum Backing {
     Libvirt,
 }
 
-/// A mode that needs a candidate is refused where there is none.
-fn mode(section: &mut Section, candidate: Candidate) -> Option<Mode> {
-    let mode = section.choice("mode", &MODES)?;
-    if mode.needs_candidate() && candidate == Candidate::Missing {
-        let problem = format!("= \"{mode}\" needs a candidate: add [candidate] or choose another");
-        section.problem("mode", problem);
-    }
-    Some(mode)
-}
-
-/// Whether the file names a candidate.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Candidate {
-    Given,
-    Missing,
-}
-
 fn host(
     mut section: Section,
     guests: BTreeMap<String, GuestConfig>,
-    candidate: Candidate,
     base: &Path,
 ) -> Option<HostConfig> {
     let name = section.text_or_default("name");
@@ -403,7 +380,7 @@ fn host(
             format!("= \"{name}\" must be 1 to 63 of a-z, 0-9 and -, starting with a letter"),
         );
     }
-    let mode = mode(&mut section, candidate);
+    let mode = section.choice("mode", &MODES);
     let kind = section.required("kind", "\"simulated\" or \"libvirt\"", |s, key| {
         s.choice(key, &HOST_KINDS)
     });
@@ -665,12 +642,12 @@ fn cpus(section: &Section, key: &str, text: &str) -> Option<CpuSet> {
     parsed
 }
 
-fn guests(root: &mut Section, candidate: Candidate) -> BTreeMap<String, GuestConfig> {
+fn guests(root: &mut Section) -> BTreeMap<String, GuestConfig> {
     let mut guests = BTreeMap::new();
     for mut section in root.sections("guest") {
         let name = section.required("name", "the guest's libvirt name", Section::text);
         let guest = GuestConfig {
-            mode: mode(&mut section, candidate),
+            mode: section.choice("mode", &MODES),
             opt_in: section.flag("opt_in"),
             knobs: section.choices("knobs", &KNOBS),
             exploration: section.section("exploration").and_then(exploration),

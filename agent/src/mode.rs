@@ -31,12 +31,6 @@ impl Mode {
     pub fn is_automatic(self) -> bool {
         self >= Self::Canary
     }
-
-    /// Whether it is about the candidate, so that there must be one.
-    #[must_use]
-    pub fn needs_candidate(self) -> bool {
-        matches!(self, Self::Shadow | Self::Canary)
-    }
 }
 
 impl fmt::Display for Mode {

@@ -892,6 +892,30 @@ async fn whoever_asks_before_anything_changes_has_the_same_proposal() {
 }
 
 #[tokio::test]
+async fn of_many_proposals_the_last_ones_can_be_applied() {
+    let case = Case::with(rarely(), Mode::Advise, least_loaded());
+    case.wait_for(|state| *state == HostState::Ready).await;
+    let mut proposed = vec![];
+    for turn in 0..=256 {
+        let change = RewardChange {
+            cpu: Some(f64::from(turn) / 1000.0),
+            ..RewardChange::default()
+        };
+        let call = RewardCall {
+            change,
+            validate_only: false,
+        };
+        case.host.set_reward(call).await.unwrap();
+        proposed.push(case.host.propose().await.unwrap().id);
+    }
+    let refused = case.host.find(proposed[0]).await.unwrap_err();
+    assert_eq!(refused.reason(), "NOT_FOUND");
+    for id in &proposed[1..] {
+        assert_eq!(case.host.find(*id).await.unwrap().id, *id);
+    }
+}
+
+#[tokio::test]
 async fn a_storm_of_events_is_seen_in_a_few_looks_and_calls_are_still_answered() {
     let case = Case::with(rarely(), Mode::Advise, least_loaded());
     case.wait_for(|state| *state == HostState::Ready).await;

@@ -21,8 +21,9 @@ use crate::mode::Mode;
 use crate::names::guest_of;
 use crate::panel::{Allowance, Panel, Shadow};
 
-/// Proposals that can be applied.
+/// Proposals that can be applied, and rows of all of them: one row holds what its policy saw, some 2 KiB.
 const MOST_PROPOSALS: usize = 256;
+const MOST_PROPOSED_ROWS: usize = 10_000;
 /// How long a proposal can be applied.
 const PROPOSAL_LIFE: Duration = Duration::from_secs(60);
 
@@ -267,9 +268,7 @@ impl Owner {
             turns,
         } = made;
         let answer = Arc::new(decision);
-        if self.proposals.len() == MOST_PROPOSALS {
-            self.proposals.pop_front();
-        }
+        self.make_room_for_proposal(answer.rows.len());
         self.proposals.push_back(Proposal {
             decision: Arc::clone(&answer),
             action,
@@ -286,6 +285,21 @@ impl Owner {
             *shown = Some(Arc::clone(&answer));
         }
         Ok(answer)
+    }
+
+    /// Forgets proposals that have expired, and the oldest where there are too many.
+    fn make_room_for_proposal(&mut self, rows: usize) {
+        let now = Instant::now();
+        let mut kept: usize = self.proposals.iter().map(|p| p.decision.rows.len()).sum();
+        while let Some(oldest) = self.proposals.front() {
+            let is_full =
+                self.proposals.len() >= MOST_PROPOSALS || kept + rows > MOST_PROPOSED_ROWS;
+            if oldest.expires > now && !is_full {
+                return;
+            }
+            kept -= oldest.decision.rows.len();
+            self.proposals.pop_front();
+        }
     }
 
     pub(super) fn find(&self, id: Uuid) -> Answer {

@@ -47,7 +47,7 @@ pub(super) static HOST: Table = Table {
             "mode",
             Kind::Choice(|| names(&MODES)),
             Fallback::Is(|| text("advise")),
-            "Mode of guests that have none of their own; `shadow` and `canary` need `[candidate]`.",
+            "Mode of guests that have none of their own; `shadow` and `canary` stand for `advise` while there is no candidate.",
         ),
         fixed(
             "kind",
