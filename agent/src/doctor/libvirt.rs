@@ -1,15 +1,19 @@
-//! libvirt and QEMU: whether they are reached, with which rights, and what they can do.
+//! libvirt and QEMU: whether they are reached, with which rights, what they can do, and whether libvirt tells
+//! what happens to guests.
 
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use blkpilot_host::Libvirt;
-use blkpilot_host::hypervisor::Hypervisor as _;
+use blkpilot_host::hypervisor::{Hypervisor as _, Ring};
+use blkpilot_host::{Delivery, Libvirt, Refusal};
 
 use super::Finding;
 
 /// How long libvirt may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Of that, how long its event loop may take to come round.
+const EVENT_PATIENCE: Duration = Duration::from_secs(2);
 /// The oldest that are known to work, as libvirt counts: 1,000,000 × major + 1,000 × minor + release.
 const LEAST_LIBVIRT: u32 = 9_000_000;
 const LEAST_QEMU: u32 = 7_002_000;
@@ -22,6 +26,7 @@ pub(super) struct Reached {
     /// `None` where it does not say, as without a QEMU.
     pub(super) qemu: Option<u32>,
     pub(super) guests: usize,
+    pub(super) events: Delivery,
 }
 
 /// Why it was not reached.
@@ -64,18 +69,20 @@ fn ask(uri: &str) -> Result<Reached, Missed> {
         may_read: Libvirt::connect_read_only(uri).is_ok(),
     };
     let libvirt = Libvirt::connect(uri).map_err(missed)?;
+    let unheard: Ring = Arc::new(|| {});
     Ok(Reached {
         uri: uri.to_owned(),
         libvirt: libvirt.libvirt_version().map_err(missed)?,
         qemu: libvirt.qemu_version().ok().filter(|version| *version > 0),
         guests: libvirt.guest_stats().map_err(missed)?.len(),
+        events: libvirt.event_delivery(&unheard, EVENT_PATIENCE),
     })
 }
 
 /// What that means for the service.
 pub(super) fn judge(reached: &Result<Reached, Missed>) -> Vec<Finding> {
     match reached {
-        Ok(reached) => vec![library(reached), qemu(reached)],
+        Ok(reached) => vec![library(reached), qemu(reached), events(&reached.events)],
         Err(missed) => vec![unreached(missed)],
     }
 }
@@ -136,6 +143,27 @@ fn qemu(reached: &Reached) -> Finding {
     }
 }
 
+fn events(delivery: &Delivery) -> Finding {
+    const CHECK: &str = "events";
+    const MEANWHILE: &str = "what happens to guests is seen at the service's next look only";
+    match delivery {
+        Delivery::Works => Finding::ok(CHECK, "guests that come, go or change are known at once"),
+        Delivery::Refused(Refusal { events, reason }) => Finding::warning(
+            CHECK,
+            format!(
+                "libvirt does not tell of {}: {reason}: {MEANWHILE}",
+                events.join(", ")
+            ),
+            "let the service's user search domains where libvirt has access rules (polkit's org.libvirt.api.connect.search-domains), or use libvirt 9.0 or later",
+        ),
+        Delivery::Stuck => Finding::warning(
+            CHECK,
+            format!("libvirt's event loop did not come round in {EVENT_PATIENCE:?}: {MEANWHILE}"),
+            "look again when this machine is less busy; if it stays so, bring libvirt's client library (libvirt0) to the version of its daemon",
+        ),
+    }
+}
+
 fn version(number: u32) -> String {
     let (major, minor, release) = (number / 1_000_000, number / 1000 % 1000, number % 1000);
     format!("{major}.{minor}.{release}")
@@ -152,6 +180,7 @@ mod tests {
             libvirt,
             qemu,
             guests: 2,
+            events: Delivery::Works,
         }))
     }
 
@@ -164,6 +193,30 @@ mod tests {
         assert_eq!(reached(8_000_000, Some(7_002_000))[0].level, Level::Warning);
         assert_eq!(reached(9_000_000, Some(6_002_000))[1].level, Level::Warning);
         assert_eq!(reached(9_000_000, None)[1].level, Level::Warning);
+    }
+
+    #[test]
+    fn events_that_do_not_come_are_warned_of_with_a_repair_of_their_own() {
+        let well = events(&Delivery::Works);
+        assert_eq!((well.level, well.repair), (Level::Ok, None));
+        let refused = events(&Delivery::Refused(Refusal {
+            events: vec!["lifecycle", "close"],
+            reason: "access denied".to_owned(),
+        }));
+        let stuck = events(&Delivery::Stuck);
+        for (ill, found, repair) in [
+            (
+                &refused,
+                "lifecycle, close: access denied",
+                "search-domains",
+            ),
+            (&stuck, "did not come round in 2s", "less busy"),
+        ] {
+            assert_eq!(ill.level, Level::Warning);
+            assert!(ill.found.contains(found), "{ill:?}");
+            assert!(ill.found.contains("next look"), "{ill:?}");
+            assert!(ill.repair.as_ref().unwrap().contains(repair), "{ill:?}");
+        }
     }
 
     #[test]

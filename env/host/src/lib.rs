@@ -64,7 +64,7 @@ pub use hypervisor::{Hypervisor, Ring, TunedByOthers};
 pub use inventory::{Inventory, RunningGuest};
 pub use knob::{Change, Knob};
 #[cfg(feature = "libvirt")]
-pub use libvirt::Libvirt;
+pub use libvirt::{Delivery, Libvirt, Refusal};
 pub use live::{BootClock, Connector, Execution, LiveHost, LiveHostConfig};
 pub use telemetry::default_reference;
 pub use topology::Topology;

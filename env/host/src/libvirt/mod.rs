@@ -8,6 +8,7 @@ mod tunables;
 use std::ffi::CString;
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 use virt::connect::Connect;
 use virt::domain::Domain;
@@ -21,6 +22,7 @@ use crate::knob::Knob;
 use crate::stats::GuestStats;
 use crate::throttle::Throttle;
 use guest_events::GuestEvents;
+pub use guest_events::{Delivery, Refusal};
 use tunables::Tunables;
 
 /// A dead libvirtd is noticed after this many seconds times [`KEEPALIVE_COUNT`].
@@ -121,6 +123,18 @@ impl Libvirt {
         self.connect
             .get_lib_version()
             .map_err(|error| self.error("reading libvirt's version", &error))
+    }
+
+    /// Watches guests as [`Hypervisor::watch_guests`] does, and says whether `ring` is called then. Waits
+    /// `patience` at most, beside libvirt's own answers.
+    #[must_use]
+    pub fn event_delivery(&self, ring: &Ring, patience: Duration) -> Delivery {
+        self.guest_events(ring).delivery(patience)
+    }
+
+    fn guest_events(&self, ring: &Ring) -> &GuestEvents {
+        self.guest_events
+            .get_or_init(|| GuestEvents::watch(&self.connect, ring))
     }
 
     fn domain(&self, uuid: &str) -> HostResult<Domain> {
@@ -266,8 +280,7 @@ impl Hypervisor for Libvirt {
     }
 
     fn watch_guests(&self, ring: &Ring) {
-        self.guest_events
-            .get_or_init(|| GuestEvents::watch(&self.connect, ring));
+        self.guest_events(ring);
     }
 }
 

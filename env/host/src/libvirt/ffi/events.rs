@@ -5,15 +5,19 @@ use std::ffi::{c_char, c_void};
 use std::ptr;
 
 use virt::connect::Connect;
+use virt::error::Error;
 use virt_sys as sys;
 
 use crate::hypervisor::Ring;
 
 type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 
-/// Rings at each event of these kinds until [`unwatch`], on the event loop's thread. Returns the ids of
-/// those that libvirt took: an older one does not know them all.
-pub(in crate::libvirt) fn watch(connect: &Connect, ring: &Ring) -> Vec<i32> {
+/// Rings at each event of these kinds until [`unwatch`], on the event loop's thread. Returns the kinds, by
+/// virsh's names, each with its id, or why libvirt did not take it: an older one does not know them all.
+pub(in crate::libvirt) fn watch(
+    connect: &Connect,
+    ring: &Ring,
+) -> Vec<(&'static str, Result<i32, Error>)> {
     let lifecycle: unsafe extern "C" fn(_, _, _, _, _) -> _ = on_lifecycle;
     let device: unsafe extern "C" fn(_, _, _, _) = on_device;
     let block_job: unsafe extern "C" fn(_, _, _, _, _, _) = on_block_job;
@@ -21,30 +25,42 @@ pub(in crate::libvirt) fn watch(connect: &Connect, ring: &Ring) -> Vec<i32> {
     let metadata: unsafe extern "C" fn(_, _, _, _, _) = on_metadata;
     // SAFETY: each function has the type that libvirt's documentation gives the callback of its event; the
     // type of the parameter is that of any event's.
-    let callbacks: [(u32, Generic); 6] = unsafe {
+    let callbacks: [(&str, u32, Generic); 6] = unsafe {
         let device = std::mem::transmute::<OnDevice, Generic>(device);
         [
             (
+                "lifecycle",
                 sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE,
                 std::mem::transmute::<OnLifecycle, Generic>(lifecycle),
             ),
-            (sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, device),
-            (sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, device),
             (
+                "device-added",
+                sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+                device,
+            ),
+            (
+                "device-removed",
+                sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+                device,
+            ),
+            (
+                "block-job-2",
                 sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
                 std::mem::transmute::<OnBlockJob, Generic>(block_job),
             ),
             (
+                "job-completed",
                 sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED,
                 std::mem::transmute::<OnJob, Generic>(job),
             ),
             (
+                "metadata-change",
                 sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
                 std::mem::transmute::<OnMetadata, Generic>(metadata),
             ),
         ]
     };
-    let register = |(event, callback): (u32, Generic)| {
+    let register = |(kind, event, callback): (&'static str, u32, Generic)| {
         let opaque = opaque(ring);
         // SAFETY: the connection is open while borrowed; `opaque` lives until libvirt, which then no
         // longer calls back, frees it.
@@ -60,11 +76,12 @@ pub(in crate::libvirt) fn watch(connect: &Connect, ring: &Ring) -> Vec<i32> {
             if id < 0 {
                 // Not registered, so not freed by libvirt.
                 free_ring(opaque);
+                return (kind, Err(Error::last_error()));
             }
-            (id >= 0).then_some(id)
+            (kind, Ok(id))
         }
     };
-    callbacks.into_iter().filter_map(register).collect()
+    callbacks.into_iter().map(register).collect()
 }
 
 /// Ends what [`watch`] began.
@@ -75,8 +92,8 @@ pub(in crate::libvirt) fn unwatch(connect: &Connect, ids: &[i32]) {
     }
 }
 
-/// Rings when the connection is lost, until [`unwatch_close`]; returns whether libvirt took it.
-pub(in crate::libvirt) fn watch_close(connect: &Connect, ring: &Ring) -> bool {
+/// Rings when the connection is lost, until [`unwatch_close`].
+pub(in crate::libvirt) fn watch_close(connect: &Connect, ring: &Ring) -> Result<(), Error> {
     let opaque = opaque(ring);
     // SAFETY: as in `watch`.
     unsafe {
@@ -88,8 +105,9 @@ pub(in crate::libvirt) fn watch_close(connect: &Connect, ring: &Ring) -> bool {
         );
         if result < 0 {
             free_ring(opaque);
+            return Err(Error::last_error());
         }
-        result == 0
+        Ok(())
     }
 }
 
@@ -97,6 +115,19 @@ pub(in crate::libvirt) fn watch_close(connect: &Connect, ring: &Ring) -> bool {
 pub(in crate::libvirt) fn unwatch_close(connect: &Connect) {
     // SAFETY: the connection is open while borrowed, and the function is the one that was registered.
     unsafe { sys::virConnectUnregisterCloseCallback(connect.as_ptr(), Some(on_close)) };
+}
+
+/// Rings once, when the event loop next comes round.
+pub(in crate::libvirt) fn ring_at_next_round(ring: &Ring) -> Result<(), Error> {
+    let opaque = opaque(ring);
+    // SAFETY: `opaque` lives until libvirt, which then no longer calls back, frees it.
+    unsafe {
+        if sys::virEventAddTimeout(0, Some(on_round), opaque, Some(free_ring)) < 0 {
+            free_ring(opaque);
+            return Err(Error::last_error());
+        }
+        Ok(())
+    }
 }
 
 fn opaque(ring: &Ring) -> *mut c_void {
@@ -197,4 +228,12 @@ unsafe extern "C" fn on_metadata(
 unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, _reason: i32, opaque: *mut c_void) {
     // SAFETY: it is what `watch_close` gave.
     unsafe { ring(opaque) };
+}
+
+unsafe extern "C" fn on_round(timer: i32, opaque: *mut c_void) {
+    // SAFETY: it is what `ring_at_next_round` gave. A timer may remove itself: it is freed later.
+    unsafe {
+        ring(opaque);
+        sys::virEventRemoveTimeout(timer);
+    }
 }
