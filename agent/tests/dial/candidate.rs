@@ -139,7 +139,11 @@ async fn without_a_candidate_shadow_and_canary_are_advice_and_say_so() {
         assert_eq!(shown.mode, Mode::Advise);
         let notice = shown.notice.clone().unwrap_or_default();
         let is_one = notice.contains(&format!("mode {mode}")) && notice.contains("[candidate]");
-        assert_eq!(is_one, matches!(mode, Mode::Shadow | Mode::Canary), "{notice}");
+        assert_eq!(
+            is_one,
+            matches!(mode, Mode::Shadow | Mode::Canary),
+            "{notice}"
+        );
     }
     let mut last = 0;
     for _ in 0..10 {
