@@ -1,6 +1,7 @@
 //! The gRPC API: a handler for each service, and the domain's types as messages and back.
 //!
-//! A handler checks a request, asks whoever owns what it is about, and puts the answer into a message; it keeps nothing.
+//! A handler checks a request, asks whoever owns what it is about, and puts the answer into a message. What it keeps is
+//! about calls alone: answers to those that may be repeated, and how many are under way.
 
 pub mod environment_service;
 pub(crate) mod environment_wire;
@@ -10,7 +11,6 @@ pub(crate) mod filter;
 pub(crate) mod new_version;
 pub(crate) mod observing;
 pub mod operation_service;
-pub(crate) mod packed;
 pub mod paging;
 pub mod policy_service;
 pub(crate) mod policy_upload;
@@ -21,4 +21,3 @@ pub mod training_service;
 pub mod tuner_service;
 pub(crate) mod tuner_wire;
 pub(crate) mod watchers;
-pub(crate) mod wire;

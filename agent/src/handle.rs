@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use blkpilot_env::guard::GuardConfig;
@@ -66,13 +66,16 @@ pub struct HostView {
 impl HostView {
     /// What has been proposed for the last window and can still be applied.
     pub(crate) fn proposal(&self) -> Option<Arc<Decision>> {
-        let shown = &self.window.as_ref()?.proposal;
-        let proposal = shown
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()?;
+        let proposal = self.window.as_ref()?.proposal().clone()?;
         let is_live = proposal.expires_us.is_some_and(|end| end > now_us());
         is_live.then_some(proposal)
+    }
+
+    /// Shows a proposal for the last window to all who ask.
+    pub(crate) fn offer(&self, proposal: &Arc<Decision>) {
+        if let Some(window) = &self.window {
+            *window.proposal() = Some(Arc::clone(proposal));
+        }
     }
 }
 
@@ -98,6 +101,12 @@ pub struct ShownWindow {
     pub at_us: i64,
     /// What the policy proposes for it, once somebody has asked: the same for all who ask.
     pub(crate) proposal: Mutex<Option<Arc<Decision>>>,
+}
+
+impl ShownWindow {
+    fn proposal(&self) -> MutexGuard<'_, Option<Arc<Decision>>> {
+        self.proposal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A guest and what may happen to it.

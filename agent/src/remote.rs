@@ -16,11 +16,11 @@ use tonic_types::StatusExt as _;
 
 use self::lease::{Silence, renew};
 use self::rollout::Rollout;
-use crate::api::packed::{pack_action, reading};
-use crate::api::wire;
-pub use crate::api::wire::{WireError, observation_from_wire, step_from_wire};
 use crate::client::{ConnectError, Connection, Target};
+use crate::packed::{pack_action, reading};
 use crate::status::env_error;
+use crate::wire;
+pub use crate::wire::{WireError, observation_from_wire, step_from_wire};
 
 /// Observations of the largest simulated host.
 const LARGEST_MESSAGE_BYTES: usize = 64 << 20;

@@ -5,6 +5,7 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use uuid::Uuid;
 
+use crate::database::Database;
 use crate::repeat::Repeat;
 use crate::status::Failure;
 
@@ -47,6 +48,24 @@ pub(crate) fn once<T: Message + Default, E: From<Reused>>(
             Ok(answer)
         }
     }
+}
+
+/// The answer of the first call where there was one: for what has much to do before it comes to [`once`].
+///
+/// # Errors
+/// A violation of `request_id`; the database's.
+pub(crate) fn answered<T: Message + Default>(
+    repeatable: Option<&Repeatable>,
+    database: &Database,
+) -> Result<Option<T>, Failure> {
+    let Some(repeatable) = repeatable else {
+        return Ok(None);
+    };
+    let answer = database.read(|connection| {
+        let answered = repeatable.answered(connection);
+        answered.map_err(|error| Failure::from(database.failed()(error)))
+    })?;
+    Ok(answer.transpose()?)
 }
 
 impl Repeatable {

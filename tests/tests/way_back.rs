@@ -17,7 +17,7 @@ use blkpilot_tests::service::Blkpilot;
 use serde_json::Value;
 
 /// Longer than any wait of the service, on a machine that is busy.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// What the operator sets: no channel and no level of polling is it, but on two CPUs a floating IOThread.
 const THEIR_CPUS: &str = "0-1";

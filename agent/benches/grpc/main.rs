@@ -166,7 +166,8 @@ async fn serve_network(dir: &Path, disks: usize) -> Serving {
     serve(dir, &file.to_string_lossy(), &policy).await
 }
 
-/// Empty calls and joint decisions for the host; for one disk steps of a cart too.
+/// Empty calls, steps of a cart and joint decisions for the host; of the first two, which are the same for every host, the
+/// figures beside the smallest are reported.
 fn at_once(report: &mut Report, runtime: &Runtime, serving: &Serving, disks: usize) {
     for clients in [1, 16, 64] {
         let proposals = (MOST_DISKS_A_ROUND / disks / clients).clamp(1, CALLS_A_ROUND);

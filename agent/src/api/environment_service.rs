@@ -15,14 +15,15 @@ use uuid::Uuid;
 use crate::access::layer::NoHostChanged;
 use crate::api::environment_wire::{describe, filter, lease, recipe, to_wire};
 use crate::api::observing::Observers;
+use crate::api::paging;
 use crate::api::rollout;
-use crate::api::{paging, wire};
 use crate::config::is_resource_id;
 use crate::environments::resetting::Resetting;
 use crate::environments::{Environments, Held};
 use crate::names::{self, environment_name};
 use crate::repeat::{Remembered, Repeat};
 use crate::status::Failure;
+use crate::wire;
 
 /// Creations that are remembered by request id.
 const MOST_REQUESTS: usize = 1024;

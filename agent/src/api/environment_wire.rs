@@ -9,10 +9,10 @@ use blkpilot_proto::v1;
 
 use crate::api::filter::Filter;
 use crate::api::span::span_from_wire;
-use crate::api::wire;
 use crate::environments::{Access, Held, Kind, Recipe};
 use crate::names::{self, environment_name, host_name};
 use crate::status::Failure;
+use crate::wire;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(600);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);

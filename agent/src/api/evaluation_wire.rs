@@ -7,9 +7,9 @@ use blkpilot_proto::v1;
 use serde_json::json;
 
 use crate::api::policy_wire::Gate;
-use crate::api::tuner_wire::timestamp;
 use crate::judging::Judged;
 use crate::status::Failure;
+use crate::wire::timestamp;
 
 /// How a policy is evaluated.
 #[derive(Debug, Clone, PartialEq)]

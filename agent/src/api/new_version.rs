@@ -42,21 +42,21 @@ pub(crate) fn description_problem(description: &str) -> Option<String> {
         .then(|| format!("{length} characters are more than {MOST_DESCRIPTION}"))
 }
 
-impl Deployment {
-    /// Stores a checkpoint as a version, or only says what would come of it. What the policy has already is returned
+impl NewVersion {
+    /// Stores a checkpoint as this version, or only says what would come of it. What the policy has already is returned
     /// as it is.
     ///
     /// # Errors
     /// `CHECKPOINT_REFUSED`, `SPEC_MISMATCH`, `STORE_FULL`; a violation of `request_id`.
-    pub(crate) fn store_version(
+    pub(crate) fn store(
         &self,
-        new: &NewVersion,
+        deployment: &Deployment,
         bytes: &CheckpointBytes,
         actor: String,
     ) -> Result<v1::PolicyVersion, Failure> {
-        let store = self.store();
+        let store = deployment.store();
         let examined = store.examine(bytes)?;
-        refuse_misfit(examined.checkpoint.check_fits(self.spec()))?;
+        refuse_misfit(examined.checkpoint.check_fits(deployment.spec()))?;
         let asked = Asked {
             actor,
             at_us: now_us(),
@@ -64,24 +64,20 @@ impl Deployment {
         };
         let upload = |kept: &Kept| {
             let change = |change: &Change<'_>| {
-                change.once(new.repeatable.as_ref(), || {
-                    let version = change.upload(
-                        &new.policy,
-                        kept,
-                        new.selection,
-                        &new.description,
-                        &asked,
-                    )?;
-                    Ok(version_to_wire(&version, self.serves(&version.name)))
+                change.once(self.repeatable.as_ref(), || {
+                    let (policy, described) = (&self.policy, &self.description);
+                    let version = change.upload(policy, kept, self.selection, described, &asked)?;
+                    let is_serving = deployment.serves(&version.name);
+                    Ok(version_to_wire(&version, is_serving))
                 })
             };
-            if new.validate_only {
+            if self.validate_only {
                 store.rehearse(change)
             } else {
                 store.change(change)
             }
         };
-        if new.validate_only {
+        if self.validate_only {
             return Ok(upload(&examined)?);
         }
         drop(examined);

@@ -21,7 +21,6 @@ use crate::api::policy_wire::{
     Filter, Gate, event_to_wire, family_to_wire, goal_from_wire, policy_from_wire,
     version_name_from_wire, version_to_wire,
 };
-use crate::api::wire::force_reason_from_wire;
 use crate::config::Promotion;
 use crate::decision::now_us;
 use crate::deployment::{Deployment, blocking};
@@ -31,6 +30,7 @@ use crate::policy;
 use crate::policy_store::{Asked, Change, Listed, Stage, Version, VersionName};
 use crate::requests::Repeatable;
 use crate::status::Failure;
+use crate::wire::force_reason_from_wire;
 
 /// Uploads at once.
 const MOST_UPLOADS: usize = 2;
@@ -120,7 +120,7 @@ impl Service {
         let header = Header::from_wire(stream.message().await?)?;
         let bytes = header.receive(&mut stream).await?;
         let deployment = Arc::clone(&self.deployment);
-        let store = move || deployment.store_version(&header.version, &bytes, actor);
+        let store = move || header.version.store(&deployment, &bytes, actor);
         Ok(blocking(store).await??)
     }
 

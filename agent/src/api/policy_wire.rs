@@ -6,9 +6,9 @@ use blkpilot_evaluate::{Admission, Block, GateRule, Mixed, Needs, Options, Verdi
 use blkpilot_models::Selection;
 use blkpilot_proto::v1;
 
-use crate::api::tuner_wire::timestamp;
 use crate::policy_store::{Action, Event, Family, Outcome, Stage, Version, VersionName};
 use crate::status::Failure;
+use crate::wire::timestamp;
 
 /// Age of the oldest decision that the gate looks at, seconds.
 const MOST_AGE_S: f64 = 7.0 * 86_400.0;

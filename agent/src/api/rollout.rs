@@ -21,10 +21,10 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 
 use self::deadline::Deadline;
-use crate::api::packed::{After, Packing, View, read_levels};
 use crate::environments::resetting::Resetting;
 use crate::environments::{Environments, Held, Running};
 use crate::names;
+use crate::packed::{After, Packing, View, read_levels};
 use crate::status::Failure;
 
 /// Requests that are worked off together.

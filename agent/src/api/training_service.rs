@@ -16,7 +16,7 @@ use crate::api::watchers::{Events, Watchers};
 use crate::config::is_resource_id;
 use crate::deployment::{Deployment, blocking};
 use crate::feed::Message;
-use crate::requests::Repeatable;
+use crate::requests::{Repeatable, answered};
 use crate::status::Failure;
 use crate::training::{Call, Training, parse};
 
@@ -116,7 +116,11 @@ fn publish(
         validate_only: request.validate_only,
         repeatable,
     };
-    deployment.store_version(&new, &training.policy_of(id)?, actor)
+    // The run may have been deleted since.
+    if let Some(first) = answered(new.repeatable.as_ref(), deployment.store().database())? {
+        return Ok(first);
+    }
+    new.store(deployment, &training.policy_of(id)?, actor)
 }
 
 fn run_id(id: String) -> Result<String, Failure> {

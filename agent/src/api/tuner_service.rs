@@ -22,7 +22,6 @@ use crate::api::tuner_wire::{
     decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
     host_to_wire, reward_change_from_wire, reward_to_wire,
 };
-use crate::api::wire;
 use crate::backend::DiskName;
 use crate::decision::Decision;
 use crate::handle::{
@@ -33,6 +32,7 @@ use crate::mode::Knob;
 use crate::names::{self, Row, decode, guest_name, host_name};
 use crate::repeat::parse_request_id;
 use crate::status::Failure;
+use crate::wire;
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 2048;

@@ -1,7 +1,5 @@
 //! Hosts, guests and decisions as `TunerService` shows them.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::reward::RewardConfig;
 use blkpilot_env::{EnvSpec, Head, Level, MaskReason, Observation, Table, Validity};
@@ -11,7 +9,6 @@ use blkpilot_host::journal::RecordState;
 use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
 
-use crate::api::wire::{mask_to_wire, validity_to_wire};
 use crate::backend::{BackendKind, DaemonStatus, FrozenKnob};
 use crate::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
@@ -21,6 +18,7 @@ use crate::handle::{
 };
 use crate::mode::Mode;
 use crate::names::{Row, decision_name, guest_name, host_name};
+use crate::wire::{mask_to_wire, timestamp, validity_to_wire};
 
 pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {
     let (info, view) = (&handle.info, handle.view.borrow().clone());
@@ -115,13 +113,6 @@ fn mode_to_wire(mode: Mode) -> v1::Mode {
         Mode::Canary => v1::Mode::Canary,
         Mode::Auto => v1::Mode::Auto,
     }
-}
-
-pub(crate) fn timestamp(at_us: i64) -> prost_types::Timestamp {
-    let since = Duration::from_micros(u64::try_from(at_us).unwrap_or(0));
-    SystemTime::checked_add(&UNIX_EPOCH, since)
-        .unwrap_or(UNIX_EPOCH)
-        .into()
 }
 
 /// A guest with its disks. A guest in mode off is listed, nothing else.

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use super::{any, interrupted, status_of};
-use crate::api::tuner_wire::timestamp;
 use crate::feed::{Feed, News};
 use crate::status::Failure;
+use crate::wire::timestamp;
 
 /// How an operation ended.
 pub(super) enum End {

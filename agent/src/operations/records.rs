@@ -8,8 +8,8 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::{MOST_DONE, any};
-use crate::api::tuner_wire::timestamp;
 use crate::decision::now_us;
+use crate::wire::timestamp;
 
 pub(super) fn insert(transaction: &Transaction<'_>, operation: &Operation) -> rusqlite::Result<()> {
     transaction.execute(

@@ -1,7 +1,7 @@
 //! What is decided every interval without anybody asking, and what is proposed when somebody does.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blkpilot_env::Observation;
@@ -277,13 +277,7 @@ impl Owner {
             current: observation.current,
             expires: Instant::now() + PROPOSAL_LIFE,
         });
-        if let Some(window) = &self.shown.borrow().window {
-            let mut shown = window
-                .proposal
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *shown = Some(Arc::clone(&answer));
-        }
+        self.shown.borrow().offer(&answer);
         Ok(answer)
     }
 

@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::api::packed;
-use crate::api::packed::rows::Rows;
-use crate::api::wire::WireError;
+use crate::packed;
+use crate::packed::rows::Rows;
+use crate::wire::WireError;
 
 /// A rollout of one environment, one request under way at a time.
 #[derive(Debug)]

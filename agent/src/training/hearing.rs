@@ -9,9 +9,9 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 use super::Shared;
 use super::event::{Event, Figures, PolicyFigures};
 use super::runs::Keep;
-use crate::api::tuner_wire::timestamp;
 use crate::decision::now_us;
 use crate::deployment::blocking;
+use crate::wire::timestamp;
 
 /// Longest line that is understood, bytes; of a longer one the rest is taken for lines of its own, which are none.
 const LONGEST_LINE: u64 = 64 << 10;

@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::records::{self, Record};
 use super::state::{Exit, Wish, found, heard, is_ended, is_ending, left};
-use crate::api::tuner_wire::timestamp;
 use crate::database::{Database, DatabaseError};
 use crate::decision::now_us;
 use crate::feed::{Feed, Messages, Stem};
 use crate::names;
-use crate::requests::{Repeatable, once};
+use crate::requests::{Repeatable, answered, once};
 use crate::status::Failure;
+use crate::wire::timestamp;
 
 /// Runs that are kept, with all that they wrote.
 pub const MOST_RUNS: usize = 200;
@@ -167,14 +167,7 @@ impl Runs {
 
     /// What the same call was answered before; `None` if this is the first.
     pub(super) fn answered(&self, call: &Call) -> Result<Option<v1::TrainingRun>, Failure> {
-        let Some(repeatable) = &call.repeatable else {
-            return Ok(None);
-        };
-        let answer = self.database.read(|connection| {
-            let answered = repeatable.answered(connection);
-            answered.map_err(self.failed())
-        })?;
-        Ok(answer.transpose()?)
+        answered(call.repeatable.as_ref(), &self.database)
     }
 
     /// The last segments of all names.

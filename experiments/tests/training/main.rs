@@ -292,12 +292,14 @@ async fn a_service_that_is_killed_while_it_trains_loses_nothing_that_it_answered
 async fn what_was_trained_is_published_as_a_version_and_training_goes_on_from_there() {
     let mut service = Service::start().await;
     let client = &mut service.client;
+    let endless = client.create("endless", &cart(ENDLESS)).await.name;
     let waits = client.create("waits", &host()).await.name;
-    let early = client.publish(&waits, "own").await;
-    let done = client.until_state(&waits, State::Succeeded).await;
-    if let Err(refused) = early {
+    for early in [&endless, &waits] {
+        let refused = client.publish(early, "own").await.unwrap_err();
         assert_eq!(reason(&refused), "RUN_NOT_DONE");
     }
+    client.cancel(&endless).await.unwrap();
+    let done = client.until_state(&waits, State::Succeeded).await;
     let version = client.publish(&waits, "own").await.unwrap();
     assert_eq!(version.name, "policies/own/versions/1");
     assert_eq!(version.tensors_sha256, sha256(&done));
@@ -326,9 +328,34 @@ async fn what_was_trained_is_published_as_a_version_and_training_goes_on_from_th
     let mut bytes = std::fs::read(&tensors).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&tensors, bytes).unwrap();
-    let refused = service.client.publish(&waits, "own").await.unwrap_err();
+    let client = &mut service.client;
+    let refused = client.publish(&waits, "own").await.unwrap_err();
     assert_eq!(refused.code(), Code::DataLoss);
     assert_eq!(reason(&refused), "CHECKPOINT_DAMAGED");
+}
+
+#[tokio::test]
+async fn a_repeated_publication_has_the_first_answer_after_its_run_has_gone_too() {
+    let mut service = Service::start().await;
+    let client = &mut service.client;
+    let run = client.create("goes", &host()).await.name;
+    client.until_state(&run, State::Succeeded).await;
+    let request = v1::PublishTrainingRunRequest {
+        name: run.clone(),
+        parent: "policies/own".to_owned(),
+        request_id: "3f2504e0-4f89-41d3-9a0c-0305e82c3301".to_owned(),
+        ..v1::PublishTrainingRunRequest::default()
+    };
+    let first = client.0.publish_training_run(request.clone()).await;
+    client.delete(&run).await.unwrap();
+    let again = client.0.publish_training_run(request.clone()).await;
+    assert_eq!(again.unwrap().into_inner(), first.unwrap().into_inner());
+    let other = v1::PublishTrainingRunRequest {
+        parent: "policies/other".to_owned(),
+        ..request
+    };
+    let refused = client.0.publish_training_run(other).await.unwrap_err();
+    assert_eq!(fields(&refused), ["request_id"]);
 }
 
 #[tokio::test]

@@ -53,48 +53,44 @@ episodes = 2
 
 /// A few updates on the host that the service is for.
 pub(crate) fn host() -> String {
-    "version = 1
-[environment]
-kind = \"sim_host\"
-scenario = \"mixed\"
-[network]
-hidden = 8
-[training]
-env_steps = 64
+    learns(
+        "env_steps = 64
 envs = 2
 steps = 16
 epochs = 1
 minibatch = 32
-gamma = 0.5
 gae_lambda = 0.9
-learning_rate = 1e-3
-clip = 0.2
-[evaluation]
-episodes = 0
-"
-    .to_owned()
+clip = 0.2",
+    )
 }
 
 /// A few steps of conservative Q-learning from what the service has recorded.
 pub(crate) fn recorded() -> String {
-    "version = 1
+    learns(
+        "algorithm = \"cql\"
+grad_steps = 20
+minibatch = 8
+alpha = 0.1
+target_every = 10",
+    )
+}
+
+fn learns(how: &str) -> String {
+    format!(
+        "version = 1
 [environment]
 kind = \"sim_host\"
 scenario = \"mixed\"
 [network]
 hidden = 8
 [training]
-algorithm = \"cql\"
-grad_steps = 20
-minibatch = 8
+{how}
 gamma = 0.5
 learning_rate = 1e-3
-alpha = 0.1
-target_every = 10
 [evaluation]
 episodes = 0
 "
-    .to_owned()
+    )
 }
 
 pub(crate) fn lab() -> PathBuf {

@@ -7,7 +7,7 @@ use blkpilot_proto::v1;
 use ndarray::{Array1, Array2, Array3};
 
 use super::rows::Rows;
-use crate::api::wire::{WireError, mask_from_wire, validity_from_wire};
+use crate::wire::{WireError, mask_from_wire, validity_from_wire};
 
 /// An observation of an environment with these rows, by the full view.
 ///
@@ -239,8 +239,8 @@ mod tests {
     use blkpilot_env::{ResetOptions, Restart};
 
     use super::*;
-    use crate::api::packed::{After, Packing, View};
     use crate::environments::vector::Vector;
+    use crate::packed::{After, Packing, View};
 
     /// A host after a step, its rows, and the full answer.
     fn stepped() -> (Vector, Rows, v1::RolloutResponse) {

@@ -3,6 +3,8 @@
 //! What comes off the wire is checked here for shape, so that nothing behind this module meets a
 //! table whose values do not fill it.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use blkpilot_env::observation::MaskReason;
 use blkpilot_env::spec::{Projection, Scale, Unit};
 use blkpilot_env::{
@@ -14,6 +16,14 @@ use ndarray::{Array1, Array2, Array3};
 use thiserror::Error;
 
 use crate::status::Failure;
+
+/// Microseconds since 1970 UTC as a moment.
+pub(crate) fn timestamp(at_us: i64) -> prost_types::Timestamp {
+    let since = Duration::from_micros(u64::try_from(at_us).unwrap_or(0));
+    SystemTime::checked_add(&UNIX_EPOCH, since)
+        .unwrap_or(UNIX_EPOCH)
+        .into()
+}
 
 /// A field of a message that does not say what it should.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -3,7 +3,7 @@
 use blkpilot_env::{JointAction, Observation};
 use blkpilot_proto::v1;
 
-use crate::api::wire::{self, WireError};
+use crate::wire::{self, WireError};
 
 /// What of an observation seldom changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -12,8 +12,8 @@ use ndarray::Array2;
 use prost::bytes::{BufMut as _, Bytes, BytesMut};
 
 use self::rows::Rows;
-use crate::api::wire::{mask_to_wire, validity_to_wire};
 use crate::environments::vector::{Seen, Vector, executed_level, has_counted};
+use crate::wire::{mask_to_wire, validity_to_wire};
 
 /// What the answers hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
