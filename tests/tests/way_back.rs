@@ -409,11 +409,22 @@ fn in_mode_auto_a_change_by_somebody_else_freezes_that_knob_alone_within_an_inte
 
     // The others go on, and this one is never written.
     let before = ["channel", "cache", "polling"].map(|head| changes(&blkpilot, head));
-    wait_until(|| {
+    let deadline = Instant::now() + PATIENCE;
+    let go_on = || {
         assert_eq!(iothread_cpus(&fixture, "tuned"), THEIR_CPUS);
         changes(&blkpilot, "cache") >= before[1] + 3
             && changes(&blkpilot, "polling") >= before[2] + 3
-    });
+    };
+    while !go_on() {
+        assert!(
+            Instant::now() < deadline,
+            "the others do not go on: {before:?} changes before, {:?} now; {:#}\n{}",
+            ["channel", "cache", "polling"].map(|head| changes(&blkpilot, head)),
+            blkpilot.json(&["guests"]),
+            stdout(&blkpilot.run(&["decisions", "--limit", "5"])),
+        );
+        sleep(Duration::from_millis(100));
+    }
     assert_eq!(changes(&blkpilot, "channel"), before[0]);
 
     // Nor does a guest's own rollback touch it.
