@@ -9,7 +9,7 @@ pub mod vector;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use blkpilot_env::{EnvSpec, JointAction};
@@ -120,6 +120,23 @@ impl Held {
     #[must_use]
     pub fn lease_end(&self) -> SystemTime {
         SystemTime::now() + self.expires_at().saturating_duration_since(Instant::now())
+    }
+}
+
+/// What a stream has of an environment while it waits: not the environment, which ends when it is deleted or its lease
+/// runs out, whoever listens still.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    id: String,
+    held: Weak<Held>,
+}
+
+impl Claim {
+    pub(crate) fn of(held: &Arc<Held>) -> Self {
+        Self {
+            id: held.id.clone(),
+            held: Arc::downgrade(held),
+        }
     }
 }
 
@@ -296,16 +313,16 @@ impl Environments {
         Err(observer_only(id, host, registry.holder(host)))
     }
 
-    /// Renews the lease of an environment that somebody is at work on.
+    /// What a stream has claimed, to be worked on; its lease starts anew.
     ///
     /// # Errors
     /// `NOT_FOUND` if it was deleted, also where another one has its name now.
-    pub fn renew(&self, held: &Arc<Held>, now: Instant) -> Result<(), Failure> {
-        let known = self.get(&held.id, now)?;
-        if Arc::ptr_eq(&known, held) {
-            return Ok(());
+    pub(crate) fn claimed(&self, claim: &Claim, now: Instant) -> Result<Arc<Held>, Failure> {
+        let held = self.get(&claim.id, now)?;
+        if Weak::ptr_eq(&Arc::downgrade(&held), &claim.held) {
+            return Ok(held);
         }
-        Err(unknown(&held.id))
+        Err(unknown(&claim.id))
     }
 
     /// What the holder of a host is shown; `None` of a host that is not known.

@@ -11,7 +11,10 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::environment::Kind;
 use blkpilot_proto::v1::environment_service_client::EnvironmentServiceClient;
 use blkpilot_proto::v1::rollout_request::Request as Asked;
-use support::{Service, Settings, cart_pole, environment, fields, metadata, preset, reason, reset};
+use support::{
+    Service, Settings, cart_pole, environment, fields, managed_host, metadata, preset, reason,
+    reset,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -490,6 +493,28 @@ async fn a_cancelled_rollout_lets_its_environment_go() {
     client.delete_environment(delete).await.unwrap();
     rollout.reset(3).await;
     assert_eq!(rollout.refusal().await.code(), Code::NotFound);
+}
+
+/// A client that hangs must not keep a live host.
+#[tokio::test]
+async fn a_host_is_free_once_its_environment_is_deleted_whoever_has_a_rollout_open_still() {
+    let service = Service::start(&Settings::default()).await;
+    let mut client = service.environments();
+    for _ in 0..3 {
+        let name = create(&mut client, environment(managed_host())).await;
+        client.reset(reset(&name)).await.unwrap();
+        let mut rollout = Rollout::open(&service, &name, v1::RolloutView::Basic).await;
+        rollout.answer().await;
+        let delete = |name: &str| v1::DeleteEnvironmentRequest {
+            name: name.to_owned(),
+            allow_missing: false,
+        };
+        client.delete_environment(delete(&name)).await.unwrap();
+        let next = create(&mut client, environment(managed_host())).await;
+        rollout.reset(1).await;
+        assert_eq!(rollout.refusal().await.code(), Code::NotFound);
+        client.delete_environment(delete(&next)).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

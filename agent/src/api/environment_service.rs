@@ -254,7 +254,7 @@ impl EnvironmentService for Service {
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let held = self.held(&request.into_inner().name)?;
         let environments = Arc::clone(&self.environments);
-        let shown = self.observers.observe(environments, held)?;
+        let shown = self.observers.observe(environments, &held)?;
         Ok(Response::new(Box::pin(shown)))
     }
 

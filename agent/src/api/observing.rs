@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blkpilot_proto::v1;
 use futures_util::stream::{Stream, try_unfold};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use crate::environments::stage::Scene;
-use crate::environments::{Environments, Held, Kind};
+use crate::environments::{Claim, Environments, Held, Kind};
 use crate::names::environment_name;
 use crate::status::Failure;
 
@@ -31,19 +31,20 @@ impl Observers {
     pub(crate) fn observe(
         &self,
         environments: Arc<Environments>,
-        held: Arc<Held>,
+        held: &Arc<Held>,
     ) -> Result<impl Stream<Item = Result<v1::ObserveResponse, Status>> + use<>, Failure> {
         let scene = match &held.recipe.kind {
             Kind::Host { name, .. } => environments.scene(name),
             _ => None,
         };
-        let mut scene = scene.ok_or_else(|| no_host(&held))?;
+        let mut scene = scene.ok_or_else(|| no_host(held))?;
         // The first look is at what was shown before.
         scene.mark_changed();
         let observer = Observer {
             _place: self.place()?,
             environments,
-            held,
+            claim: Claim::of(held),
+            renewal: held.recipe.lease / RENEWALS,
             scene,
             seen: None,
         };
@@ -79,7 +80,9 @@ impl Drop for Place {
 struct Observer {
     _place: Place,
     environments: Arc<Environments>,
-    held: Arc<Held>,
+    claim: Claim,
+    /// How often its lease is renewed.
+    renewal: Duration,
     scene: watch::Receiver<Scene>,
     /// Number of the answer that was shown last.
     seen: Option<u64>,
@@ -88,14 +91,13 @@ struct Observer {
 impl Observer {
     /// The newest answer that was not shown yet; `None` when the service stops.
     async fn next(&mut self) -> Result<Option<v1::ObserveResponse>, Failure> {
-        let renewal = self.held.recipe.lease / RENEWALS;
         loop {
-            self.environments.renew(&self.held, Instant::now())?;
+            self.environments.claimed(&self.claim, Instant::now())?;
             tokio::select! {
                 changed = self.scene.changed() => if changed.is_err() {
                     return Ok(None);
                 },
-                () = tokio::time::sleep(renewal) => continue,
+                () = tokio::time::sleep(self.renewal) => continue,
                 () = self.environments.stopped() => return Ok(None),
             }
             let scene = self.scene.borrow_and_update().clone();

@@ -22,7 +22,7 @@ use tonic::{Code, Status, Streaming};
 
 use self::deadline::Deadline;
 use crate::environments::resetting::Resetting;
-use crate::environments::{Environments, Held, Running};
+use crate::environments::{Claim, Environments, Held, Running};
 use crate::names;
 use crate::packed::{After, Packing, View, read_levels};
 use crate::status::Failure;
@@ -76,7 +76,7 @@ impl Unopened {
             .map_err(|failure| failure.of_request(0))?;
         Ok(Rollout {
             environments: self.environments,
-            held,
+            claim: Claim::of(&held),
             requests: self.requests,
             deadline: self.deadline,
             work: Work::of_opening(view),
@@ -111,7 +111,7 @@ fn opening(first: Option<v1::RolloutRequest>) -> Result<(String, View), Failure>
 
 struct Rollout {
     environments: Arc<Environments>,
-    held: Arc<Held>,
+    claim: Claim,
     requests: Streaming<v1::RolloutRequest>,
     deadline: Deadline,
     work: Work,
@@ -174,10 +174,10 @@ impl Rollout {
     }
 
     async fn work_off(&mut self) -> Result<(), Status> {
-        self.environments.renew(&self.held, Instant::now())?;
+        let held = self.environments.claimed(&self.claim, Instant::now())?;
         let mut work = self.work.take();
         let is_cancelled = Arc::clone(&self.is_cancelled);
-        let done = self.held.run(move |running| {
+        let done = held.run(move |running| {
             work.off(running, &is_cancelled);
             work
         });
