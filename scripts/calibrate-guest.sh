@@ -20,7 +20,8 @@ fi
 readonly guest=$1 rounds=${3:-6} settle=${4:-5} measure=${5:-4}
 mkdir -p "$2"
 out=$(realpath "$2")
-readonly bin=${BLKPILOT_BIN:-$PWD/target/release}
+bin=$(realpath -m "${BLKPILOT_BIN:-${CARGO_TARGET_DIR:-target}/release}")
+readonly bin
 run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-calibrate.XXXXXX")
 fixture=''
 

@@ -30,6 +30,7 @@ done
 
 readonly config=experiments/configs/quickstart.toml
 readonly out=out/demo
+readonly lab=${CARGO_TARGET_DIR:-target}/release/blkpilot-lab
 say() { printf '\n== %s\n' "$*"; }
 
 say "build"
@@ -38,10 +39,10 @@ cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
 say "train: blkpilot-lab train $config"
 rm -rf "$out"
 mkdir -p "$out"
-target/release/blkpilot-lab train "$config" --out "$out/train"
+"$lab" train "$config" --out "$out/train"
 
 say "compare on hosts that training never saw: blkpilot-lab compare"
-target/release/blkpilot-lab compare "$config" "$out/train/policy" --out "$out/compare.json"
+"$lab" compare "$config" "$out/train/policy" --out "$out/compare.json"
 
 for guest in poor-cache poor-binding; do
     say "serve the policy to the guest $guest, and try it out: blkpilot serve, blkpilot trial"

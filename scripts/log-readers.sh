@@ -14,7 +14,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly -a READERS=(polars==2.1.0 duckdb==2.0.1 datafusion==55.0.0 pyarrow==26.0.1 minari==0.5.4 pillow==13.0.0)
 readonly readers=${BLKPILOT_READERS:-$PWD/.deps/readers}
-readonly bin=${BLKPILOT_BIN:-target/release}
+readonly bin=${BLKPILOT_BIN:-${CARGO_TARGET_DIR:-target}/release}
 # Files that are waited for, a second of the service each.
 readonly files=${BLKPILOT_READERS_FILES:-8}
 

@@ -33,7 +33,7 @@ while [[ $# -gt 0 ]]; do
 done
 if [[ -z $bin ]]; then
     cargo build --release -p blkpilot-agent -p blkpilot-lab -p blkpilot-tests --bins
-    bin=$PWD/target/release
+    bin=$(realpath "${CARGO_TARGET_DIR:-target}/release")
 fi
 out=$(realpath -m "$out")
 rm -rf "$out"

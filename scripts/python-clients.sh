@@ -30,7 +30,7 @@ readonly -a TRAINERS=(
     fsspec==2026.9.0
 )
 readonly peers=$PWD/.deps/grpc-peers
-readonly bin=${BLKPILOT_BIN:-target/release}
+readonly bin=${BLKPILOT_BIN:-${CARGO_TARGET_DIR:-target}/release}
 # Seeds that PPO is trained with.
 readonly seeds=${BLKPILOT_REMOTE_SEEDS:-3}
 

@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly lab=${BLKPILOT_LAB:-target/release/blkpilot-lab}
-if [[ $lab == target/release/blkpilot-lab ]]; then
+readonly lab=${BLKPILOT_LAB:-${CARGO_TARGET_DIR:-target}/release/blkpilot-lab}
+if [[ -z ${BLKPILOT_LAB:-} ]]; then
     cargo build --release --workspace --bin blkpilot-lab
 fi
 

@@ -19,7 +19,8 @@ readonly guest=$1 alternations=$4
 policy=$(realpath "$2")
 mkdir -p "$3"
 out=$(realpath "$3")
-readonly bin=$PWD/target/release
+bin=$(realpath -m "${CARGO_TARGET_DIR:-target}/release")
+readonly bin
 run_dir=$(mktemp -d "${TMPDIR:-/tmp}/blkpilot-trial.XXXXXX")
 daemon='' fixture=''
 

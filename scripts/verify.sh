@@ -30,7 +30,8 @@ readonly -a chosen=("${@:-${PROOFS[@]}}")
 
 readonly docs=docs/verification
 readonly out=$PWD/out/verify
-readonly lab=target/release/blkpilot-lab
+release=$(realpath -m "${CARGO_TARGET_DIR:-target}/release")
+readonly release lab=$release/blkpilot-lab
 # Pairs of a default and a tuned half per guest.
 readonly alternations=${BLKPILOT_VERIFY_ALTERNATIONS:-12}
 # Times that the daemon is killed, and joint decisions of the soak.
@@ -73,7 +74,7 @@ record() { # proof, title, command: runs it if it is chosen, and writes what it 
     "$@" 2>"$out/$file.stderr" | tee "$out/$file.stdout" || { cat "$out/$file.stderr" >&2; exit 1; }
     {
         printf '# %s\n\n' "$title"
-        printf 'Command: `%s`  \n' "${*//$PWD\//}"
+        printf 'Command: `%s`  \n' "$(sed "s|$release/|target/release/|g; s|$PWD/||g" <<<"$*")"
         printf 'Commit: `%s`  \nMachine: %s  \nTook: %d s\n\n' "$commit" "$machine" $((SECONDS - start))
         printf '```text\n%s\n```\n' "$(sed -E "s/^\.+//; /^(running [0-9]+ test|test [^r]|test result|test r.* (\.\.\.|has been running))/d; s|$PWD/||g; s|${TMPDIR:-/tmp}/blkpilot-trial\.[A-Za-z0-9]+|RUN_DIR|" "$out/$file.stdout")"
     } >"$docs/$file.md"
@@ -177,7 +178,7 @@ record learning-memory "Memory of PPO over many updates" \
 record remote-cartpole "Remote environments under Gymnasium's checks, and PPO of stable-baselines3 on remote CartPole" \
     scripts/python-clients.sh "$out/remote_cartpole" --train
 record loop "The loop on a running guest: explored, learnt, through the gate, harmed, undone and rolled back" \
-    env BLKPILOT_BIN="$PWD/target/release" scripts/loop.sh --out "$out/loop"
+    env BLKPILOT_BIN="$release" scripts/loop.sh --out "$out/loop"
 record rough-clients "Clients that stall, cut connections and send rubbish, beside clients that behave; a thousand watchers" \
     env BLKPILOT_ROUGH_SECONDS="$rough_seconds" cargo test --quiet --release -p blkpilot-agent --test rough \
     -- --nocapture --test-threads=1
