@@ -17,7 +17,7 @@ deb: ## Build the Debian package of the service; no libtorch needed
 	@scripts/deb.sh
 
 test: setup ## Set up, check the style and run every test; the counts come last
-	@scripts/room.sh debug 12
+	@scripts/room.sh debug $(if $(filter 0,$(CARGO_INCREMENTAL)),10,14)
 	@scripts/lint.sh
 	@scripts/test.sh
 

@@ -146,7 +146,7 @@ record soak "The daemon in mode auto for long" \
     env BLKPILOT_SOAK="$soak" "${live_test[@]}" --test live_soak -- --nocapture
 record shift "A guest whose best setting changes, in mode auto" \
     env BLKPILOT_SHIFT_POLICY="$out/quickstart/policy" BLKPILOT_SHIFT_ALTERNATIONS="$shifts" \
-    "${live_test[@]}" --test live_shift -- --nocapture
+    "${live_test[@]}" --test live_courses -- --nocapture shift::
 record live-training "Training on a live guest: from nothing, and fine-tuning what simulation taught" \
     env BLKPILOT_TRAINING_POLICY="$out/quickstart/policy" \
     "${live_test[@]}" --test live_training -- --nocapture

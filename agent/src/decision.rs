@@ -1,6 +1,7 @@
 //! Joint decisions: making them, and the rows that go into the log.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rng, Turn, TurnView};
 use blkpilot_log::{
@@ -82,13 +83,13 @@ const NOT_APPLIED: &str = "mode shadow applies nothing";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Context {
     /// Name of the host.
-    pub host: String,
+    pub host: Arc<str>,
     /// Rows between two starts of the service.
     pub episode: Uuid,
     /// `EnvSpec::hash`.
-    pub spec_hash: String,
+    pub spec_hash: Arc<str>,
     /// Weights of the reward.
-    pub reward_weights: BTreeMap<String, f64>,
+    pub reward_weights: Arc<BTreeMap<String, f64>>,
 }
 
 /// A decision that has been made, with the action it stands for and the turns of its rows.
@@ -146,7 +147,7 @@ pub fn make(
     })?;
     let decision = Decision {
         id,
-        host: context.host.clone(),
+        host: context.host.to_string(),
         source,
         state: State::Proposed,
         at_us,
@@ -178,8 +179,8 @@ fn step_context(
         at_us,
         host: context.host.clone(),
         source: log_source(source),
-        policy: policy.name,
-        policy_version: policy.version,
+        policy: policy.name.into(),
+        policy_version: policy.version.into(),
         spec_hash: context.spec_hash.clone(),
         reward_weights: context.reward_weights.clone(),
     }
@@ -248,8 +249,8 @@ impl Decision {
         let in_its_name = |row: &&DecisionRow| (row.source != LogSource::Auto, row.stage);
         let first = rows.iter().min_by_key(in_its_name)?.clone();
         let policy = (!first.policy.is_empty()).then(|| PolicyRef {
-            name: first.policy.clone(),
-            version: first.policy_version.clone(),
+            name: first.policy.to_string(),
+            version: first.policy_version.to_string(),
         });
         let source = source_of(first.source, policy.is_some());
         let altered = rows
@@ -263,7 +264,7 @@ impl Decision {
         };
         Some(Self {
             id: Uuid::from_u128(first.host_step_id.0),
-            host: first.host,
+            host: first.host.to_string(),
             source,
             state,
             at_us: first.at_us,
@@ -282,7 +283,7 @@ impl Decision {
         for row in &mut self.rows {
             row.seen = Seen::default();
             row.novel = vec![];
-            row.reward_weights = BTreeMap::new();
+            row.reward_weights = Arc::default();
         }
         self
     }

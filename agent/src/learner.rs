@@ -203,7 +203,7 @@ impl Learner {
     fn take(&mut self, decision: &DecisionRow, outcome: &OutcomeRow) {
         let is_telling = outcome.counted && outcome.validity.is_usable();
         let is_disk = matches!(decision.subject, Subject::Disk { .. });
-        let is_known = decision.spec_hash == self.bandit().spec_hash();
+        let is_known = &*decision.spec_hash == self.bandit().spec_hash();
         if !is_telling || !is_disk || !is_known || !fits(&self.spec, decision) {
             return;
         }

@@ -221,10 +221,10 @@ impl Owner {
     ) -> Self {
         let seated = Seated::new(config.configured.take(), config.origin);
         let context = Context {
-            host: config.name.clone(),
+            host: config.name.as_str().into(),
             episode: Uuid::new_v4(),
-            spec_hash: config.spec.hash(),
-            reward_weights: config.reward.numbers(),
+            spec_hash: config.spec.hash().into(),
+            reward_weights: Arc::new(config.reward.numbers()),
         };
         Self {
             context,
@@ -346,7 +346,7 @@ impl Owner {
             }
         };
         let window = backend.observe()?;
-        self.context.reward_weights = backend.reward().numbers();
+        self.context.reward_weights = Arc::new(backend.reward().numbers());
         let guests = backend.guests();
         // Counted from when the last look was due, so that a slow one does not shift all others.
         self.next_look = (self.next_look + interval).max(Instant::now());

@@ -130,8 +130,8 @@ impl<'a> Panel<'a> {
         for (row, Author { source, turned }) in rows.iter_mut().zip(self.authors) {
             row.source = source;
             row.stage = turned.stage;
-            row.policy = turned.policy.name;
-            row.policy_version = turned.policy.version;
+            row.policy = turned.policy.name.into();
+            row.policy_version = turned.policy.version.into();
             row.epsilon = turned.epsilon;
             for (head, explored) in row.heads.iter_mut().zip(turned.explored.explored) {
                 head.explored = explored;

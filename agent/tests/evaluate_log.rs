@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use blkpilot_env::sim::{SimHost, presets};
@@ -44,12 +44,12 @@ fn write_log(dir: &Path, break_row: Option<u128>) -> EnvSpec {
             host_step_id: HostStepId(u128::from(step) + 1),
             episode_id: EpisodeId(episode),
             at_us,
-            host: "host-a".to_owned(),
+            host: "host-a".into(),
             source: Source::Simulator,
-            policy: "random".to_owned(),
-            policy_version: String::new(),
-            spec_hash: spec.hash(),
-            reward_weights: BTreeMap::new(),
+            policy: "random".into(),
+            policy_version: "".into(),
+            spec_hash: spec.hash().into(),
+            reward_weights: Arc::default(),
         };
         let mut rows = vec![];
         let decision = decide_with(&mut RandomPolicy, &spec, &obs, &mut rng, |view, made| {

@@ -129,7 +129,7 @@ fn what_was_learned_outlives_kill_9_once_and_whole() {
     assert!(drawn > 0, "a Thompson sampler draws");
     assert!(
         rows.iter()
-            .all(|row| row.stage == Stage::Policy && row.policy == "thompson")
+            .all(|row| row.stage == Stage::Policy && &*row.policy == "thompson")
     );
 }
 

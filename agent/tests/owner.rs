@@ -510,7 +510,7 @@ async fn a_policy_that_fails_is_reported_and_the_heuristic_stands_in() {
     drop(failed);
     let decisions = case.host.history.page("local", None, 10).unwrap().decisions;
     let mut rows = decisions.iter().flat_map(|decision| &decision.rows);
-    assert!(rows.all(|row| (row.policy.as_str(), row.stage) == ("least_loaded", Stage::Heuristic)));
+    assert!(rows.all(|row| (&*row.policy, row.stage) == ("least_loaded", Stage::Heuristic)));
     assert!(case.host.view.borrow().fallbacks.heuristic >= decisions.len() as u64);
     assert_eq!(
         case.host.propose().await.unwrap_err().reason(),

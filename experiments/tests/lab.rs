@@ -551,7 +551,7 @@ fn a_log_of_simulated_hosts_is_what_was_asked_for_and_the_same_by_seed() {
     assert_ne!(rows, others);
     let is_ours = |row: &blkpilot_log::LoggedRow| {
         let decision = &row.decision;
-        (decision.host.as_str(), decision.policy.as_str()) == ("tiny", "least_loaded")
+        (&*decision.host, &*decision.policy) == ("tiny", "least_loaded")
     };
     assert!(rows.iter().all(is_ours));
     let drawn = write("mixed", "random", "d", &["--episodes", "1"]);
@@ -571,7 +571,7 @@ fn a_log_of_simulated_hosts_is_what_was_asked_for_and_the_same_by_seed() {
     let version = Checkpoint::load(&trained).unwrap().manifest.tensors_sha256;
     assert!(
         rows.iter()
-            .all(|row| row.decision.policy_version == version)
+            .all(|row| *row.decision.policy_version == version)
     );
 }
 

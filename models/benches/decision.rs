@@ -1,12 +1,14 @@
 //! Latency of a decision: one disk, and a joint decision of 100.
 //!
-//! Each figure is the median over many batches; of the joint decision of 100 disks by the network, the 99th
-//! percentile of single decisions is given too. They are printed in nanoseconds and as a ratio to a
+//! Each figure is the median over many batches; of the joint decision of 100 disks by a network, the 99th
+//! percentile of single decisions is given too: by one of the default size, untrained, and by the packaged
+//! policy, whose layers are twice as wide. They are printed in nanoseconds and as a ratio to a
 //! matrix–vector product of the network's size in plain loops, measured side by side in the same
 //! run: ratios travel between machines, nanoseconds do not. With `--json FILE` they are also
 //! written there.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Instant;
 
 use blkpilot_env::sim::{SimHost, presets};
@@ -16,6 +18,11 @@ use blkpilot_models::{
     Architecture, Checkpoint, NetworkPolicy, Policy, Scratch, Selection, decide,
 };
 use rand::SeedableRng as _;
+
+const PACKAGED: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../agent/configs/policies/default"
+);
 
 fn main() {
     let json = std::env::args().skip_while(|arg| arg != "--json").nth(1);
@@ -79,10 +86,15 @@ fn one_disk(report: &mut Report, spec: &EnvSpec, obs: &Observation) {
 }
 
 fn joint(report: &mut Report, spec: &EnvSpec, obs: &Observation) {
-    let network = NetworkPolicy::new("bench", &checkpoint(spec), Selection::Sample).expect("valid");
+    let network = |checkpoint: &Checkpoint| {
+        let network = NetworkPolicy::new("bench", checkpoint, Selection::Sample);
+        Box::new(network.expect("valid"))
+    };
+    let packaged = Checkpoint::load(Path::new(PACKAGED)).expect("it is in the repository");
     let heuristic = LeastLoaded::new(spec).expect("the spec has its features");
-    let policies: [(&str, Box<dyn Policy>); 2] = [
-        ("network", Box::new(network)),
+    let policies: [(&str, Box<dyn Policy>); 3] = [
+        ("network", network(&checkpoint(spec))),
+        ("packaged network", network(&packaged)),
         ("least loaded", Box::new(heuristic)),
     ];
     let mut rng = Rng::seed_from_u64(3);
@@ -96,7 +108,7 @@ fn joint(report: &mut Report, spec: &EnvSpec, obs: &Observation) {
             ns,
             disks,
         );
-        if name == "network" {
+        if name.ends_with("network") {
             let ns = p99_ns(|| {
                 black_box(decide(&mut *policy, spec, black_box(obs), &mut rng).expect("decides"));
             });
@@ -153,7 +165,7 @@ struct Report {
 impl Report {
     fn new(reference_ns: f64) -> Self {
         println!(
-            "{:<44} {reference_ns:>9.0} ns",
+            "{:<52} {reference_ns:>9.0} ns",
             "reference: 160 × 160 product"
         );
         Self {
@@ -164,7 +176,7 @@ impl Report {
 
     fn add(&mut self, name: &str, ns: f64, per: usize) {
         let ns = ns / per as f64;
-        println!("{name:<44} {ns:>9.0} ns {:>7.2} ×", ns / self.reference_ns);
+        println!("{name:<52} {ns:>9.0} ns {:>7.2} ×", ns / self.reference_ns);
         self.lines.push((name.to_owned(), ns));
     }
 

@@ -1,10 +1,14 @@
 //! Linear layers and tanh in f32, laid out for vector units.
 //!
 //! Sums are made in a fixed order and nothing is fused, so a network gives the same bits on every
-//! machine: a logged propensity can be recomputed exactly. Both kernels keep several partial sums,
-//! for speed and because their rounding error grows with the length of one partial sum only.
+//! machine, whichever vector units it has (they are looked for when it runs): a logged propensity can
+//! be recomputed exactly. Both kernels keep several partial sums, for speed and because their rounding
+//! error grows with the length of one partial sum only.
 
 use std::array;
+use std::sync::LazyLock;
+
+use pulp::{Arch, NullaryFnOnce};
 
 /// Outputs computed together; a multiple of any vector width.
 const LANES: usize = 32;
@@ -12,6 +16,9 @@ const LANES: usize = 32;
 const RUN: usize = 16;
 /// Partial sums of a dot product.
 const DOT_LANES: usize = 16;
+
+/// The widest vector units of this CPU.
+static UNITS: LazyLock<Arch> = LazyLock::new(Arch::new);
 
 /// y = W·x + b.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,33 +72,85 @@ impl Linear {
             (self.inputs, self.outputs),
             "sizes of a layer"
         );
-        if self.inputs == 0 {
+        UNITS.dispatch(Sums {
+            layer: self,
+            base,
+            x,
+            y,
+        });
+    }
+
+    /// The single output of a layer that has one.
+    pub(crate) fn apply_one(&self, x: &[f32]) -> f32 {
+        self.bias[0] + UNITS.dispatch(Dot(&self.rest, x))
+    }
+}
+
+// What is compiled once for each kind of vector units: all of it is inlined into the one that was asked for.
+
+/// y = W·x + base.
+struct Sums<'a> {
+    layer: &'a Linear,
+    base: &'a [f32],
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl NullaryFnOnce for Sums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self { layer, base, x, y } = self;
+        if layer.inputs == 0 {
             y.copy_from_slice(base);
             return;
         }
-        let (blocked, others) = y.split_at_mut(self.outputs / LANES * LANES);
+        let (blocked, others) = y.split_at_mut(layer.outputs / LANES * LANES);
         let (base_blocked, base_others) = base.split_at(blocked.len());
         let blocks = blocked
             .chunks_exact_mut(LANES)
             .zip(base_blocked.chunks_exact(LANES));
-        for ((y, base), weights) in blocks.zip(self.blocks.chunks_exact(self.inputs)) {
+        for ((y, base), weights) in blocks.zip(layer.blocks.chunks_exact(layer.inputs)) {
             let sums = block_sums(weights, x);
             for ((y, base), sum) in y.iter_mut().zip(base).zip(sums) {
                 *y = base + sum;
             }
         }
-        let rows = self.rest.chunks_exact(self.inputs);
+        let rows = layer.rest.chunks_exact(layer.inputs);
         for ((y, base), row) in others.iter_mut().zip(base_others).zip(rows) {
             *y = base + dot(row, x);
         }
     }
+}
 
-    /// The single output of a layer that has one.
-    pub(crate) fn apply_one(&self, x: &[f32]) -> f32 {
-        self.bias[0] + dot(&self.rest, x)
+/// The dot product of both.
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl NullaryFnOnce for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn call(self) -> f32 {
+        dot(self.0, self.1)
     }
 }
 
+/// tanh of each.
+struct Tanh<'a>(&'a mut [f32]);
+
+impl NullaryFnOnce for Tanh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for value in self.0 {
+            *value = tanh(*value);
+        }
+    }
+}
+
+#[inline(always)]
 fn block_sums(weights: &[[f32; LANES]], x: &[f32]) -> [f32; LANES] {
     let mut total = [0.0; LANES];
     for (weights, x) in weights.chunks(RUN).zip(x.chunks(RUN)) {
@@ -108,6 +167,7 @@ fn block_sums(weights: &[[f32; LANES]], x: &[f32]) -> [f32; LANES] {
     total
 }
 
+#[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0; DOT_LANES];
     let (a_chunks, b_chunks) = (a.chunks_exact(DOT_LANES), b.chunks_exact(DOT_LANES));
@@ -132,13 +192,12 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// tanh of each value, within 1.5e-7; a value that is not a number stays so.
 pub(crate) fn tanh_in_place(values: &mut [f32]) {
-    for value in values {
-        *value = tanh(*value);
-    }
+    UNITS.dispatch(Tanh(values));
 }
 
 /// Without branches, so that loops over it become vector code. Below 0.625 the polynomial of Cephes'
 /// `tanhf`, above it 1 − 2 / (e^2|x| + 1).
+#[inline(always)]
 fn tanh(x: f32) -> f32 {
     let z = x * x;
     let mut p = -5.704_988_7e-3;
@@ -155,6 +214,7 @@ fn tanh(x: f32) -> f32 {
 }
 
 /// e^x for x in [0, 20], within 2 units in the last place: Cephes' `expf`.
+#[inline(always)]
 fn exp(x: f32) -> f32 {
     /// Adding 1.5·2²³ rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -201,7 +261,33 @@ mod tests {
         assert_eq!(y, [8.5, 17.5]);
     }
 
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|value| value.to_bits()).collect()
+    }
+
     proptest! {
+        #[test]
+        fn all_vector_units_give_the_same_bits(
+            inputs in 0_usize..100,
+            weight in prop::collection::vec(-2.0_f32..2.0, 100 * 100),
+            base in prop::collection::vec(-2.0_f32..2.0, 1..100),
+            x in prop::collection::vec(-20.0_f32..20.0, 100),
+        ) {
+            let (outputs, x) = (base.len(), &x[..inputs]);
+            let layer = Linear::new(inputs, &weight[..inputs * outputs], base.clone());
+            let mut wide = vec![0.0; outputs];
+            layer.apply(x, &mut wide);
+            // Called without any dispatch: compiled for what every CPU of this kind has.
+            let mut narrow = vec![0.0; outputs];
+            let (layer, y) = (&layer, &mut narrow[..]);
+            Sums { layer, base: &base, x, y }.call();
+            prop_assert_eq!(bits(&wide), bits(&narrow));
+            tanh_in_place(&mut wide);
+            Tanh(&mut narrow).call();
+            prop_assert_eq!(bits(&wide), bits(&narrow));
+            prop_assert_eq!(UNITS.dispatch(Dot(x, x)).to_bits(), dot(x, x).to_bits());
+        }
+
         #[test]
         fn any_shape_equals_the_sum_in_f64(
             inputs in 0_usize..100,

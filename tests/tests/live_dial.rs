@@ -106,7 +106,7 @@ fn a_shadow_stays_as_it_is_beside_a_canary_and_a_guest_in_auto() {
     assert!(
         shadow
             .iter()
-            .all(|row| row.policy == "least_loaded" && !is_changed(row))
+            .all(|row| &*row.policy == "least_loaded" && !is_changed(row))
     );
     assert!(shadow.iter().any(|row| would_bind(row)));
     for (guest, source, policy) in [
@@ -115,7 +115,7 @@ fn a_shadow_stays_as_it_is_beside_a_canary_and_a_guest_in_auto() {
     ] {
         let changed = rows(&log, guest);
         let changed = changed.iter().find(|row| is_changed(row)).unwrap();
-        assert_eq!((changed.source, changed.policy.as_str()), (source, policy));
+        assert_eq!((changed.source, &*changed.policy), (source, policy));
     }
     for row in rows(&log, "shadow") {
         assert!(!is_changed(&row), "{row:?}");

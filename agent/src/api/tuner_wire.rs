@@ -359,8 +359,8 @@ fn row_to_wire(spec: &EnvSpec, decision: &Decision, row: &DecisionRow) -> v1::Ro
         head_to_wire(known, decision, made)
     };
     let policy = decision.policy.as_ref().map(|_| v1::Policy {
-        name: row.policy.clone(),
-        version: row.policy_version.clone(),
+        name: row.policy.to_string(),
+        version: row.policy_version.to_string(),
     });
     v1::RowDecision {
         name: name.name(&decision.host),

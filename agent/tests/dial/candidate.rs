@@ -30,7 +30,7 @@ async fn a_shadow_changes_nothing_and_logs_what_the_candidate_would_do() {
         assert_eq!(decision.rows.len(), 1);
         for row in &decision.rows {
             assert_eq!(
-                (guest(row), row.source, row.policy_version.as_str()),
+                (guest(row), row.source, &*row.policy_version),
                 ("guest-0", LogSource::Shadow, "candidate-1")
             );
             for head in &row.heads {
@@ -92,7 +92,7 @@ async fn canary_and_auto_decide_together_each_by_its_own_policy() {
                 "guest-0" => (LogSource::Canary, "candidate", "candidate-1"),
                 _ => (LogSource::Auto, "production", "production-1"),
             };
-            let by = (row.source, row.policy.as_str(), row.policy_version.as_str());
+            let by = (row.source, &*row.policy, &*row.policy_version);
             assert_eq!(by, want);
         }
     }

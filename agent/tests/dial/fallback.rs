@@ -65,7 +65,7 @@ async fn the_heuristic_stands_in_for_a_policy_however_it_fails() {
         let case = Setup::new([Mode::Auto; 4], loaded("faulty", fault)).start();
         let decisions = case.decisions(3).await;
         assert_eq!(stages(&decisions), [Stage::Heuristic; 4]);
-        let by = decisions[0].rows.iter().map(|row| row.policy.as_str());
+        let by = decisions[0].rows.iter().map(|row| &*row.policy);
         assert_eq!(by.collect::<Vec<_>>(), ["least_loaded"; 4]);
         let view = case.view(|view| view.policy_error.is_some()).await;
         assert!(view.policy_error.unwrap().contains(said), "{said}");
@@ -117,7 +117,7 @@ async fn the_last_good_policy_comes_before_the_heuristic_and_nothing_after_it() 
     let decisions = case.decisions(3).await;
     assert_eq!(stages(&decisions), [Stage::LastGood; 4]);
     let row = &decisions[0].rows[0];
-    assert_eq!(row.policy_version, "before-1");
+    assert_eq!(&*row.policy_version, "before-1");
     assert_eq!(row.heads[CHANNEL_HEAD].executed, 3);
     let view = case.view(|view| view.fallbacks.last_good >= 3).await;
     assert_eq!((view.fallbacks.heuristic, view.fallbacks.keep), (0, 0));
@@ -141,7 +141,7 @@ async fn the_production_policy_stands_in_for_a_candidate_that_fails() {
     let decisions = case.decisions(3).await;
     let canary = rows(&decisions, "guest-0").next().unwrap();
     assert_eq!(
-        (canary.source, canary.stage, canary.policy.as_str()),
+        (canary.source, canary.stage, &*canary.policy),
         (LogSource::Canary, Stage::LastGood, "production")
     );
     assert_eq!(canary.heads[CHANNEL_HEAD].executed, 1);

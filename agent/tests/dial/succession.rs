@@ -56,7 +56,7 @@ async fn a_policy_that_is_promoted_under_way_decides_from_the_next_interval_on_a
     let episodes = joint(case.log().await);
     let switch = episodes
         .iter()
-        .position(|rows| rows[0].policy_version == "second-1")
+        .position(|rows| &*rows[0].policy_version == "second-1")
         .unwrap();
     assert!(switch >= 20);
     for (step, rows) in episodes.iter().enumerate() {
@@ -67,7 +67,7 @@ async fn a_policy_that_is_promoted_under_way_decides_from_the_next_interval_on_a
             ("second-1", true)
         };
         for row in rows {
-            assert_eq!(row.policy_version, version, "interval {step}");
+            assert_eq!(&*row.policy_version, version, "interval {step}");
             let head = &row.heads[CHANNEL_HEAD];
             let allowed = head.mask.iter().filter(|mask| mask.is_allowed()).count();
             let wanted = if is_drawn { 1.0 / allowed as f64 } else { 1.0 };

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use blkpilot_env::{EnvSpec, Head, HeadScope, MaskReason};
@@ -156,7 +157,7 @@ fn devices_that_choose_are_refused_under_exposure_disk() {
         });
         let mut with_device: Rows = with_device.collect();
         for (decision, _) in &mut with_device {
-            decision.spec_hash = wide.hash();
+            decision.spec_hash = wide.hash().into();
         }
         *rows = with_device;
     });
@@ -281,7 +282,7 @@ fn steps_that_are_missing_cut_a_window_and_are_counted() {
 fn several_policies_or_rewards_in_one_log_are_refused_unless_admitted() {
     let other = |rows: &mut Rows| {
         for (row, _) in &mut rows[60..] {
-            row.policy = "other".to_owned();
+            row.policy = "other".into();
         }
     };
     let rows = changed(other);
@@ -298,7 +299,7 @@ fn several_policies_or_rewards_in_one_log_are_refused_unless_admitted() {
     assert_eq!(found.log.behaviours.len(), 2);
     assert!(found.notes.iter().any(|note| note.contains("2 policies")));
     let rows = changed(|rows| {
-        rows[60].0.reward_weights.insert("beta".to_owned(), 0.7);
+        Arc::make_mut(&mut rows[60].0.reward_weights).insert("beta".to_owned(), 0.7);
     });
     let text = evaluated(&rows, &options()).unwrap_err().to_string();
     assert!(text.contains("`beta=0` and `beta=0.7`"), "{text}");
@@ -308,7 +309,7 @@ fn several_policies_or_rewards_in_one_log_are_refused_unless_admitted() {
 fn what_stood_in_for_the_policy_is_counted_and_is_no_other_policy() {
     let rows = changed(|rows| {
         rows[10].0.stage = Stage::Heuristic;
-        rows[10].0.policy = "least_loaded".to_owned();
+        rows[10].0.policy = "least_loaded".into();
     });
     let found = evaluated(&rows, &options()).unwrap();
     assert_eq!(found.log.rows_by_stage["heuristic"], 1);
@@ -334,7 +335,7 @@ fn an_empty_log_or_one_of_shadows_is_refused() {
 fn a_log_of_another_spec_is_refused_by_its_hash() {
     let rows = changed(|rows| {
         for (row, _) in rows.iter_mut() {
-            row.spec_hash = "abc".to_owned();
+            row.spec_hash = "abc".into();
         }
     });
     let text = evaluated(&rows, &options()).unwrap_err().to_string();
@@ -362,7 +363,7 @@ fn interventions_are_of_the_environment_and_bring_the_reward_of_their_interval()
         row.at_us += INTERVAL_US / 2;
         row.source = Source::Guard;
         row.reason = Some("harm".to_owned());
-        row.policy = String::new();
+        row.policy = "".into();
         row.heads[0].propensity = 1.0;
         outcome.decision_id = row.id;
         // That of the decision never comes: its id is another's.
@@ -556,7 +557,7 @@ fn a_policy_that_only_needs_the_mask_has_the_weights_of_its_level_counts() {
 fn the_page_is_whole_and_fetches_nothing() {
     let rows = changed(|rows| {
         for (row, _) in rows.iter_mut() {
-            row.policy = "<b>&\"behaviour\"".to_owned();
+            row.policy = "<b>&\"behaviour\"".into();
         }
     });
     let found = evaluated(&rows, &options()).unwrap();

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use blkpilot_env::EnvSpec;
 use blkpilot_evaluate::{EvaluateError, History, MOST_HISTORY_ROWS, RowOutcome};
 use blkpilot_log::{DecisionRow, OutcomeRow};
@@ -89,7 +91,7 @@ fn the_digest_is_that_of_what_was_read() {
     assert_ne!(own, digest(&|rows| rows[7].0.heads[0].propensity = 0.25));
     assert_ne!(own, digest(&|rows| rows[9].1.terminated = true));
     // What nobody learns from may differ.
-    assert_eq!(own, digest(&|rows| rows[7].0.policy = "another".to_owned()));
+    assert_eq!(own, digest(&|rows| rows[7].0.policy = "another".into()));
 }
 
 #[test]
@@ -163,7 +165,7 @@ fn a_reward_that_is_missing_or_weighted_in_two_ways_and_too_many_rows_are_refuse
     );
     let error = refused(
         |rows| {
-            rows[10].0.reward_weights.insert("beta".to_owned(), 0.5);
+            Arc::make_mut(&mut rows[10].0.reward_weights).insert("beta".to_owned(), 0.5);
         },
         &spec(),
     );

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -178,7 +179,7 @@ fn decision(number: u64, step: u64, order: u64) -> DecisionRow {
         host_step_id: HostStepId(scattered(step)),
         episode_id: EpisodeId(1),
         at_us: 1_700_000_000_000_000 + step as i64 * 2_000_000,
-        host: "host".to_owned(),
+        host: "host".into(),
         subject: Subject::Disk {
             guest: format!("vm-{order}"),
             target: "vda".to_owned(),
@@ -188,9 +189,9 @@ fn decision(number: u64, step: u64, order: u64) -> DecisionRow {
         stage: Stage::Policy,
         epsilon: 0.05,
         reason: None,
-        policy: "policy".to_owned(),
-        policy_version: "0123456789abcdef".repeat(4),
-        spec_hash: "fedcba9876543210".repeat(4),
+        policy: "policy".into(),
+        policy_version: "0123456789abcdef".repeat(4).into(),
+        spec_hash: "fedcba9876543210".repeat(4).into(),
         seen: Seen {
             disk: features(DISK_FEATURES),
             device: features(8),
@@ -206,7 +207,10 @@ fn decision(number: u64, step: u64, order: u64) -> DecisionRow {
             head("polling", 2),
         ],
         novel: vec![],
-        reward_weights: BTreeMap::from([("beta".to_owned(), 0.5), ("cpu".to_owned(), 0.1)]),
+        reward_weights: Arc::new(BTreeMap::from([
+            ("beta".to_owned(), 0.5),
+            ("cpu".to_owned(), 0.1),
+        ])),
     }
 }
 

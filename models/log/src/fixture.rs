@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use blkpilot_env::{MaskReason, Validity};
 use blkpilot_models::TableName;
@@ -19,7 +20,7 @@ pub(crate) fn decision(number: u128) -> Event {
         host_step_id: HostStepId(7),
         episode_id: EpisodeId(8),
         at_us: 1_700_000_000_000_000,
-        host: "höst \"a\"\n".to_owned(),
+        host: "höst \"a\"\n".into(),
         subject: Subject::Disk {
             guest: "vm-1".to_owned(),
             target: "vda".to_owned(),
@@ -29,9 +30,9 @@ pub(crate) fn decision(number: u128) -> Event {
         reason: None,
         stage: Stage::LastGood,
         epsilon: 0.05,
-        policy: "ppo".to_owned(),
-        policy_version: "4".to_owned(),
-        spec_hash: "ab".to_owned(),
+        policy: "ppo".into(),
+        policy_version: "4".into(),
+        spec_hash: "ab".into(),
         seen: Seen {
             disk: vec![0.1, f32::MIN_POSITIVE, -0.0, 16_777_217.0, f32::MAX],
             device: vec![],
@@ -58,7 +59,7 @@ pub(crate) fn decision(number: u128) -> Event {
             mask: vec![MaskReason::Allowed, MaskReason::Allowed],
         }],
         novel: vec!["disk.iops".to_owned()],
-        reward_weights: BTreeMap::from([("beta".to_owned(), 0.1)]),
+        reward_weights: Arc::new(BTreeMap::from([("beta".to_owned(), 0.1)])),
     }))
 }
 
@@ -100,7 +101,7 @@ pub(crate) fn decision_of(of: Of) -> DecisionRow {
     let Event::Decision(mut row) = decision(of.number) else {
         unreachable!()
     };
-    row.host = of.host.to_owned();
+    row.host = of.host.into();
     row.at_us = of.at_us;
     row.episode_id = EpisodeId(of.episode);
     row.host_step_id = HostStepId(of.number / 2);

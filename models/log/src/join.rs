@@ -69,10 +69,10 @@ pub(crate) struct Gathered {
     /// Whose decision it is, and the how manieth of all.
     decisions: HashMap<u128, (usize, u64)>,
     /// Host, guest and disk, by number.
-    disks: HashMap<(String, String, String), usize>,
+    disks: HashMap<(Arc<str>, String, String), usize>,
     ended: HashSet<u128>,
     /// The episode under way on each host.
-    episodes: HashMap<String, EpisodeId>,
+    episodes: HashMap<Arc<str>, EpisodeId>,
     /// Those that came too long ago are looked for again from here on.
     next_check_us: i64,
 }
@@ -82,7 +82,7 @@ struct Awaited {
     disk: usize,
     /// The how manieth decision.
     nth: u64,
-    host: String,
+    host: Arc<str>,
     episode: EpisodeId,
     at_us: i64,
 }

@@ -79,12 +79,12 @@ pub fn export(scan: Scan, out: &Path, id: &str) -> Result<Exported, LogError> {
 }
 
 /// Whose episode it is: episode, host, guest, disk.
-type Key = (u128, String, String, String);
+type Key = (u128, Arc<str>, String, String);
 
 /// What all rows of a dataset have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shape {
-    spec_hash: String,
+    spec_hash: Arc<str>,
     features: usize,
     /// Levels per head.
     levels: Vec<usize>,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blkpilot_env::{
@@ -131,12 +132,12 @@ impl<E: Environment> Player<E> {
                 host_step_id: HostStepId(0),
                 episode_id: EpisodeId(0),
                 at_us: START_US,
-                host: setup.host,
+                host: setup.host.into(),
                 source: Source::Simulator,
-                policy: policy.name().to_owned(),
-                policy_version: setup.policy_version,
-                spec_hash: environment.spec().hash(),
-                reward_weights: setup.reward_weights,
+                policy: policy.name().into(),
+                policy_version: setup.policy_version.into(),
+                spec_hash: environment.spec().hash().into(),
+                reward_weights: Arc::new(setup.reward_weights),
             },
             environment,
             policy: Exploring {

@@ -206,7 +206,7 @@ mod tests {
         let Event::Decision(mut row) = decision(1) else {
             unreachable!()
         };
-        row.host = "x".repeat(crate::line::LONGEST_LINE_BYTES);
+        row.host = "x".repeat(crate::line::LONGEST_LINE_BYTES).into();
         let (told, wait) = mpsc::channel();
         let batch = |events| {
             let told = told.clone();

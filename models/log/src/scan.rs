@@ -370,10 +370,12 @@ impl Wanted {
         self.is_in_time(decision.at_us)
             && wanted_host
                 .as_ref()
-                .is_none_or(|name| *name == decision.host)
+                .is_none_or(|name| **name == *decision.host)
             && wanted_guest.as_ref().is_none_or(|name| Some(name) == guest)
             && wanted_target.as_ref().is_none_or(|name| name == target)
-            && policy.as_ref().is_none_or(|name| *name == decision.policy)
+            && policy
+                .as_ref()
+                .is_none_or(|name| **name == *decision.policy)
     }
 
     /// The rows and columns of a batch that are wanted.

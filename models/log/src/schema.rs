@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use blkpilot_env::{Level, MaskReason, Validity};
 use blkpilot_models::TableName;
@@ -22,7 +23,8 @@ pub enum Event {
     Outcome(OutcomeRow),
 }
 
-/// What one disk or device decided in its turn of a joint decision.
+/// What one disk or device decided in its turn of a joint decision. What all rows of one joint decision
+/// have in common they share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecisionRow {
     /// Identity of this row.
@@ -34,7 +36,7 @@ pub struct DecisionRow {
     /// When, in microseconds since 1970 UTC.
     pub at_us: i64,
     /// Name of the host.
-    pub host: String,
+    pub host: Arc<str>,
     /// Who decided.
     pub subject: Subject,
     /// Position in the order of the joint decision, from 0. Features and propensities are given the
@@ -53,11 +55,11 @@ pub struct DecisionRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Name of the policy that chose: of another stage, that of what stood in.
-    pub policy: String,
+    pub policy: Arc<str>,
     /// Its version.
-    pub policy_version: String,
+    pub policy_version: Arc<str>,
     /// `EnvSpec::hash` of the spec by which features and heads are numbered.
-    pub spec_hash: String,
+    pub spec_hash: Arc<str>,
     /// What the policy saw.
     pub seen: Seen,
     /// The heads, in the order of the spec.
@@ -65,7 +67,7 @@ pub struct DecisionRow {
     /// Features far outside what the policy was trained on, as `table.feature`.
     pub novel: Vec<String>,
     /// Weights of the reward in force, by name; β is one of them.
-    pub reward_weights: BTreeMap<String, f64>,
+    pub reward_weights: Arc<BTreeMap<String, f64>>,
 }
 
 /// One head of a decision.

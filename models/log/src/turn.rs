@@ -1,6 +1,7 @@
 //! Rows from a joint decision and its rewards, for whoever drives an environment.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use blkpilot_env::{EnvSpec, JointAction, Observation, Rewards, Table, Turn, TurnView, Validity};
 use blkpilot_models::{TableName, TurnChoice};
@@ -20,17 +21,17 @@ pub struct StepContext {
     /// When, in microseconds since 1970 UTC.
     pub at_us: i64,
     /// Name of the host.
-    pub host: String,
+    pub host: Arc<str>,
     /// Where it comes from.
     pub source: Source,
     /// Name of the policy.
-    pub policy: String,
+    pub policy: Arc<str>,
     /// Its version.
-    pub policy_version: String,
+    pub policy_version: Arc<str>,
     /// `EnvSpec::hash`.
-    pub spec_hash: String,
+    pub spec_hash: Arc<str>,
     /// Weights of the reward in force.
-    pub reward_weights: BTreeMap<String, f64>,
+    pub reward_weights: Arc<BTreeMap<String, f64>>,
 }
 
 impl DecisionRow {
@@ -258,12 +259,12 @@ mod tests {
             host_step_id: HostStepId(1),
             episode_id: EpisodeId(2),
             at_us: 3,
-            host: "host-a".to_owned(),
+            host: "host-a".into(),
             source: Source::Simulator,
-            policy: "random".to_owned(),
-            policy_version: "1".to_owned(),
-            spec_hash: spec.hash(),
-            reward_weights: BTreeMap::from([("beta".to_owned(), 0.5)]),
+            policy: "random".into(),
+            policy_version: "1".into(),
+            spec_hash: spec.hash().into(),
+            reward_weights: Arc::new(BTreeMap::from([("beta".to_owned(), 0.5)])),
         }
     }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -211,7 +212,7 @@ fn decision(number: u64) -> DecisionRow {
         host_step_id: HostStepId(u128::from(number / BATCH)),
         episode_id: EpisodeId(1),
         at_us: 1_700_000_000_000_000 + number as i64,
-        host: "host".to_owned(),
+        host: "host".into(),
         subject: Subject::Disk {
             guest: "vm".to_owned(),
             target: "vda".to_owned(),
@@ -221,9 +222,9 @@ fn decision(number: u64) -> DecisionRow {
         stage: Stage::Policy,
         epsilon: 0.0,
         reason: None,
-        policy: "random".to_owned(),
-        policy_version: String::new(),
-        spec_hash: "ab".to_owned(),
+        policy: "random".into(),
+        policy_version: "".into(),
+        spec_hash: "ab".into(),
         seen: Seen {
             disk: vec![number as f32; 20],
             ..Seen::default()
@@ -240,7 +241,7 @@ fn decision(number: u64) -> DecisionRow {
             mask: vec![MaskReason::Allowed; 2],
         }],
         novel: vec![],
-        reward_weights: BTreeMap::from([("beta".to_owned(), 0.5)]),
+        reward_weights: Arc::new(BTreeMap::from([("beta".to_owned(), 0.5)])),
     }
 }
 

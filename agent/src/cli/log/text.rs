@@ -77,7 +77,7 @@ pub(super) fn rows<'a>(rows: impl Iterator<Item = &'a LoggedRow>) -> String {
             rfc3339(decision.at_us),
             subject(&decision.subject),
             format!("{:?}", decision.source).to_lowercase(),
-            decision.policy.clone(),
+            decision.policy.to_string(),
             heads.join("  "),
             reward,
             outcome,

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use blkpilot_env::{
     Autoreset, EnvSpec, Feature, Head, HeadScope, Level, Levels, MaskReason, Rng, Scale, Unit,
@@ -332,7 +333,7 @@ fn row(
         host_step_id: HostStepId((episode << 40) | at.step as u128),
         episode_id: EpisodeId(episode),
         at_us: at.at_us,
-        host: format!("host-{}", at.host),
+        host: format!("host-{}", at.host).into(),
         subject: Subject::Disk {
             guest: "vm".to_owned(),
             target: format!("vd{}", at.disk),
@@ -342,9 +343,9 @@ fn row(
         stage: Stage::Policy,
         epsilon: 0.0,
         reason: None,
-        policy: "behaviour".to_owned(),
-        policy_version: String::new(),
-        spec_hash: spec().hash(),
+        policy: "behaviour".into(),
+        policy_version: "".into(),
+        spec_hash: spec().hash().into(),
         seen: Seen {
             disk: vec![state as f32],
             device: vec![before as f32],
@@ -357,7 +358,7 @@ fn row(
             .map(head)
             .collect(),
         novel: vec![],
-        reward_weights: BTreeMap::from([("beta".to_owned(), 0.0)]),
+        reward_weights: Arc::new(BTreeMap::from([("beta".to_owned(), 0.0)])),
     };
     let outcome = OutcomeRow {
         decision_id: DecisionId(number),

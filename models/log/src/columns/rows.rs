@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
@@ -154,7 +155,7 @@ impl<'a> Table<'a> {
             at_us: self
                 .number::<TimestampMicrosecondType>("at", row)?
                 .unwrap_or_default(),
-            host: self.owned("host_name", row)?,
+            host: self.owned("host_name", row)?.into(),
             subject: self.subject(row)?,
             order: self
                 .number::<Int32Type>("step_order", row)?
@@ -165,13 +166,13 @@ impl<'a> Table<'a> {
                 .number::<Float64Type>("epsilon", row)?
                 .unwrap_or_default(),
             reason: self.text("reason", row)?.map(str::to_owned),
-            policy: self.owned("policy", row)?,
-            policy_version: self.owned("policy_version", row)?,
-            spec_hash: self.owned("spec_hash", row)?,
+            policy: self.owned("policy", row)?.into(),
+            policy_version: self.owned("policy_version", row)?.into(),
+            spec_hash: self.owned("spec_hash", row)?.into(),
             seen: self.seen(row)?,
             heads: self.heads(row)?,
             novel: self.names("novel", row)?,
-            reward_weights: self.weights(row)?,
+            reward_weights: Arc::new(self.weights(row)?),
         })
     }
 

@@ -1,4 +1,5 @@
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use blkpilot_env::MaskReason;
@@ -468,7 +469,11 @@ fn a_query_takes_the_same_rows_and_columns_of_parquet_and_segments() {
     let counts: Vec<_> = before.iter().map(Vec::len).collect();
     assert_eq!(counts, [11, 9, 25, 0]);
     assert_eq!(before[0], all[7..18]);
-    assert!(before[1].iter().all(|row| row.decision.host == "host-b/é"));
+    assert!(
+        before[1]
+            .iter()
+            .all(|row| &*row.decision.host == "host-b/é")
+    );
     compact(&writer, Horizon::Now(NOON));
     assert_eq!(queries.iter().map(read).collect::<Vec<_>>(), before);
 
@@ -602,8 +607,8 @@ fn arbitrary_row() -> impl Strategy<Value = LoggedRow> {
                 episode: id.into(),
             });
             decision.order = order >> 1;
-            decision.host.clone_from(&text);
-            decision.policy.clone_from(&text);
+            decision.host = text.as_str().into();
+            decision.policy = text.as_str().into();
             decision.reason.clone_from(&reason);
             decision.heads = vec![decision.heads[0].clone(); heads];
             for head in &mut decision.heads {
@@ -615,9 +620,7 @@ fn arbitrary_row() -> impl Strategy<Value = LoggedRow> {
             decision.seen.channels = (0..features).map(|i| i as f32 / 3.0).collect();
             decision.seen.flaws = vec![decision.seen.flaws[0]; features];
             decision.novel = vec![text.clone(); features];
-            decision
-                .reward_weights
-                .insert(text.clone(), f64::MIN_POSITIVE);
+            Arc::make_mut(&mut decision.reward_weights).insert(text.clone(), f64::MIN_POSITIVE);
             if one {
                 decision.subject = Subject::Device { name: text };
                 decision.source = Source::Guard;

@@ -1,8 +1,6 @@
 //! `scripts/loop.sh` from end to end on a simulated host. On a guest it is `make loop`, and the proof `loop` of
 //! `make verify`.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
-
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;

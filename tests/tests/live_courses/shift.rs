@@ -4,8 +4,6 @@
 //! `BLKPILOT_SHIFT_POLICY` is the policy's directory and `BLKPILOT_SHIFT_ALTERNATIONS` how often each
 //! is measured; without, once and in short, with a baseline.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
-
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
