@@ -25,7 +25,19 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct RunLock {
-    _file: File,
+    file: File,
+}
+
+/// Closing the file would not do: a child that another thread is starting has it too until it becomes another program, and
+/// the lock is that of the open file, whoever has it.
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // Where it is refused, the lock ends with the last who has the file, as it would without this.
+        let _ = fcntl(
+            &self.file,
+            FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)),
+        );
+    }
 }
 
 impl RunLock {
@@ -47,7 +59,7 @@ impl RunLock {
             .open(&path)
             .map_err(failed)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-            Ok(_) => Ok(Self { _file: file }),
+            Ok(_) => Ok(Self { file }),
             Err(Errno::EAGAIN | Errno::EACCES) => Err(LabError::InUse {
                 dir: dir.to_owned(),
             }),
@@ -119,6 +131,17 @@ mod tests {
         wait_until_free(dir.path(), none, &AtomicBool::new(false)).unwrap();
         drop(lock);
         wait_until_free(dir.path(), Duration::MAX, &stop).unwrap();
+    }
+
+    #[test]
+    fn a_dropped_lock_is_free_even_while_a_child_that_is_being_started_has_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = RunLock::take(dir.path()).unwrap();
+        let of_the_child = lock.file.try_clone().unwrap();
+        drop(lock);
+        assert!(!is_held(dir.path()).unwrap());
+        RunLock::take(dir.path()).unwrap();
+        drop(of_the_child);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use blkpilot_host::HostError;
 use blkpilot_log::LogError;
+use nix::fcntl::Flock;
 
 use super::CliError;
 use crate::config::{Config, HostKind};
@@ -53,7 +54,7 @@ fn of_config(file: &Path) -> Result<(PathBuf, Option<String>), CliError> {
 
 /// The lock that a service with this data directory holds: two who turn the knobs of one host would
 /// take each other's changes for those of a stranger.
-pub(super) fn lock(data_dir: &Path) -> Result<File, CliError> {
+pub(super) fn lock(data_dir: &Path) -> Result<Flock<File>, CliError> {
     blkpilot_log::lock(&data_dir.join("decisions")).map_err(|error| {
         CliError::Failed(match error {
             LogError::Locked { .. } => format!(

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use blkpilot_models::{Checkpoint, CheckpointBytes};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::StoreError;
 
@@ -25,7 +26,7 @@ pub struct Kept {
     /// It.
     pub checkpoint: Checkpoint,
     /// Keeps others from removing what no row names yet; `None` of one that was only looked at.
-    _lock: Option<File>,
+    _lock: Option<Flock<File>>,
 }
 
 impl Checkpoints {
@@ -60,9 +61,7 @@ impl Checkpoints {
     pub(super) fn keep(&self, bytes: &CheckpointBytes) -> Result<Kept, StoreError> {
         let examined = self.examine(bytes)?;
         let dir = self.dir_of(&examined.sha256);
-        let lock = self.lock_file()?;
-        lock.lock_shared()
-            .map_err(io(&self.dir, "lock the checkpoints in"))?;
+        let lock = self.lock(FlockArg::LockShared)?;
         // What is there under this name and is not this is damaged.
         if self.load(&examined.sha256).is_err() {
             remove(&dir)?;
@@ -89,14 +88,12 @@ impl Checkpoints {
         &self,
         named: impl FnOnce() -> Result<BTreeSet<String>, StoreError>,
     ) -> Result<usize, StoreError> {
-        let lock = self.lock_file()?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Ok(0),
-            Err(fs::TryLockError::Error(source)) => {
-                return Err(io(&self.dir, "lock the checkpoints in")(source));
+        let _lock = match self.lock(FlockArg::LockExclusiveNonblock) {
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::WouldBlock => {
+                return Ok(0);
             }
-        }
+            other => other?,
+        };
         let (named, mut removed) = (named()?, 0);
         let entries = fs::read_dir(&self.dir).map_err(io(&self.dir, "list"))?;
         for entry in entries {
@@ -110,9 +107,11 @@ impl Checkpoints {
         Ok(removed)
     }
 
-    fn lock_file(&self) -> Result<File, StoreError> {
+    fn lock(&self, how: FlockArg) -> Result<Flock<File>, StoreError> {
         let path = self.dir.join("lock");
-        File::create(&path).map_err(io(&path, "open"))
+        let file = File::create(&path).map_err(io(&path, "open"))?;
+        Flock::lock(file, how)
+            .map_err(|(_, errno)| io(&self.dir, "lock the checkpoints in")(errno.into()))
     }
 }
 

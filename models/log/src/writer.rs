@@ -1,9 +1,12 @@
 //! Appends events, and makes them durable.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::compact::Compactor;
 use crate::error::{LogError, failed};
@@ -49,7 +52,7 @@ pub struct Writer {
     dir: PathBuf,
     config: Config,
     /// Held for as long as the writer lives; a simulated disk has none.
-    _lock: Option<File>,
+    _lock: Option<Flock<File>>,
     segment: Segment,
     /// Lines that have not been handed to the operating system.
     pending: Vec<u8>,
@@ -89,7 +92,7 @@ impl Writer {
     /// As [`Writer::open`], of a log on other files whose directory is there and locked.
     pub(crate) fn open_on(
         files: Arc<dyn Files>,
-        lock: Option<File>,
+        lock: Option<Flock<File>>,
         dir: &Path,
         config: Config,
     ) -> Result<(Self, Recovery), LogError> {
@@ -270,12 +273,13 @@ impl Writer {
     }
 }
 
-/// Takes the lock that the one writer of the log in `dir` holds; it ends with the file that is
-/// returned. The log itself is not looked at.
+/// Takes the lock that the one writer of the log in `dir` holds. The log itself is not looked at.
+///
+/// It is given back when what is returned is dropped, even if a child that is being started still has the file.
 ///
 /// # Errors
 /// `Locked` if a writer has it, `Io`.
-pub fn lock(dir: &Path) -> Result<File, LogError> {
+pub fn lock(dir: &Path) -> Result<Flock<File>, LogError> {
     fs::create_dir_all(dir).map_err(failed("create", dir))?;
     let path = dir.join("lock");
     let file = File::options()
@@ -284,13 +288,12 @@ pub fn lock(dir: &Path) -> Result<File, LogError> {
         .write(true)
         .open(&path);
     let file = file.map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::Locked {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => LogError::Locked {
             dir: dir.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
-    }
+        },
+        other => failed("lock", &path)(other.into()),
+    })
 }
 
 /// The segment to go on with, without its torn tail; the first one of a new log. Numbers are never
@@ -529,8 +532,11 @@ mod tests {
         let first = open(dir.path());
         let error = Writer::open(dir.path(), Config::default()).unwrap_err();
         assert!(matches!(error, LogError::Locked { .. }), "{error}");
+        let lock = first.0._lock.as_ref().unwrap();
+        let of_a_child_that_is_being_started = lock.try_clone().unwrap();
         drop(first);
         open(dir.path());
+        drop(of_a_child_that_is_being_started);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The script runs on the shells that are there, against a `virsh` that keeps its state in files.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -66,9 +65,7 @@ impl Host {
     /// A guest on CPU 1, without polling, buffered: as changed by us.
     fn new() -> Self {
         let host = Self(tempfile::tempdir().unwrap());
-        host.write("virsh", VIRSH);
-        let virsh = host.path().join("virsh");
-        fs::set_permissions(virsh, fs::Permissions::from_mode(0o755)).unwrap();
+        host.write_command("virsh", VIRSH);
         host.write("running", &format!("another\n{UUID}\n"));
         for (file, text) in [
             ("cpus", "1"),
@@ -90,6 +87,18 @@ impl Host {
 
     fn write(&self, file: &str, text: &str) {
         fs::write(self.path().join(file), text).unwrap();
+    }
+
+    /// Another process writes it: while this one has it open, a child that another test is starting has it too, and the
+    /// kernel runs no file that somebody may write.
+    fn write_command(&self, name: &str, text: &str) {
+        let text_file = format!("{name}.text");
+        self.write(&text_file, text);
+        let installed = Command::new("install")
+            .args(["-m", "755", &text_file, name])
+            .current_dir(self.path())
+            .status();
+        assert!(installed.unwrap().success());
     }
 
     fn read(&self, file: &str) -> String {
@@ -201,12 +210,10 @@ fn dirty_pages_are_written_back_before_a_reopen_to_direct_where_they_can_be() {
     let cache = &all()[1..2];
     for (status, is_told) in [("true", false), ("false", true)] {
         let host = Host::new();
-        host.write(
+        host.write_command(
             "sync",
             &format!("#!/bin/sh\necho \"sync $1 $2\" >>log\n{status}\n"),
         );
-        let sync = host.path().join("sync");
-        fs::set_permissions(sync, fs::Permissions::from_mode(0o755)).unwrap();
         let output = host.run(cache);
         assert!(output.status.success(), "{}", stderr(&output));
         assert_eq!(host.read("command"), REOPEN);

@@ -1,11 +1,13 @@
 //! Appends to a recording.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use blkpilot_env::sample::HostSample;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use super::{
@@ -19,7 +21,7 @@ use crate::line::{LONGEST_LINE_BYTES, Piece, encode, next_piece};
 #[derive(Debug)]
 pub struct Recorder {
     path: PathBuf,
-    file: File,
+    file: Flock<File>,
     line: Vec<u8>,
     samples: u64,
 }
@@ -36,10 +38,9 @@ impl Recorder {
             .read(true)
             .open(path)
             .map_err(failed("open", path))?;
-        lock(path, &file)?;
         let mut recorder = Self {
             path: path.to_owned(),
-            file,
+            file: lock(path, file)?,
             line: Vec::new(),
             samples: 0,
         };
@@ -105,14 +106,13 @@ impl Recorder {
     }
 }
 
-fn lock(path: &Path, file: &File) -> Result<(), RecordingError> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(RecordingError::Busy {
+fn lock(path: &Path, file: File) -> Result<Flock<File>, RecordingError> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => RecordingError::Busy {
             file: path.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(failed("lock", path)(error).into()),
-    }
+        },
+        other => failed("lock", path)(other.into()).into(),
+    })
 }
 
 /// Checks that a file is a recording of ours; returns where its last complete line ends.
