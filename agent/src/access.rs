@@ -4,6 +4,7 @@
 //! (which role a peer has without a token), [`rate`], [`audit`], then [`layer`], through which every call goes, [`entitled`]
 //! (calls that last), and [`tls`], which new connections are taken with.
 
+pub mod actor;
 pub mod audit;
 pub mod entitled;
 pub mod layer;
@@ -29,7 +30,7 @@ use self::rate::{Buckets, Client};
 use self::role::Role;
 use self::rules::Rules;
 use self::tokens::{Refusal, TokenKeeper};
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Bounds on what clients may ask for at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,7 @@ pub(crate) mod environment_wire;
 pub mod evaluation_service;
 pub(crate) mod evaluation_wire;
 pub(crate) mod filter;
+pub mod gate;
 pub(crate) mod new_version;
 pub(crate) mod observing;
 pub mod operation_service;

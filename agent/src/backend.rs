@@ -1,6 +1,7 @@
 //! What the owner of a host needs from it, live or simulated.
 
 pub mod live;
+pub mod modes;
 pub mod simulated;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +18,8 @@ use blkpilot_host::{
 };
 use thiserror::Error;
 
-use crate::admission::Modes;
-use crate::mode::{Knob, Mode};
+use crate::backend::modes::Modes;
+use crate::config::mode::{Knob, Mode};
 
 /// A host with its guests. Calls may block, but never on one guest, and are made by one thread.
 ///

@@ -49,8 +49,8 @@ use tracing_subscriber::EnvFilter;
 use crate::client::ConnectError;
 use crate::config::ConfigError;
 use crate::server::ServeError;
-use crate::status::Failure;
 use crate::trial::Plan;
+use crate::wire::status::Failure;
 
 pub use evaluate::decisions::{LogArgs as EvaluateLogArgs, run as evaluate_log};
 pub use serve::{ServeArgs, run as serve};

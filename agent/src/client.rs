@@ -1,6 +1,7 @@
 //! Reaching a server.
 
 mod credentials;
+pub mod remote;
 
 use std::fs;
 use std::path::{Path, PathBuf};

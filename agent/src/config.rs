@@ -3,8 +3,10 @@
 
 mod access;
 pub mod keys;
+pub mod mode;
 mod policies;
 pub mod reference;
+mod toml_reader;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,10 +32,10 @@ use thiserror::Error;
 
 pub use self::access::AccessConfig;
 pub use self::policies::{BASELINES, PolicyConfig, Promotion, Selection, Withdrawal};
-use crate::history::LogConfig;
-use crate::mode::{Knob, Mode};
-pub use crate::toml_reader::Problem;
-use crate::toml_reader::{Problems, Section};
+use crate::config::mode::{Knob, Mode};
+pub use crate::config::toml_reader::Problem;
+use crate::config::toml_reader::{Problems, Section};
+use crate::decision::history::LogConfig;
 
 /// Where the daemon listens, and clients look for it, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/blkpilot/blkpilot.sock";

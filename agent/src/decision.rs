@@ -1,5 +1,10 @@
 //! Joint decisions: making them, and the rows that go into the log.
 
+pub mod chain;
+mod compaction;
+pub mod history;
+pub mod learner;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,5 +1,7 @@
 //! Environments held for clients, each under a lease.
 
+pub mod hosted;
+pub(crate) mod packed;
 pub mod recipe;
 pub mod resetting;
 mod running;
@@ -22,10 +24,10 @@ use self::resetting::Resetting;
 pub(crate) use self::running::Running;
 use self::stage::{Scene, Stage};
 use self::vector::Vector;
-use crate::handle::HostHandle;
-use crate::names::{environment_name, host_name};
-use crate::repeat::Repeat;
-use crate::status::Failure;
+use crate::owner::handle::HostHandle;
+use crate::requests::repeat::Repeat;
+use crate::wire::names::{environment_name, host_name};
+use crate::wire::status::Failure;
 
 /// An environment, or many of a kind, held for a client.
 pub struct Held {

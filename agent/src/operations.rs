@@ -5,6 +5,7 @@
 //! Progress is told to watchers through a ring of messages per operation: the work never waits for a watcher,
 //! and one that is slow learns how many it has missed.
 
+pub(crate) mod feed;
 mod live;
 mod records;
 
@@ -22,9 +23,9 @@ use uuid::Uuid;
 
 use crate::database::{Database, DatabaseError};
 use crate::decision::now_us;
-use crate::feed::{Feed, Messages, News, Stem};
-use crate::names;
-use crate::status::Failure;
+use crate::operations::feed::{Feed, Messages, News, Stem};
+use crate::wire::names;
+use crate::wire::status::Failure;
 
 pub use live::Work;
 use live::{End, Live};

@@ -12,9 +12,13 @@ mod device;
 mod device_trial;
 mod disks;
 mod guarding;
+pub mod handle;
 mod harm;
 mod held;
+pub mod last_good;
 mod neighbours;
+mod panel;
+pub mod pulse;
 mod refresh;
 mod reload;
 mod reward;
@@ -46,21 +50,22 @@ use self::guarding::Watch;
 use self::harm::HarmWatch;
 use self::refresh::{Bell, Refresh};
 use self::seat::{Displaced, Seated};
-use crate::admission::{self, Modes, Purpose};
+use crate::admission::{self, Purpose};
+use crate::backend::modes::Modes;
 use crate::backend::{BackendError, BackendKind, Connect, GuestStatus, HostBackend};
-use crate::chain::{Chain, Counts};
 use crate::config::OnExit;
+use crate::decision::chain::{Chain, Counts};
+use crate::decision::history::Recorder;
+use crate::decision::learner::Learner;
 use crate::decision::{Context, Decision, PolicyRef, now_us};
-use crate::handle::{
+use crate::owner::handle::{
     ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Origin, Request,
     ShownGuest, ShownWindow, Stop, StopSlot, unavailable,
 };
-use crate::history::Recorder;
-use crate::last_good::Proof;
-use crate::learner::Learner;
-use crate::names::decision_name;
-use crate::pulse::Pulse;
-use crate::status::Failure;
+use crate::owner::last_good::Proof;
+use crate::owner::pulse::Pulse;
+use crate::wire::names::decision_name;
+use crate::wire::status::Failure;
 
 /// Decisions that a watcher may be behind.
 const MOST_UNSEEN: usize = 256;

@@ -1,13 +1,15 @@
 //! Calls that may be repeated: the answer to each is kept with what it changed, in the same transaction, so that
 //! a repeated call gets the first one's answer, whenever the service was killed between.
 
+pub(crate) mod repeat;
+
 use prost::Message;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use uuid::Uuid;
 
 use crate::database::Database;
-use crate::repeat::Repeat;
-use crate::status::Failure;
+use crate::requests::repeat::Repeat;
+use crate::wire::status::Failure;
 
 /// Answers that are kept.
 const MOST_ANSWERS: i64 = 1000;

@@ -1,6 +1,11 @@
 //! The service as a whole: everything is checked before a socket is bound, and everything is put
 //! down in order when it ends.
 
+pub mod accept;
+pub mod listen;
+pub mod reload;
+pub mod supervisor;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,36 +32,36 @@ use tonic_health::server::HealthReporter;
 use tonic_reflection::pb as reflection_pb;
 use tower_layer::{Identity, Stack};
 
-use crate::accept::{self, Spoken};
 use crate::access::audit::Audit;
 use crate::access::layer::AccessLayer;
 use crate::access::tls::{Refreshed, TlsKeeper, TlsProblem};
 use crate::access::tokens::{TokenError, TokenFile, TokenKeeper};
 use crate::access::{Access, Limits};
-use crate::admission::{Modes, Reach};
+use crate::api::gate::Intake;
 use crate::api::{
     environment_service, evaluation_service, operation_service, policy_service, training_service,
     tuner_service,
 };
 use crate::backend::live::LibvirtHost;
+use crate::backend::modes::{Modes, Reach};
 use crate::backend::simulated::{self, SimulatedHost};
 use crate::backend::{BackendKind, Connect};
-use crate::chain::{Chain, Loaded};
 use crate::config::{AccessConfig, Config, HostKind, Listen, OnExit, PolicyConfig};
 use crate::database::DatabaseError;
 use crate::decision::PolicyRef;
-use crate::deployment::{Deployment, follow_harm, follow_others};
+use crate::decision::chain::{Chain, Loaded};
+use crate::decision::history::Recorder;
+use crate::decision::learner::Learner;
 use crate::environments::Environments;
-use crate::gate::Intake;
-use crate::handle::{HostHandle, HostState, Origin, Production};
-use crate::history::Recorder;
-use crate::learner::Learner;
-use crate::listen::{ListenError, Listener};
 use crate::operations::Operations;
+use crate::owner::handle::{HostHandle, HostState, Origin, Production};
 use crate::owner::{self, OwnerConfig};
-use crate::policy::{self, LoadError, Served};
-use crate::policy_store::{PolicyStore, StoreError, VersionName};
-use crate::training::{Trainer, Training};
+use crate::policies::deployment::{Deployment, follow_harm, follow_others};
+use crate::policies::loading::{self, LoadError, Served};
+use crate::policies::store::{PolicyStore, StoreError, VersionName};
+use crate::server::accept::Spoken;
+use crate::server::listen::{ListenError, Listener};
+use crate::training::{self, Trainer, Training};
 
 /// How long calls under way may take to end when the service stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -150,6 +155,15 @@ pub enum ServeError {
     /// Reflection could not be set up, which is our bug.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+impl From<training::OpenError> for ServeError {
+    fn from(error: training::OpenError) -> Self {
+        match error {
+            training::OpenError::Dir { dir, source } => Self::DataDir { dir, source },
+            training::OpenError::Database(error) => Self::Database(error),
+        }
+    }
 }
 
 fn tls_lines(problems: &[TlsProblem]) -> String {
@@ -519,7 +533,7 @@ fn access(config: &AccessConfig, data_dir: &Path) -> Result<Access, ServeError> 
 /// What the owner needs, and which version of the store decides in production, if one does.
 fn owner_config(config: Config) -> Result<(OwnerConfig, Option<VersionName>), ServeError> {
     let spec = spec_of(&config.host.kind);
-    let mut production = policy::production(&config, &spec)?;
+    let mut production = loading::production(&config, &spec)?;
     let promoted = production.version.take();
     let kept = kept(&config, &spec, promoted.as_ref())?;
     let candidate = candidate(&config, &spec)?;
@@ -606,7 +620,7 @@ fn kept(
     let learns = matches!(config.policy, PolicyConfig::Bandit(_));
     let is_kept = learns && promoted.is_some();
     is_kept
-        .then(|| policy::configured(config, spec))
+        .then(|| loading::configured(config, spec))
         .transpose()
 }
 
@@ -618,7 +632,7 @@ fn candidate(config: &Config, spec: &EnvSpec) -> Result<Option<Served>, LoadErro
     let data_dir = &config.service.data_dir;
     let candidate = config.candidate.as_ref();
     candidate
-        .map(|candidate| policy::load(candidate, "candidate", spec, data_dir))
+        .map(|candidate| loading::load(candidate, "candidate", spec, data_dir))
         .transpose()
 }
 
@@ -656,7 +670,7 @@ pub struct Named {
 /// `Policy`.
 pub fn policies(config: &Config) -> Result<Vec<Named>, ServeError> {
     let spec = spec_of(&config.host.kind);
-    let production = policy::production(config, &spec)?;
+    let production = loading::production(config, &spec)?;
     let candidate = candidate(config, &spec)?;
     let tables = [("policy", Some(production)), ("candidate", candidate)];
     let named = tables.into_iter().filter_map(|(table, served)| {

@@ -16,7 +16,8 @@ use rand::SeedableRng as _;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::admission::{Modes, Purpose, restrict};
+use crate::admission::{Purpose, restrict};
+use crate::backend::modes::Modes;
 use crate::backend::{BackendError, HostBackend};
 
 /// How long a sweep is.
@@ -276,10 +277,10 @@ mod tests {
     use blkpilot_env::sim::presets;
 
     use super::*;
-    use crate::admission::Reach;
+    use crate::backend::modes::Reach;
     use crate::backend::simulated::SimulatedHost;
     use crate::config::GuestConfig;
-    use crate::mode::{Knob, Mode};
+    use crate::config::mode::{Knob, Mode};
 
     const PLAN: Plan = Plan {
         rounds: 2,

@@ -23,15 +23,16 @@ use std::time::Duration;
 use blkpilot_models::CheckpointBytes;
 use blkpilot_proto::v1;
 use blkpilot_proto::v1::training_run::State;
+use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::config::{Config, Problem};
-use crate::feed::Messages;
-use crate::policy_store::{PolicyStore, VersionName};
-use crate::server::ServeError;
-use crate::status::Failure;
+use crate::database::DatabaseError;
+use crate::operations::feed::Messages;
+use crate::policies::store::{PolicyStore, VersionName};
+use crate::wire::status::Failure;
 
 pub use event::{Event, Figures, PolicyFigures};
 pub use runs::MOST_RUNS;
@@ -120,18 +121,31 @@ pub struct Training {
     crew: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Why the runs of a data directory cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Their directory cannot be used.
+    #[error("{}: {source}", dir.display())]
+    Dir {
+        /// The directory.
+        dir: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The database of the service cannot be used.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
 impl Training {
     /// Opens the runs of a data directory, which nobody else serves now, and goes on with those that wait.
     ///
     /// # Errors
-    /// `Database`, `DataDir`.
-    pub fn open(
-        trainer: Trainer,
-        config: &Config,
-        store: &PolicyStore,
-    ) -> Result<Self, ServeError> {
+    /// `Database`, `Dir`.
+    pub fn open(trainer: Trainer, config: &Config, store: &PolicyStore) -> Result<Self, OpenError> {
         let data_dir = &config.service.data_dir;
-        let at = |source| ServeError::DataDir {
+        let at = |source| OpenError::Dir {
             dir: data_dir.join("training"),
             source,
         };

@@ -3,6 +3,9 @@
 //! What comes off the wire is checked here for shape, so that nothing behind this module meets a
 //! table whose values do not fill it.
 
+pub mod names;
+pub mod status;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use blkpilot_env::observation::MaskReason;
@@ -15,7 +18,7 @@ use blkpilot_proto::v1;
 use ndarray::{Array1, Array2, Array3};
 use thiserror::Error;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Microseconds since 1970 UTC as a moment.
 pub(crate) fn timestamp(at_us: i64) -> prost_types::Timestamp {

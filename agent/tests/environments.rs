@@ -7,8 +7,8 @@ mod support;
 use std::time::Duration;
 
 use blkpilot_agent::access::role::Role;
-use blkpilot_agent::remote::{RemoteEnvironment, observation_from_wire, step_from_wire};
-use blkpilot_agent::status::env_error;
+use blkpilot_agent::client::remote::{RemoteEnvironment, observation_from_wire, step_from_wire};
+use blkpilot_agent::wire::status::env_error;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::conformance::{Demands, check, random_action};
 use blkpilot_env::sim::{Generator, SimHost, presets};

@@ -112,9 +112,9 @@ fn of(policy: &str) -> v1::CreateEvaluationRequest {
 
 /// An untrained network as the first version of `policies/net`, sampled.
 fn store_network(data_dir: &Path) -> String {
-    let store = blkpilot_agent::policy_store::PolicyStore::open(data_dir).unwrap();
+    let store = blkpilot_agent::policies::store::PolicyStore::open(data_dir).unwrap();
     let kept = store.keep(&checkpoint(&spec(), 1)).unwrap();
-    let asked = blkpilot_agent::policy_store::Asked {
+    let asked = blkpilot_agent::policies::store::Asked {
         actor: "a test".to_owned(),
         at_us: 0,
         reason: String::new(),

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use blkpilot_agent::config::Config;
-use blkpilot_agent::learner::Learner;
+use blkpilot_agent::decision::learner::Learner;
 use blkpilot_agent::server;
 use blkpilot_env::EnvSpec;
 use blkpilot_env::features::kvm_host_spec;

@@ -6,18 +6,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::admission::{Modes, Reach};
+use blkpilot_agent::backend::modes::{Modes, Reach};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, DiskAction, DiskName, Execution, GuardLimits, GuestStatus,
     HostBackend, Planned, Window,
 };
-use blkpilot_agent::chain::{Chain, Loaded};
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::config::{GuestConfig, OnExit};
 use blkpilot_agent::decision::PolicyRef;
-use blkpilot_agent::handle::{DiskCall, DiskRequest, HostHandle, Origin};
-use blkpilot_agent::history::{LogConfig, Recorder};
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::decision::chain::{Chain, Loaded};
+use blkpilot_agent::decision::history::{LogConfig, Recorder};
+use blkpilot_agent::owner::handle::{DiskCall, DiskRequest, HostHandle, Origin};
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;

@@ -7,24 +7,25 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::admission::{Choice, Modes, Reach};
+use blkpilot_agent::admission::Choice;
+use blkpilot_agent::backend::modes::{Modes, Reach};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, FrozenKnob, GuestStatus, HostBackend, Window,
 };
-use blkpilot_agent::chain::{Chain, Loaded};
 use blkpilot_agent::config::OnExit;
+use blkpilot_agent::config::mode::{Knob, Mode};
+use blkpilot_agent::decision::chain::{Chain, Loaded};
+use blkpilot_agent::decision::history::{LogConfig, Recorder};
 use blkpilot_agent::decision::{PolicyRef, Source, State};
-use blkpilot_agent::handle::{
+use blkpilot_agent::environments::hosted::HostedEnvironment;
+use blkpilot_agent::owner::handle::{
     ChangeCall, HostHandle, HostState, Origin, Reloadable, Reloaded, Request, RewardCall,
     RewardChange, UnfreezeCall,
 };
-use blkpilot_agent::history::{LogConfig, Recorder};
-use blkpilot_agent::hosted::HostedEnvironment;
-use blkpilot_agent::mode::{Knob, Mode};
-use blkpilot_agent::names::Row;
+use blkpilot_agent::owner::pulse::PulseWatch;
 use blkpilot_agent::owner::{OwnerConfig, start};
-use blkpilot_agent::pulse::PulseWatch;
+use blkpilot_agent::wire::names::Row;
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::reward::RewardConfig;

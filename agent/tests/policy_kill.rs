@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::policy_store::{Asked, Change, Listed, PolicyStore, Stage, VersionName};
+use blkpilot_agent::policies::store::{Asked, Change, Listed, PolicyStore, Stage, VersionName};
 use blkpilot_env::Environment as _;
 use blkpilot_env::Rng;
 use blkpilot_env::cartpole::CartPole;
@@ -118,7 +118,7 @@ fn kill_a_store(rounds: Range<u32>) -> Tally {
         );
         tally.acknowledged = done;
         let standing = store.standing().expect("stages can be read");
-        let number = |version: Option<blkpilot_agent::policy_store::Version>| {
+        let number = |version: Option<blkpilot_agent::policies::store::Version>| {
             version.map(|version| version.name.number)
         };
         let versions = store.versions(Listed::All).expect("versions can be read");
@@ -202,7 +202,7 @@ fn upload(store: &PolicyStore, dir: &Path, checkpoint: &mut Checkpoint, number: 
 
 fn change<T>(
     store: &PolicyStore,
-    act: impl FnOnce(&Change<'_>) -> Result<T, blkpilot_agent::policy_store::StoreError>,
+    act: impl FnOnce(&Change<'_>) -> Result<T, blkpilot_agent::policies::store::StoreError>,
 ) {
     store.change(act).expect("is done");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use blkpilot_agent::client::connect;
 use blkpilot_agent::config::{Config, ConfigError, HostKind};
-use blkpilot_agent::last_good;
+use blkpilot_agent::owner::last_good;
 use blkpilot_agent::server::{ServeError, Server};
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::features::kvm_host_spec;

@@ -39,7 +39,7 @@ pub mod version;
 
 use std::path::{Path, PathBuf};
 
-use blkpilot_agent::remote::RemoteError;
+use blkpilot_agent::client::remote::RemoteError;
 use blkpilot_env::sim::ScenarioErrors;
 use blkpilot_learn::LearnError;
 use blkpilot_models::episode::PlayError;

@@ -6,8 +6,8 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use blkpilot_agent::client::remote::{RemoteEnvironment, RemoteError, is_host_unavailable};
 use blkpilot_agent::client::{ConnectError, TOKEN_VARIABLE, Target};
-use blkpilot_agent::remote::{RemoteEnvironment, RemoteError, is_host_unavailable};
 use blkpilot_env::observation::head_slice;
 use blkpilot_env::time_limit::TimeLimit;
 use blkpilot_env::{

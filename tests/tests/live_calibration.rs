@@ -9,11 +9,11 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use blkpilot_agent::admission::{Modes, Reach};
 use blkpilot_agent::backend::HostBackend as _;
 use blkpilot_agent::backend::live::LibvirtHost;
+use blkpilot_agent::backend::modes::{Modes, Reach};
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::config::{LibvirtConfig, OnExit};
-use blkpilot_agent::mode::Mode;
 use blkpilot_agent::sweep::{self, Plan, Report, Sweep};
 use blkpilot_env::sim::SimHost;
 use blkpilot_host::channel::ChannelConfig;

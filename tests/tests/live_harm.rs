@@ -15,20 +15,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use blkpilot_agent::admission::{Choice as Wanted, Modes, Reach};
+use blkpilot_agent::admission::Choice as Wanted;
 use blkpilot_agent::backend::live::LibvirtHost;
+use blkpilot_agent::backend::modes::{Modes, Reach};
 use blkpilot_agent::backend::{BackendKind, HostBackend};
-use blkpilot_agent::chain::{Chain, Loaded};
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::config::{LibvirtConfig, OnExit};
+use blkpilot_agent::decision::chain::{Chain, Loaded};
+use blkpilot_agent::decision::history::{LogConfig, Recorder};
 use blkpilot_agent::decision::{Decision, PolicyRef, Source};
-use blkpilot_agent::handle::{
+use blkpilot_agent::environments::hosted::HostedEnvironment;
+use blkpilot_agent::owner::handle::{
     ChangeCall, DeviceCall, DeviceRequest, HostHandle, Origin, Request, ShownWindow,
 };
-use blkpilot_agent::history::{LogConfig, Recorder};
-use blkpilot_agent::hosted::HostedEnvironment;
-use blkpilot_agent::mode::Mode;
-use blkpilot_agent::names::Row;
 use blkpilot_agent::owner::{OwnerConfig, start};
+use blkpilot_agent::wire::names::Row;
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::features::{CACHE_HEAD, POLLING_HEAD};
 use blkpilot_env::guard::GuardConfig;

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::config::{Config, HostKind, Listen, OnExit, PolicyConfig};
-use blkpilot_agent::mode::Mode;
 use blkpilot_env::features::kvm_host_spec;
 use blkpilot_models::Checkpoint;
 use blkpilot_tests::live;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use blkpilot_agent::client::connect;
+use blkpilot_agent::client::remote::RemoteEnvironment;
 use blkpilot_agent::config::Config;
-use blkpilot_agent::handle::{HostHandle, RewardCall, RewardChange};
-use blkpilot_agent::remote::RemoteEnvironment;
+use blkpilot_agent::owner::handle::{HostHandle, RewardCall, RewardChange};
 use blkpilot_agent::server::Server;
 use blkpilot_env::cartpole::CartPole;
 use blkpilot_env::sim::{Scenario, SimHost, presets};

@@ -19,7 +19,7 @@ use super::peer::Peer;
 use super::rate::Client;
 use super::recorded::{self, Pending};
 use super::{Access, Caller, Now, admit, methods, unknown_method};
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Mark of an answer to a call that has changed no host, and of which there may be thousands a second: it is not
 /// recorded.

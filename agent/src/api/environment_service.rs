@@ -20,10 +20,10 @@ use crate::api::rollout;
 use crate::config::is_resource_id;
 use crate::environments::resetting::Resetting;
 use crate::environments::{Environments, Held};
-use crate::names::{self, environment_name};
-use crate::repeat::{Remembered, Repeat};
-use crate::status::Failure;
+use crate::requests::repeat::{Remembered, Repeat};
 use crate::wire;
+use crate::wire::names::{self, environment_name};
+use crate::wire::status::Failure;
 
 /// Creations that are remembered by request id.
 const MOST_REQUESTS: usize = 1024;

@@ -10,9 +10,9 @@ use blkpilot_proto::v1;
 use crate::api::filter::Filter;
 use crate::api::span::span_from_wire;
 use crate::environments::{Access, Held, Kind, Recipe};
-use crate::names::{self, environment_name, host_name};
-use crate::status::Failure;
 use crate::wire;
+use crate::wire::names::{self, environment_name, host_name};
+use crate::wire::status::Failure;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(600);
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);

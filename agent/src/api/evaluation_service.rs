@@ -15,14 +15,14 @@ use crate::api::evaluation_wire::{Manner, Subject, evaluation_to_wire};
 use crate::api::paging;
 use crate::api::policy_wire::version_name_from_wire;
 use crate::decision::now_us;
-use crate::deployment::{Deployment, blocking};
-use crate::evaluations::{Evaluations, MOST_EVALUATIONS};
-use crate::judging::{self, Question, judge};
-use crate::names;
 use crate::operations::{Operations, Pending, Work, any};
-use crate::policy_store::{Version, VersionName};
+use crate::policies::deployment::{Deployment, blocking};
+use crate::policies::evaluations::{Evaluations, MOST_EVALUATIONS};
+use crate::policies::judging::{self, Question, judge};
+use crate::policies::store::{Version, VersionName};
 use crate::requests::Repeatable;
-use crate::status::Failure;
+use crate::wire::names;
+use crate::wire::status::Failure;
 
 /// The policy whose probabilities follow from the mask alone.
 const RANDOM: &str = "random";

@@ -7,8 +7,8 @@ use blkpilot_proto::v1;
 use serde_json::json;
 
 use crate::api::policy_wire::Gate;
-use crate::judging::Judged;
-use crate::status::Failure;
+use crate::policies::judging::Judged;
+use crate::wire::status::Failure;
 use crate::wire::timestamp;
 
 /// How a policy is evaluated.

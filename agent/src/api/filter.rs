@@ -1,6 +1,6 @@
 //! Filters of lists, in the simple form of Google's AIP-160: `FIELD = VALUE`, `FIELD != VALUE`, and AND.
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Terms in a filter.
 const MOST_TERMS: usize = 16;

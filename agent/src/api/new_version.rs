@@ -7,10 +7,10 @@ use tonic::Code;
 use crate::api::policy_wire::version_to_wire;
 use crate::config::is_resource_id;
 use crate::decision::now_us;
-use crate::deployment::Deployment;
-use crate::policy_store::{Asked, Change, Kept};
+use crate::policies::deployment::Deployment;
+use crate::policies::store::{Asked, Change, Kept};
 use crate::requests::Repeatable;
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Characters of a description.
 const MOST_DESCRIPTION: usize = 1000;

@@ -11,8 +11,8 @@ use tonic::{Code, Status};
 
 use crate::environments::stage::Scene;
 use crate::environments::{Claim, Environments, Held, Kind};
-use crate::names::environment_name;
-use crate::status::Failure;
+use crate::wire::names::environment_name;
+use crate::wire::status::Failure;
 
 /// Observing streams at once.
 const MOST_OBSERVERS: usize = 64;

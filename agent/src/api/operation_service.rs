@@ -14,10 +14,10 @@ use tonic::{Request, Response, Status};
 use crate::api::paging;
 use crate::api::span::span_from_wire;
 use crate::api::watchers::{Events, Watchers};
-use crate::deployment::blocking;
-use crate::feed::Message;
 use crate::operations::Operations;
-use crate::status::Failure;
+use crate::operations::feed::Message;
+use crate::policies::deployment::blocking;
+use crate::wire::status::Failure;
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;

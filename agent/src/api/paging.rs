@@ -1,6 +1,6 @@
 //! Pages of lists, as Google's AIP-158 has them.
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 const DEFAULT_SIZE: usize = 50;
 const MOST: usize = 1000;

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::actor::actor;
+use crate::access::actor::actor;
 use crate::api::new_version::refuse_misfit;
 use crate::api::paging;
 use crate::api::policy_upload::Header;
@@ -23,14 +23,14 @@ use crate::api::policy_wire::{
 };
 use crate::config::Promotion;
 use crate::decision::now_us;
-use crate::deployment::{Deployment, blocking};
-use crate::judging::{Judged, Question, judge, stored};
 use crate::operations::{Operations, Pending, Work, any};
-use crate::policy;
-use crate::policy_store::{Asked, Change, Listed, Stage, Version, VersionName};
+use crate::policies::deployment::{Deployment, blocking};
+use crate::policies::judging::{Judged, Question, judge, stored};
+use crate::policies::loading;
+use crate::policies::store::{Asked, Change, Listed, Stage, Version, VersionName};
 use crate::requests::Repeatable;
-use crate::status::Failure;
 use crate::wire::force_reason_from_wire;
+use crate::wire::status::Failure;
 
 /// Uploads at once.
 const MOST_UPLOADS: usize = 2;
@@ -162,7 +162,7 @@ impl Service {
                 .checkpoint(&version)?
                 .check_fits(self.deployment.spec()),
         )?;
-        policy::stored(store, &version, self.deployment.spec())?;
+        loading::stored(store, &version, self.deployment.spec())?;
         Ok(version)
     }
 

@@ -9,7 +9,7 @@ use tonic::{Code, Status, Streaming};
 use crate::api::new_version::{NewVersion, description_problem, parent_problem};
 use crate::api::policy_wire::{policy_from_wire, selection_from_wire};
 use crate::requests::Repeatable;
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Greatest size of both files of a checkpoint that is uploaded.
 const MOST_BYTES: u64 = 64 << 20;

@@ -6,8 +6,8 @@ use blkpilot_evaluate::{Admission, Block, GateRule, Mixed, Needs, Options, Verdi
 use blkpilot_models::Selection;
 use blkpilot_proto::v1;
 
-use crate::policy_store::{Action, Event, Family, Outcome, Stage, Version, VersionName};
-use crate::status::Failure;
+use crate::policies::store::{Action, Event, Family, Outcome, Stage, Version, VersionName};
+use crate::wire::status::Failure;
 use crate::wire::timestamp;
 
 /// Age of the oldest decision that the gate looks at, seconds.
@@ -87,7 +87,7 @@ pub(crate) fn selection_from_wire(field: &str, selection: i32) -> Result<Selecti
 
 /// The id in `policies/{policy}`.
 pub(crate) fn policy_from_wire<'a>(field: &str, name: &'a str) -> Result<&'a str, Failure> {
-    let [id] = crate::names::parse(field, name, "policies/*")?;
+    let [id] = crate::wire::names::parse(field, name, "policies/*")?;
     Ok(id)
 }
 

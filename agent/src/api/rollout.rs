@@ -21,11 +21,11 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 
 use self::deadline::Deadline;
+use crate::environments::packed::{After, Packing, View, read_levels};
 use crate::environments::resetting::Resetting;
 use crate::environments::{Claim, Environments, Held, Running};
-use crate::names;
-use crate::packed::{After, Packing, View, read_levels};
-use crate::status::Failure;
+use crate::wire::names;
+use crate::wire::status::Failure;
 
 /// Requests that are worked off together.
 const MOST_REQUESTS: usize = 16;

@@ -7,18 +7,18 @@ use blkpilot_proto::v1::training_service_server::TrainingService;
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
-use crate::actor::actor;
+use crate::access::actor::actor;
 use crate::api::filter::Filter;
 use crate::api::new_version::{NewVersion, description_problem, parent_problem};
 use crate::api::paging;
 use crate::api::policy_wire::{policy_from_wire, selection_from_wire};
 use crate::api::watchers::{Events, Watchers};
 use crate::config::is_resource_id;
-use crate::deployment::{Deployment, blocking};
-use crate::feed::Message;
+use crate::operations::feed::Message;
+use crate::policies::deployment::{Deployment, blocking};
 use crate::requests::{Repeatable, answered};
-use crate::status::Failure;
 use crate::training::{Call, Training, parse};
+use crate::wire::status::Failure;
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 64;

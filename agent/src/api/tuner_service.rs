@@ -23,16 +23,16 @@ use crate::api::tuner_wire::{
     host_to_wire, reward_change_from_wire, reward_to_wire,
 };
 use crate::backend::DiskName;
+use crate::config::mode::Knob;
 use crate::decision::Decision;
-use crate::handle::{
+use crate::owner::handle::{
     self, ChangeCall, DeviceCall, DeviceRequest, DiskCall, DiskRequest, HostHandle, HostState,
     RewardCall, ShownWindow, UnfreezeCall, unavailable,
 };
-use crate::mode::Knob;
-use crate::names::{self, Row, decode, guest_name, host_name};
-use crate::repeat::parse_request_id;
-use crate::status::Failure;
+use crate::requests::repeat::parse_request_id;
 use crate::wire;
+use crate::wire::names::{self, Row, decode, guest_name, host_name};
+use crate::wire::status::Failure;
 
 /// Watchers at once.
 const MOST_WATCHERS: usize = 2048;

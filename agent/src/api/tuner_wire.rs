@@ -10,14 +10,14 @@ use blkpilot_log::{DecisionRow, HeadRow, Source as LogSource, Stage, Subject};
 use blkpilot_proto::v1;
 
 use crate::backend::{BackendKind, DaemonStatus, FrozenKnob};
-use crate::chain::Counts;
+use crate::config::mode::Mode;
+use crate::decision::chain::Counts;
 use crate::decision::{Decision, PolicyRef, Source, State};
-use crate::handle::{
+use crate::owner::handle::{
     HostHandle, HostInfo, HostState, RewardChange, ShownDisk, ShownExploration, ShownGuest,
     ShownWindow,
 };
-use crate::mode::Mode;
-use crate::names::{Row, decision_name, guest_name, host_name};
+use crate::wire::names::{Row, decision_name, guest_name, host_name};
 use crate::wire::{mask_to_wire, timestamp, validity_to_wire};
 
 pub(crate) fn host_to_wire(handle: &HostHandle) -> v1::Host {

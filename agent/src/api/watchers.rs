@@ -8,9 +8,9 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::feed::{Message, Messages};
-use crate::gate::stopping;
-use crate::status::Failure;
+use crate::api::gate::stopping;
+use crate::operations::feed::{Message, Messages};
+use crate::wire::status::Failure;
 
 /// What a client that watches is sent.
 pub(crate) type Events<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;

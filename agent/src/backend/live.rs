@@ -28,9 +28,9 @@ use super::{
     BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
     FrozenKnob, GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
-use crate::admission::Modes;
+use crate::backend::modes::Modes;
+use crate::config::mode::{Knob, Mode};
 use crate::config::{GuestConfig, LibvirtConfig};
-use crate::mode::{Knob, Mode};
 use disks::GuardFile;
 
 /// A live host reached through libvirt.

@@ -12,10 +12,10 @@ use blkpilot_env::{
 use ndarray::s;
 
 use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
-use crate::admission::Modes;
+use crate::backend::modes::Modes;
 use crate::config::GuestConfig;
-use crate::mode::Knob;
-use crate::names::guest_of;
+use crate::config::mode::Knob;
+use crate::wire::names::guest_of;
 
 /// A simulated host that never ends. An action takes effect at once and is felt in the window that
 /// follows.

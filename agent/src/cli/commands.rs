@@ -11,7 +11,7 @@ use super::pages;
 use super::serve::interrupted;
 use super::{ApplyArgs, CliError, ClientArgs, DecisionsArgs, WatchArgs, tables};
 use crate::client::Connection;
-use crate::names::{Row, host_name};
+use crate::wire::names::{Row, host_name};
 
 pub(super) struct Session {
     pub(super) client: TunerServiceClient<Connection>,

@@ -11,7 +11,7 @@ use super::commands::Session;
 use super::json::Json;
 use super::output::print;
 use super::{CliError, ClientArgs, tables};
-use crate::names::{Row, host_name};
+use crate::wire::names::{Row, host_name};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -16,13 +16,13 @@ use super::json::Json;
 use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, HostSource, ObserveArgs, tables};
-use crate::admission::{Modes, Reach};
 use crate::api::tuner_wire::disk_state;
 use crate::backend::live::LibvirtHost;
+use crate::backend::modes::{Modes, Reach};
 use crate::backend::simulated::SimulatedHost;
 use crate::backend::{BackendError, HostBackend};
+use crate::config::mode::Mode;
 use crate::config::{LibvirtConfig, OnExit};
-use crate::mode::Mode;
 
 const SEED: u64 = 0;
 

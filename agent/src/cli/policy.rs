@@ -24,7 +24,7 @@ use super::output::print;
 use super::pages;
 use super::{CliError, force_reason};
 use crate::client::Connection;
-use crate::policy_store::{VersionName, policy_id};
+use crate::policies::store::{VersionName, policy_id};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

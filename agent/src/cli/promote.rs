@@ -16,8 +16,8 @@ use super::log::find;
 use super::output::print;
 use super::tables::{ABSENT, rfc3339, table};
 use crate::decision::now_us;
-use crate::judging::Judged;
-use crate::policy_store::{
+use crate::policies::judging::Judged;
+use crate::policies::store::{
     Action, Asked, Event, Outcome, PolicyStore, Stage, StoreError, Version, policy_id,
 };
 

@@ -16,7 +16,7 @@ use super::data_dir::{Place, lock};
 use super::output::print;
 use super::{CliError, ClientArgs, tables};
 use crate::backend::live::{journal_of, put_back};
-use crate::names::{guest_name, host_name};
+use crate::wire::names::{guest_name, host_name};
 
 #[derive(Debug, Args)]
 pub(super) struct RollbackArgs {

@@ -12,9 +12,9 @@ use super::CliError;
 use super::output::print;
 use crate::access::tls::TlsKeeper;
 use crate::config::Config;
-use crate::reload::{Reloader, Report};
+use crate::server::reload::{Reloader, Report};
+use crate::server::supervisor;
 use crate::server::{Server, check, look_at_tls};
-use crate::supervisor;
 use crate::training::Trainer;
 
 /// What `serve` is told.

@@ -14,12 +14,12 @@ use super::observe::recorded_from;
 use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, SweepArgs};
-use crate::admission::{Modes, Reach};
 use crate::backend::HostBackend;
 use crate::backend::live::LibvirtHost;
+use crate::backend::modes::{Modes, Reach};
 use crate::backend::simulated::SimulatedHost;
+use crate::config::mode::Mode;
 use crate::config::{LibvirtConfig, OnExit};
-use crate::mode::Mode;
 use crate::sweep::{self, Report, Sweep, SweepError};
 
 impl From<SweepError> for CliError {

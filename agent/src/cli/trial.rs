@@ -14,10 +14,10 @@ use super::commands::Session;
 use super::output::print;
 use super::serve::interrupted;
 use super::{CliError, TrialArgs, tables};
+use crate::client::remote::{RemoteEnvironment, RemoteError};
 use crate::client::{Connection, Target};
-use crate::names::{Row, host_name};
-use crate::remote::{RemoteEnvironment, RemoteError};
 use crate::trial::{self, Arm, Plan, Report, TrialError};
+use crate::wire::names::{Row, host_name};
 
 pub(super) async fn run(args: TrialArgs) -> Result<(), CliError> {
     let session = Session::open(&args.client).await?;

@@ -9,8 +9,8 @@ use super::commands::Session;
 use super::json::Json;
 use super::output::print;
 use super::{CliError, ClientArgs};
-use crate::mode::Knob;
-use crate::names::{Row, guest_name};
+use crate::config::mode::Knob;
+use crate::wire::names::{Row, guest_name};
 
 #[derive(Debug, Args)]
 pub(super) struct UnfreezeArgs {

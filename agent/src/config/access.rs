@@ -9,7 +9,7 @@ use crate::access::audit::AuditConfig;
 use crate::access::role::Role;
 use crate::access::rules::{CertificateName, LocalName, Rules};
 use crate::access::tls::{self, TlsFiles};
-use crate::toml_reader::Section;
+use crate::config::toml_reader::Section;
 
 /// Who may call, how often, and what is recorded of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

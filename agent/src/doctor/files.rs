@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, access};
 
 use super::Finding;
 use crate::config::Listen;
-use crate::history::LogConfig;
+use crate::decision::history::LogConfig;
 
 /// The directory itself, or the nearest above it that is there.
 fn nearest(path: &Path) -> &Path {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::Finding;
+use crate::config::mode::Mode;
 use crate::config::{Config, ConfigError};
-use crate::mode::Mode;
 use crate::server::{self, Named};
 
 /// The configuration, if it can be served, with what is to be said of it.

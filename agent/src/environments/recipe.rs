@@ -10,10 +10,10 @@ use blkpilot_env::vector::AutoresetEnv;
 use blkpilot_env::{Autoreset, EnvError};
 
 use super::vector::{Hosted, Vector};
-use crate::handle::HostHandle;
-use crate::hosted::HostedEnvironment;
-use crate::names::host_name;
-use crate::status::Failure;
+use crate::environments::hosted::HostedEnvironment;
+use crate::owner::handle::HostHandle;
+use crate::wire::names::host_name;
+use crate::wire::status::Failure;
 
 /// Largest scenario that is taken as text, bytes.
 const LONGEST_SCENARIO: usize = 1 << 20;

@@ -3,7 +3,7 @@
 use blkpilot_env::{ResetOptions, Restart};
 use blkpilot_proto::v1;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// What is asked of a reset.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

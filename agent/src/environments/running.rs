@@ -7,9 +7,9 @@ use blkpilot_proto::v1::observe_response::Shown;
 use super::resetting::Resetting;
 use super::stage::Stage;
 use super::vector::Vector;
-use crate::repeat::{Remembered, Repeat};
-use crate::status::Failure;
+use crate::requests::repeat::{Remembered, Repeat};
 use crate::wire;
+use crate::wire::status::Failure;
 
 /// Answers of Reset and Step that are remembered, for calls that are repeated.
 const MOST_ANSWERS: usize = 4;

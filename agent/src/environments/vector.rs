@@ -9,8 +9,8 @@ use blkpilot_env::{
 };
 use ndarray::{Array1, Array2};
 
-use crate::hosted::HostedEnvironment;
-use crate::packed;
+use crate::environments::hosted::HostedEnvironment;
+use crate::environments::packed;
 
 /// One or many environments of a kind.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use super::{any, interrupted, status_of};
-use crate::feed::{Feed, News};
-use crate::status::Failure;
+use crate::operations::feed::{Feed, News};
+use crate::wire::status::Failure;
 use crate::wire::timestamp;
 
 /// How an operation ended.

@@ -4,7 +4,7 @@ use blkpilot_proto::longrunning::operation::Result as Ending;
 use tempfile::TempDir;
 
 use super::*;
-use crate::feed::MOST_MESSAGES;
+use crate::operations::feed::MOST_MESSAGES;
 
 fn open(dir: &TempDir) -> Operations {
     Operations::open(Database::open(dir.path()).unwrap()).unwrap()

@@ -25,8 +25,8 @@ use super::change::{Change, Undone};
 use crate::admission::Purpose;
 use crate::backend::BackendKind;
 use crate::decision::Source;
-use crate::handle::{ChangeCall, Lease, Request};
-use crate::status::Failure;
+use crate::owner::handle::{ChangeCall, Lease, Request};
+use crate::wire::status::Failure;
 
 /// Windows that pass after a reset before one counts.
 const DISCARDED_WINDOWS: u32 = 1;

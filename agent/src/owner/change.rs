@@ -12,9 +12,9 @@ use super::{Owner, policy_failed, unknown_decision};
 use crate::admission::{self, Purpose, Situation};
 use crate::backend::{BackendError, Execution};
 use crate::decision::{Decider, Decision, Made, PolicyRef, Scripted, Source, State, make};
-use crate::handle::{Answer, ChangeCall, Request};
-use crate::names::{decision_name, guest_name};
-use crate::status::Failure;
+use crate::owner::handle::{Answer, ChangeCall, Request};
+use crate::wire::names::{decision_name, guest_name};
+use crate::wire::status::Failure;
 
 /// Request ids that are remembered.
 const MOST_REQUESTS: usize = 1024;
@@ -290,7 +290,7 @@ fn defaults(observation: &Observation, guest: Option<&str>) -> JointAction {
     };
     let mut action = observation.current.clone();
     for (row, id) in observation.disk_ids.iter().enumerate() {
-        if crate::names::guest_of(id) == guest {
+        if crate::wire::names::guest_of(id) == guest {
             action
                 .disks
                 .row_mut(row)

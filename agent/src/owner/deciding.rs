@@ -14,12 +14,12 @@ use super::change::{Change, Undone};
 use super::{Owner, Proposal, Seen, policy_failed, unknown_decision};
 use crate::admission::Purpose;
 use crate::backend::{BackendError, GuestStatus};
-use crate::chain::Situation;
+use crate::config::mode::Mode;
+use crate::decision::chain::Situation;
 use crate::decision::{Decider, Made, PolicyRef, Source, make};
-use crate::handle::{Answer, ShownExploration};
-use crate::mode::Mode;
-use crate::names::guest_of;
-use crate::panel::{Allowance, Panel, Shadow};
+use crate::owner::handle::{Answer, ShownExploration};
+use crate::owner::panel::{Allowance, Panel, Shadow};
+use crate::wire::names::guest_of;
 
 /// Proposals that can be applied, and rows of all of them: one row holds what its policy saw, some 2 KiB.
 const MOST_PROPOSALS: usize = 256;

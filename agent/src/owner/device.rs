@@ -6,8 +6,8 @@ use tonic::Code;
 
 use super::Owner;
 use crate::backend::{BackendError, DeviceAction};
-use crate::handle::{DeviceCall, DeviceRequest};
-use crate::status::Failure;
+use crate::owner::handle::{DeviceCall, DeviceRequest};
+use crate::wire::status::Failure;
 
 impl Owner {
     pub(super) fn devices(&self) -> Result<Vec<DeviceState>, Failure> {

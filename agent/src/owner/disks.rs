@@ -5,9 +5,9 @@ use tonic::Code;
 
 use super::Owner;
 use crate::backend::{BackendError, DiskAction, DiskName, Planned};
-use crate::handle::{DiskCall, DiskRequest, ShownDisk};
-use crate::names::{Row, guest_name};
-use crate::status::Failure;
+use crate::owner::handle::{DiskCall, DiskRequest, ShownDisk};
+use crate::wire::names::{Row, guest_name};
+use crate::wire::status::Failure;
 
 impl Owner {
     pub(super) fn disks(&self) -> Result<Vec<ShownDisk>, Failure> {

@@ -13,7 +13,7 @@ use super::change::{Change, Undone};
 use super::{Owner, Seen};
 use crate::backend::BackendError;
 use crate::decision::Source;
-use crate::names::guest_of;
+use crate::wire::names::guest_of;
 
 /// The guard of a host, and what it compares a window with.
 pub(super) struct Watch {

@@ -9,8 +9,8 @@ use tonic::Code;
 
 use super::Owner;
 use crate::decision::Made;
-use crate::handle::{ChangeCall, DeviceCall};
-use crate::status::Failure;
+use crate::owner::handle::{ChangeCall, DeviceCall};
+use crate::wire::status::Failure;
 
 impl Owner {
     /// Refuses an action beyond the rate or against the breaker, unless it is forced: then the reason

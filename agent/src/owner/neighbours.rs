@@ -8,7 +8,7 @@ use blkpilot_host::disk_setting::DiskChange;
 
 use super::Owner;
 use crate::backend::{DiskAction, DiskName};
-use crate::names::guest_of;
+use crate::wire::names::guest_of;
 
 impl Owner {
     /// Judges the window that has just ended. What fails is tried again after the next one.

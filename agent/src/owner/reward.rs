@@ -3,8 +3,8 @@
 use blkpilot_env::reward::RewardConfig;
 
 use super::Owner;
-use crate::handle::RewardCall;
-use crate::status::Failure;
+use crate::owner::handle::RewardCall;
+use crate::wire::status::Failure;
 
 impl Owner {
     /// From the next observation on; what was decided under the weights before is paid by those. They hold until the

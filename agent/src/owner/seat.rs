@@ -6,10 +6,10 @@ use std::mem;
 use tonic::Code;
 
 use super::Owner;
-use crate::admission::Reach;
-use crate::chain::Chain;
-use crate::handle::{Origin, Production, Succession};
-use crate::status::Failure;
+use crate::backend::modes::Reach;
+use crate::decision::chain::Chain;
+use crate::owner::handle::{Origin, Production, Succession};
+use crate::wire::status::Failure;
 
 /// Which production policy decides, and the configuration's while another does.
 pub(super) enum Seated {

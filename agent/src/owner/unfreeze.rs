@@ -4,9 +4,9 @@ use tonic::Code;
 
 use super::Owner;
 use crate::backend::{BackendError, FrozenKnob, GuestStatus};
-use crate::handle::UnfreezeCall;
-use crate::names::{Row, guest_name};
-use crate::status::Failure;
+use crate::owner::handle::UnfreezeCall;
+use crate::wire::names::{Row, guest_name};
+use crate::wire::status::Failure;
 
 impl Owner {
     /// What is in force stays, and is the original from now on. The masks open with the next window.

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use super::records::Record;
 use super::state::Exit;
 use super::{Shared, Task, child, id_of};
-use crate::deployment::blocking;
-use crate::status::Failure;
+use crate::policies::deployment::blocking;
+use crate::wire::status::Failure;
 
 /// After which what could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(5);

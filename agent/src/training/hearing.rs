@@ -10,7 +10,7 @@ use super::Shared;
 use super::event::{Event, Figures, PolicyFigures};
 use super::runs::Keep;
 use crate::decision::now_us;
-use crate::deployment::blocking;
+use crate::policies::deployment::blocking;
 use crate::wire::timestamp;
 
 /// Longest line that is understood, bytes; of a longer one the rest is taken for lines of its own, which are none.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Of what a process has said, what is read when it fails.
 const LAST_BYTES: u64 = 8 << 10;

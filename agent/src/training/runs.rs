@@ -15,10 +15,10 @@ use super::records::{self, Record};
 use super::state::{Exit, Wish, found, heard, is_ended, is_ending, left};
 use crate::database::{Database, DatabaseError};
 use crate::decision::now_us;
-use crate::feed::{Feed, Messages, Stem};
-use crate::names;
+use crate::operations::feed::{Feed, Messages, Stem};
 use crate::requests::{Repeatable, answered, once};
-use crate::status::Failure;
+use crate::wire::names;
+use crate::wire::status::Failure;
 use crate::wire::timestamp;
 
 /// Runs that are kept, with all that they wrote.

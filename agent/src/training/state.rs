@@ -3,7 +3,7 @@
 use blkpilot_proto::v1::training_run::State;
 use tonic::Code;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// What somebody wants of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

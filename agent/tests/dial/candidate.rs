@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::decision::{Decision, Source, State};
-use blkpilot_agent::handle::HostView;
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::owner::handle::HostView;
 use blkpilot_env::Level;
 use blkpilot_env::features::CHANNEL_HEAD;
 use blkpilot_log::{Event, Source as LogSource};

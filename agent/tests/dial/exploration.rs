@@ -1,7 +1,7 @@
 //! Exploration: the mixture that is logged, its budget, and when there is none.
 
-use blkpilot_agent::handle::{HostView, ShownExploration};
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::config::mode::Mode;
+use blkpilot_agent::owner::handle::{HostView, ShownExploration};
 use blkpilot_env::guard::GuardConfig;
 use blkpilot_env::guard::exploration::Exploration;
 use blkpilot_log::DecisionRow;

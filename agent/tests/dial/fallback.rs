@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use blkpilot_agent::chain::{Chain, Counts};
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::decision::Decision;
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::decision::chain::{Chain, Counts};
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD};
 use blkpilot_env::{EnvSpec, Rng, TurnView};

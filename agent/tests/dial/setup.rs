@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use blkpilot_agent::admission::{Modes, Reach};
+use blkpilot_agent::backend::modes::{Modes, Reach};
 use blkpilot_agent::backend::simulated::{SimulatedHost, spec};
 use blkpilot_agent::backend::{
     BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window,
 };
-use blkpilot_agent::chain::{Chain, Loaded};
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::config::{GuestConfig, OnExit};
+use blkpilot_agent::decision::chain::{Chain, Loaded};
+use blkpilot_agent::decision::history::{LogConfig, Recorder};
 use blkpilot_agent::decision::{Decision, PolicyRef};
-use blkpilot_agent::handle::{HostHandle, HostView, Origin};
-use blkpilot_agent::history::{LogConfig, Recorder};
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::owner::handle::{HostHandle, HostView, Origin};
 use blkpilot_agent::owner::{OwnerConfig, start};
 use blkpilot_env::clock::ManualClock;
 use blkpilot_env::features::CHANNEL_HEAD;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use blkpilot_agent::admission::Reach;
-use blkpilot_agent::chain::Chain;
+use blkpilot_agent::backend::modes::Reach;
+use blkpilot_agent::config::mode::Mode;
 use blkpilot_agent::decision::Decision;
-use blkpilot_agent::handle::{Origin, Production, Succession};
-use blkpilot_agent::mode::Mode;
+use blkpilot_agent::decision::chain::Chain;
+use blkpilot_agent::owner::handle::{Origin, Production, Succession};
 use blkpilot_env::features::CHANNEL_HEAD;
 use blkpilot_log::{DecisionRow, Event, Source as LogSource};
 use blkpilot_models::baseline::RandomPolicy;

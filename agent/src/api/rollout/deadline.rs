@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tonic::Code;
 use tonic::metadata::MetadataMap;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// The end of a client's patience; `None` if it has none.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,7 @@ use blkpilot_proto::v1;
 
 use crate::cli::commands::Session;
 use crate::cli::{CliError, ClientArgs};
-use crate::names::{Row, host_name, parse_row};
+use crate::wire::names::{Row, host_name, parse_row};
 
 /// What the service said, if there is one.
 pub(super) struct Live {

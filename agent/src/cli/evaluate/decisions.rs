@@ -16,7 +16,7 @@ use crate::cli::CliError;
 use crate::cli::log::{find, parse_time};
 use crate::cli::output::print;
 use crate::decision::now_us;
-use crate::judging::Judged;
+use crate::policies::judging::Judged;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ExposureArg {

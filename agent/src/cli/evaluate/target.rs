@@ -8,7 +8,7 @@ use blkpilot_models::{Checkpoint, Selection};
 use clap::ValueEnum;
 
 use crate::cli::CliError;
-use crate::judging::gamma_of;
+use crate::policies::judging::gamma_of;
 
 /// The baseline whose probabilities follow from the mask alone.
 pub(in crate::cli) const RANDOM: &str = "random";

@@ -12,7 +12,7 @@ use crate::cli::json::Json;
 use crate::cli::output::print;
 use crate::cli::pages;
 use crate::client::Connection;
-use crate::policy_store::VersionName;
+use crate::policies::store::VersionName;
 
 /// When a verdict is believed.
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Fallback, Key, Kind, Reload, Table, Times, integer, span, text};
 use crate::config::{DEFAULT_MAX_ENVIRONMENTS, DEFAULT_PARALLEL, DEFAULT_SOCKET, VERSION};
-use crate::history::LogConfig;
+use crate::decision::history::LogConfig;
 
 const fn key(
     name: &'static str,

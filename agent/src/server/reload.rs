@@ -9,8 +9,8 @@ use toml::{Table, Value};
 
 use crate::config::keys::{self, Kind, Reload};
 use crate::config::{Config, ConfigError};
-use crate::handle::{HostHandle, Reloadable};
-use crate::status::Failure;
+use crate::owner::handle::{HostHandle, Reloadable};
+use crate::wire::status::Failure;
 
 /// Why nothing of a configuration was taken: the one before stays in force.
 #[derive(Debug, thiserror::Error)]

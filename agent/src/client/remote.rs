@@ -17,9 +17,9 @@ use tonic_types::StatusExt as _;
 use self::lease::{Silence, renew};
 use self::rollout::Rollout;
 use crate::client::{ConnectError, Connection, Target};
-use crate::packed::{pack_action, reading};
-use crate::status::env_error;
+use crate::environments::packed::{pack_action, reading};
 use crate::wire;
+use crate::wire::status::env_error;
 pub use crate::wire::{WireError, observation_from_wire, step_from_wire};
 
 /// Observations of the largest simulated host.

@@ -6,11 +6,11 @@ use blkpilot_env::EnvSpec;
 use blkpilot_models::baseline::{KeepDefault, LeastLoaded, RandomPolicy, RoundRobin};
 use blkpilot_models::{Checkpoint, CheckpointError, NetworkPolicy, Policy, PolicyError, Selection};
 
-use crate::chain::Loaded;
 use crate::config::{self, PolicyConfig};
 use crate::decision::PolicyRef;
-use crate::learner::{Learner, LearnerError};
-use crate::policy_store::{self, PolicyStore, StoreError, Version, VersionName};
+use crate::decision::chain::Loaded;
+use crate::decision::learner::{Learner, LearnerError};
+use crate::policies::store::{self, PolicyStore, StoreError, Version, VersionName};
 
 /// Why a policy was refused.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +96,7 @@ fn promoted(data_dir: &Path, spec: &EnvSpec) -> Result<Option<Served>, LoadError
     if let (Some(store), Some(version)) = (&store, standing.production) {
         return stored(store, &version, spec).map(Some);
     }
-    let older = policy_store::promoted_before(data_dir).map_err(unusable)?;
+    let older = store::promoted_before(data_dir).map_err(unusable)?;
     let older = older.map(|older| {
         let named = (older.policy, older.selection);
         let setting = format!("{}/promoted/policy", data_dir.display());

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::packed;
-use crate::packed::rows::Rows;
+use crate::environments::packed;
+use crate::environments::packed::rows::Rows;
 use crate::wire::WireError;
 
 /// A rollout of one environment, one request under way at a time.

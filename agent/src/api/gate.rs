@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tonic::service::Interceptor;
 use tonic::{Code, Request, Status};
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Whether calls are taken: until the service stops, which its clones hear of at once. Put before each service
 /// but health, which tells that it stops.

@@ -8,9 +8,9 @@ use blkpilot_env::{EnvSpec, Rng, Turn, TurnView};
 use blkpilot_log::{DecisionRow, Source as LogSource, Stage};
 use blkpilot_models::{Choice, Outlier, Policy, PolicyError};
 
-use crate::chain::{Chain, Situation, Turned};
-use crate::mode::Mode;
-use crate::names::guest_of;
+use crate::config::mode::Mode;
+use crate::decision::chain::{Chain, Situation, Turned};
+use crate::wire::names::guest_of;
 
 /// What a guest may be explored in one joint decision.
 #[derive(Debug, Clone, Copy, PartialEq)]

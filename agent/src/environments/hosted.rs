@@ -5,8 +5,8 @@ use std::sync::Arc;
 use blkpilot_env::{EnvError, EnvSpec, Environment, JointAction, Observation, ResetOptions, Step};
 use tokio::sync::oneshot;
 
-use crate::handle::{Command, HostHandle, Lease};
-use crate::status::Failure;
+use crate::owner::handle::{Command, HostHandle, Lease};
+use crate::wire::status::Failure;
 
 /// A managed host as an environment. Calls block for an interval or two, so they want a thread that
 /// may; when this is dropped the owner puts the guests back.

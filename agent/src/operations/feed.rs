@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// Messages that are kept for those who are slow, or come back.
 pub(crate) const MOST_MESSAGES: usize = 256;

@@ -6,7 +6,7 @@ use prost::Message;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// How a call is known again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -239,8 +239,8 @@ mod tests {
     use blkpilot_env::{ResetOptions, Restart};
 
     use super::*;
+    use crate::environments::packed::{After, Packing, View};
     use crate::environments::vector::Vector;
-    use crate::packed::{After, Packing, View};
 
     /// A host after a step, its rows, and the full answer.
     fn stepped() -> (Vector, Rows, v1::RolloutResponse) {

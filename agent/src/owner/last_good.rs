@@ -10,8 +10,8 @@ use blkpilot_env::EnvSpec;
 use blkpilot_log::{DecisionRow, Source, Stage};
 use blkpilot_models::{Checkpoint, NetworkPolicy, Selection};
 
-use crate::chain::Loaded;
 use crate::decision::PolicyRef;
+use crate::decision::chain::Loaded;
 
 /// Joint decisions in a row, each of the policy itself, after which it is known to be good.
 pub const PROVEN_AFTER: u32 = 100;

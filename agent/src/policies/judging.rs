@@ -8,7 +8,7 @@ use blkpilot_evaluate::{
 };
 
 use crate::operations::Work;
-use crate::policy_store::{PolicyStore, StoreError, Version};
+use crate::policies::store::{PolicyStore, StoreError, Version};
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// A disk or device of a host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

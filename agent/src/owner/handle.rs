@@ -15,16 +15,17 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::admission::{Choice, Reach};
+use crate::admission::Choice;
+use crate::backend::modes::Reach;
 use crate::backend::{BackendKind, DaemonStatus, DiskName, FrozenKnob, GuestStatus, Planned};
-use crate::chain::{Chain, Counts};
+use crate::config::mode::{Knob, Mode};
 use crate::config::{GuestConfig, OnExit};
+use crate::decision::chain::{Chain, Counts};
+use crate::decision::history::{History, LogConfig};
 use crate::decision::{Decision, PolicyRef, now_us};
-use crate::history::{History, LogConfig};
-use crate::last_good::Proof;
-use crate::mode::{Knob, Mode};
-use crate::pulse::Pulse;
-use crate::status::Failure;
+use crate::owner::last_good::Proof;
+use crate::owner::pulse::Pulse;
+use crate::wire::status::Failure;
 use blkpilot_host::device::DeviceState;
 use blkpilot_host::{DeviceKnob, DiskState};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
-use crate::handle::{HostState, HostView};
-use crate::pulse::{Pulse, PulseWatch};
+use crate::owner::handle::{HostState, HostView};
+use crate::owner::pulse::{Pulse, PulseWatch};
 
 /// How often the pulse is looked at within the time after which systemd takes the service for hung.
 const LOOKS: u32 = 4;

@@ -11,17 +11,19 @@ use blkpilot_proto::longrunning::Operation;
 use tokio::sync::Mutex;
 use tonic::Code;
 
-use crate::admission::Reach;
-use crate::chain::Chain;
+use crate::backend::modes::Reach;
 use crate::config::{Config, Promotion, Withdrawal};
+use crate::decision::chain::Chain;
 use crate::decision::now_us;
-use crate::handle::{HostHandle, Origin, Production, Succession};
-use crate::last_good::{self, Proof};
 use crate::operations::{Operations, Pending};
-use crate::policy::{self, LoadError, Served};
-use crate::policy_store::{Asked, PolicyStore, Stage, Standing, StoreError, Version, VersionName};
+use crate::owner::handle::{HostHandle, Origin, Production, Succession};
+use crate::owner::last_good::{self, Proof};
+use crate::policies::loading::{self, LoadError, Served};
+use crate::policies::store::{
+    Asked, PolicyStore, Stage, Standing, StoreError, Version, VersionName,
+};
 use crate::requests::Repeatable;
-use crate::status::Failure;
+use crate::wire::status::Failure;
 
 /// How often a store is looked at that another process may have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -244,7 +246,7 @@ impl Deployment {
             done => return done,
         }
         let this = Arc::clone(self);
-        let served = blocking(move || policy::configured(&this.config, this.spec())).await??;
+        let served = blocking(move || loading::configured(&this.config, this.spec())).await??;
         self.seat_production(served, Origin::Configuration).await
     }
 
@@ -290,7 +292,7 @@ impl Deployment {
 
     async fn load(self: &Arc<Self>, version: Version) -> Result<Served, Failure> {
         let this = Arc::clone(self);
-        Ok(blocking(move || policy::stored(&this.store, &version, this.spec())).await??)
+        Ok(blocking(move || loading::stored(&this.store, &version, this.spec())).await??)
     }
 }
 
