@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use blkpilot_env::decision::check_action;
+use blkpilot_env::observation::head_columns;
 use blkpilot_env::{EnvSpec, Head, HeadScope, JointAction, Level, MaskReason, Observation};
+use ndarray::s;
 use tonic::Code;
 
 use crate::backend::GuestStatus;
@@ -36,34 +38,63 @@ impl Purpose {
     }
 }
 
-/// The observation with everything closed that modes forbid for this purpose.
+/// The observation with everything closed that modes forbid for this purpose, and what the guests say is frozen: their word
+/// may be younger than the masks.
 #[must_use]
 pub fn restrict(
+    spec: &EnvSpec,
     observation: &Observation,
     guests: &[GuestStatus],
     modes: &Modes,
     purpose: Purpose,
 ) -> Observation {
     let mut restricted = observation.clone();
+    for guest in guests {
+        freeze(spec, &mut restricted, guest);
+    }
     let open = guests.iter().filter(|g| purpose.admits(modes.of(g)));
     let open: HashSet<&str> = open.map(|g| g.name.as_str()).collect();
     for (row, id) in observation.disk_ids.iter().enumerate() {
         if !open.contains(guest_of(id)) {
-            restricted.masks.disks.row_mut(row).map_inplace(close);
+            let mut row = restricted.masks.disks.row_mut(row);
+            row.map_inplace(|reason| close(reason, MaskReason::NotEnabled));
         }
     }
     // A host's own knobs are no guest's, so no candidate's either; and the guard judges disks alone, so that
     // nothing is changed on a device without anybody asking.
     if purpose != Purpose::Advice || !modes.default.allows_changes() {
-        restricted.masks.devices.map_inplace(close);
+        let devices = &mut restricted.masks.devices;
+        devices.map_inplace(|reason| close(reason, MaskReason::NotEnabled));
     }
     restricted
 }
 
+fn freeze(spec: &EnvSpec, observation: &mut Observation, guest: &GuestStatus) {
+    let channels = observation.channel_count();
+    for frozen in &guest.frozen {
+        let turns = |head: &Head| frozen.head.is_some_and(|knob| head.name == knob.name());
+        let Some(head) = spec.disk_heads.iter().position(turns) else {
+            continue;
+        };
+        let columns = head_columns(&spec.disk_heads, channels, head);
+        let is_its = |id: &str| match Row::of_disk_id(id) {
+            Row::Disk { guest: of, target } => of == guest.name && frozen.targets.contains(&target),
+            Row::Device(_) => false,
+        };
+        for (row, id) in observation.disk_ids.iter().enumerate() {
+            if is_its(id) {
+                let mut row = observation.masks.disks.row_mut(row);
+                let mut levels = row.slice_mut(s![columns.clone()]);
+                levels.map_inplace(|reason| close(reason, MaskReason::Frozen));
+            }
+        }
+    }
+}
+
 /// Keeps the reason of a level that was closed already.
-fn close(reason: &mut MaskReason) {
-    if reason.is_allowed() {
-        *reason = MaskReason::NotEnabled;
+fn close(level: &mut MaskReason, reason: MaskReason) {
+    if level.is_allowed() {
+        *level = reason;
     }
 }
 
@@ -262,11 +293,13 @@ fn unknown_head(field: &str, name: &str, heads: &[Head]) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use blkpilot_env::observation::head_slice;
     use blkpilot_env::sim::{SimHost, presets};
     use blkpilot_env::{Environment as _, ResetOptions};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::backend::FrozenKnob;
     use crate::backend::modes::Reach;
     use crate::config::GuestConfig;
     use crate::config::mode::Knob;
@@ -344,6 +377,7 @@ mod tests {
         let cluster = cluster();
         let open = |purpose, guest| {
             let seen = restrict(
+                &cluster.spec,
                 &cluster.observation,
                 &cluster.guests,
                 &cluster.modes,
@@ -369,7 +403,7 @@ mod tests {
         }
         let open = |cluster: &Cluster, purpose: Purpose| {
             let (guests, modes) = (&cluster.guests, &cluster.modes);
-            let seen = restrict(&cluster.observation, guests, modes, purpose);
+            let seen = restrict(&cluster.spec, &cluster.observation, guests, modes, purpose);
             let names = guests
                 .iter()
                 .map(|guest| cluster.is_open(&seen, &guest.name));
@@ -400,6 +434,7 @@ mod tests {
         let row = cluster.row("builds");
         cluster.observation.masks.disks[[row, 0]] = MaskReason::Frozen;
         let seen = restrict(
+            &cluster.spec,
             &cluster.observation,
             &cluster.guests,
             &cluster.modes,
@@ -407,6 +442,64 @@ mod tests {
         );
         assert_eq!(seen.masks.disks[[row, 0]], MaskReason::Frozen);
         assert_eq!(seen.masks.disks[[row, 1]], MaskReason::NotEnabled);
+    }
+
+    #[test]
+    fn what_a_guest_says_is_frozen_is_closed_although_the_masks_do_not_know_yet() {
+        let mut cluster = cluster();
+        let row = cluster.row("trading");
+        let told = |knob, targets: &[&str]| FrozenKnob {
+            knob: "as the journal calls it".to_owned(),
+            head: knob,
+            targets: targets.iter().map(|&target| target.to_owned()).collect(),
+            original: "1".to_owned(),
+            set: "2".to_owned(),
+            found: "3".to_owned(),
+            at_us: None,
+        };
+        cluster.guests[row].frozen = vec![
+            told(Some(Knob::Cache), &["vdb", "vda"]),
+            told(Some(Knob::Polling), &["vdb"]),
+            told(Some(Knob::Throttle), &["vda"]),
+            told(None, &["vda"]),
+        ];
+        let before = cluster.observation.masks.disks.row(row).to_vec();
+        let seen = restrict(
+            &cluster.spec,
+            &cluster.observation,
+            &cluster.guests,
+            &cluster.modes,
+            Purpose::Advice,
+        );
+        let (heads, channels) = (&cluster.spec.disk_heads, seen.channel_count());
+        let after = seen.masks.disks.row(row).to_vec();
+        for (head, of) in heads.iter().enumerate() {
+            let (before, after) = (
+                head_slice(heads, channels, &before, head),
+                head_slice(heads, channels, &after, head),
+            );
+            assert!(
+                before.iter().any(|reason| reason.is_allowed()),
+                "{}",
+                of.name
+            );
+            for (before, after) in before.iter().zip(after) {
+                let is_closed = of.name == "cache" && before.is_allowed();
+                assert_eq!(
+                    *after,
+                    if is_closed {
+                        MaskReason::Frozen
+                    } else {
+                        *before
+                    }
+                );
+            }
+        }
+        let other = cluster.row("ingestion");
+        assert_eq!(
+            seen.masks.disks.row(other),
+            cluster.observation.masks.disks.row(other)
+        );
     }
 
     #[test]

@@ -463,7 +463,13 @@ impl Owner {
     }
 
     fn restricted(&self, seen: &Seen, purpose: Purpose) -> Observation {
-        admission::restrict(&seen.observation, &seen.guests, &self.config.modes, purpose)
+        admission::restrict(
+            &self.config.spec,
+            &seen.observation,
+            &seen.guests,
+            &self.config.modes,
+            purpose,
+        )
     }
 
     fn seen(&self) -> Result<&Seen, Failure> {

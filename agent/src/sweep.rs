@@ -149,7 +149,8 @@ impl Sweep<'_> {
         (self.record)(self.host.sample())?;
         let guests = self.host.guests();
         let seen = &window.observation;
-        Ok(restrict(seen, &guests, self.modes, Purpose::Advice))
+        let spec = self.host.spec();
+        Ok(restrict(spec, seen, &guests, self.modes, Purpose::Advice))
     }
 
     fn rounds(

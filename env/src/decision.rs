@@ -14,7 +14,7 @@ use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::observation::{MaskReason, Observation, head_slice};
+use crate::observation::{MaskReason, Observation, head_columns, head_slice};
 use crate::spec::{EnvSpec, Head, HeadScope, Level, Projection};
 
 /// One level per disk and head, and per device and head.
@@ -480,12 +480,9 @@ impl<'a> JointDecision<'a> {
     /// Leaves `level` as the only allowed level of a head.
     fn tie(&mut self, disk: usize, head: usize, level: Level) {
         let channels = self.obs.channel_count();
-        let start: usize = self.spec.disk_heads[..head]
-            .iter()
-            .map(|h| h.len(channels))
-            .sum();
-        for l in 0..self.spec.disk_heads[head].len(channels) {
-            let cell = &mut self.masks[[disk, start + l]];
+        let columns = head_columns(&self.spec.disk_heads, channels, head);
+        for (l, column) in columns.enumerate() {
+            let cell = &mut self.masks[[disk, column]];
             if l == usize::from(level) {
                 *cell = MaskReason::Allowed;
             } else if cell.is_allowed() {

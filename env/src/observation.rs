@@ -1,5 +1,7 @@
 //! What an agent sees: tables with validity and age per value, and masks with a reason per level.
 
+use std::ops::Range;
+
 use ndarray::{Array2, Array3, ArrayView1};
 use serde::{Deserialize, Serialize};
 
@@ -211,6 +213,16 @@ impl Masks {
     }
 }
 
+/// The columns of a mask row that belong to head number `head`.
+///
+/// # Panics
+/// If there is no such head.
+#[must_use]
+pub fn head_columns(heads: &[Head], channels: usize, head: usize) -> Range<usize> {
+    let start: usize = heads[..head].iter().map(|h| h.len(channels)).sum();
+    start..start + heads[head].len(channels)
+}
+
 /// The part of a mask row that belongs to head number `head`.
 ///
 /// # Panics
@@ -222,8 +234,7 @@ pub fn head_slice<'a>(
     row: &'a [MaskReason],
     head: usize,
 ) -> &'a [MaskReason] {
-    let start: usize = heads[..head].iter().map(|h| h.len(channels)).sum();
-    &row[start..start + heads[head].len(channels)]
+    &row[head_columns(heads, channels, head)]
 }
 
 /// What an agent sees at one decision.

@@ -384,6 +384,7 @@ fn as_far_as_open(spec: &EnvSpec, offered: &Observation, mut action: JointAction
 #[cfg(test)]
 mod tests {
     use blkpilot_env::features::{CACHE_HEAD, CHANNEL_HEAD};
+    use blkpilot_env::observation::head_columns;
     use blkpilot_env::sim::{SimHost, presets};
     use blkpilot_env::{Environment as _, ResetOptions};
 
@@ -398,11 +399,10 @@ mod tests {
     /// Closes all of a head of a disk but what is in force.
     fn close(spec: &EnvSpec, seen: &mut Observation, row: usize, head: usize) {
         let channels = seen.channel_count();
-        let lengths = spec.disk_heads.iter().map(|head| head.len(channels));
-        let start: usize = lengths.clone().take(head).sum();
         let in_force = usize::from(seen.current.disks[[row, head]]);
-        for level in (0..spec.disk_heads[head].len(channels)).filter(|level| *level != in_force) {
-            seen.masks.disks[[row, start + level]] = MaskReason::Dwell;
+        let columns = head_columns(&spec.disk_heads, channels, head).enumerate();
+        for (_, column) in columns.filter(|(level, _)| *level != in_force) {
+            seen.masks.disks[[row, column]] = MaskReason::Dwell;
         }
     }
 
