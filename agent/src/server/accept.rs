@@ -1,6 +1,7 @@
 //! Connections: taken as they come, up to a bound, with TLS where it is spoken, and each with who is at its other
 //! end.
 
+mod gathered;
 mod greeting;
 
 use std::convert::Infallible;
@@ -20,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use self::gathered::Gathered;
 use self::greeting::Greeting;
 use crate::access::peer::{CertificateNames, Credentials, Peer};
 use crate::access::tls::TlsKeeper;
@@ -33,7 +35,7 @@ const MOST_WAITING: usize = 16;
 
 /// A connection.
 pub struct Connection {
-    stream: Box<dyn Duplex>,
+    stream: Gathered<Box<dyn Duplex>>,
     peer: Peer,
     /// Until it has begun to speak HTTP/2.
     greeting: Option<Greeting>,
@@ -200,15 +202,15 @@ impl Connected for Connection {
 impl Connection {
     fn new(stream: impl Duplex + 'static, peer: Peer, place: OwnedSemaphorePermit) -> Self {
         Self {
-            stream: Box::new(stream),
+            stream: Gathered::new(Box::new(stream)),
             peer,
             greeting: Some(Greeting::within(HANDSHAKE, Instant::now())),
             _place: place,
         }
     }
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut dyn Duplex> {
-        Pin::new(&mut *self.get_mut().stream)
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut Gathered<Box<dyn Duplex>>> {
+        Pin::new(&mut self.get_mut().stream)
     }
 }
 
@@ -248,17 +250,5 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream().poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
