@@ -36,6 +36,8 @@ pub(crate) enum Fault {
     AppliedThenLost,
     /// It is applied, and then somebody else binds the IOThread to CPU 3.
     AppliedThenTaken,
+    /// It is applied, and then a snapshot puts an overlay above the image.
+    AppliedThenOverlaid,
 }
 
 /// A value that tests look at and change.
@@ -229,6 +231,10 @@ impl FakeHypervisor {
             Fault::AppliedThenTaken => {
                 apply();
                 *self.cpus.borrow_mut() = [3].into_iter().collect();
+            }
+            Fault::AppliedThenOverlaid => {
+                apply();
+                self.overlay.set(true);
             }
             Fault::AppliedThenLost => {
                 apply();

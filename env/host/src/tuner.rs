@@ -578,13 +578,20 @@ impl Tuner {
         is_first: bool,
     ) -> HostResult<()> {
         let Whose { io, life, .. } = *whose;
+        let record = self.journal.record(life, &change.knob).ok().flatten();
+        // Where a snapshot came in between, what is read is not what was changed, which goes back below it.
+        if let Some(record) = &record
+            && !matches!(self.follow_node(io, record), Ok(true))
+        {
+            return Ok(());
+        }
         let Ok(found) = self.value(io, life, &change.knob) else {
             return Ok(());
         };
         if !is_cut_short(change, &found)
-            && let Ok(Some(record)) = self.journal.record(life, &change.knob)
+            && let Some(record) = &record
         {
-            self.check_untouched(&record, &found)?;
+            self.check_untouched(record, &found)?;
         }
         if found != change.previous && io.go_back(&change.knob, &change.previous, before).is_err() {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use super::tests::{Bench, bind, buffered};
 use super::*;
-use crate::fake::{FakeHypervisor, UUID};
+use crate::fake::{FakeHypervisor, Fault, UUID};
 
 const LATER: u64 = 2;
 
@@ -128,6 +128,16 @@ fn an_image_below_a_snapshot_is_put_back_and_the_new_one_can_be_changed() {
     assert!(!bench.host.overlay_direct.get());
     rollback(&bench, 1);
     assert!(bench.host.direct.get() && bench.host.overlay_direct.get());
+}
+
+#[test]
+fn a_snapshot_between_a_change_and_its_check_leaves_nothing_changed_below() {
+    let bench = Bench::new(FakeHypervisor::default());
+    bench.host.fault.set(Fault::AppliedThenOverlaid);
+    bench.apply(&buffered()).unwrap_err();
+    assert!(bench.host.direct.get(), "the image below is as it was");
+    assert!(bench.host.overlay_direct.get());
+    assert_eq!(knobs(&bench), [""; 0]);
 }
 
 #[test]
