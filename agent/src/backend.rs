@@ -18,7 +18,7 @@ use blkpilot_host::{
 };
 use thiserror::Error;
 
-use crate::backend::modes::Modes;
+use self::modes::Modes;
 use crate::config::mode::{Knob, Mode};
 
 /// A host with its guests. Calls may block, but never on one guest, and are made by one thread.

@@ -31,10 +31,10 @@ use blkpilot_models::scenario_file;
 use thiserror::Error;
 
 pub use self::access::AccessConfig;
+use self::mode::{Knob, Mode};
 pub use self::policies::{BASELINES, PolicyConfig, Promotion, Selection, Withdrawal};
-use crate::config::mode::{Knob, Mode};
-pub use crate::config::toml_reader::Problem;
-use crate::config::toml_reader::{Problems, Section};
+pub use self::toml_reader::Problem;
+use self::toml_reader::{Problems, Section};
 use crate::decision::history::LogConfig;
 
 /// Where the daemon listens, and clients look for it, unless told otherwise.

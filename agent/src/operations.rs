@@ -21,9 +21,9 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use self::feed::{Feed, Messages, News, Stem};
 use crate::database::{Database, DatabaseError};
 use crate::decision::now_us;
-use crate::operations::feed::{Feed, Messages, News, Stem};
 use crate::wire::names;
 use crate::wire::status::Failure;
 

@@ -47,7 +47,13 @@ use uuid::Uuid;
 use self::attached::Attached;
 use self::device_trial::Before;
 use self::guarding::Watch;
+use self::handle::{
+    ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Origin, Request,
+    ShownGuest, ShownWindow, Stop, StopSlot, unavailable,
+};
 use self::harm::HarmWatch;
+use self::last_good::Proof;
+use self::pulse::Pulse;
 use self::refresh::{Bell, Refresh};
 use self::seat::{Displaced, Seated};
 use crate::admission::{self, Purpose};
@@ -58,12 +64,6 @@ use crate::decision::chain::{Chain, Counts};
 use crate::decision::history::Recorder;
 use crate::decision::learner::Learner;
 use crate::decision::{Context, Decision, PolicyRef, now_us};
-use crate::owner::handle::{
-    ChangeCall, Command, HostHandle, HostInfo, HostState, HostView, MOST_WAITING, Origin, Request,
-    ShownGuest, ShownWindow, Stop, StopSlot, unavailable,
-};
-use crate::owner::last_good::Proof;
-use crate::owner::pulse::Pulse;
 use crate::wire::names::decision_name;
 use crate::wire::status::Failure;
 

@@ -7,8 +7,8 @@ use prost::Message;
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use uuid::Uuid;
 
+use self::repeat::Repeat;
 use crate::database::Database;
-use crate::requests::repeat::Repeat;
 use crate::wire::status::Failure;
 
 /// Answers that are kept.

@@ -32,6 +32,8 @@ use tonic_health::server::HealthReporter;
 use tonic_reflection::pb as reflection_pb;
 use tower_layer::{Identity, Stack};
 
+use self::accept::Spoken;
+use self::listen::{ListenError, Listener};
 use crate::access::audit::Audit;
 use crate::access::layer::AccessLayer;
 use crate::access::tls::{Refreshed, TlsKeeper, TlsProblem};
@@ -59,8 +61,6 @@ use crate::owner::{self, OwnerConfig};
 use crate::policies::deployment::{Deployment, follow_harm, follow_others};
 use crate::policies::loading::{self, LoadError, Served};
 use crate::policies::store::{PolicyStore, StoreError, VersionName};
-use crate::server::accept::Spoken;
-use crate::server::listen::{ListenError, Listener};
 use crate::training::{self, Trainer, Training};
 
 /// How long calls under way may take to end when the service stops.

@@ -18,7 +18,7 @@ use blkpilot_proto::v1;
 use ndarray::{Array1, Array2, Array3};
 use thiserror::Error;
 
-use crate::wire::status::Failure;
+use self::status::Failure;
 
 /// Microseconds since 1970 UTC as a moment.
 pub(crate) fn timestamp(at_us: i64) -> prost_types::Timestamp {

@@ -2,8 +2,8 @@
 
 use tonic::Extensions;
 
-use crate::access::Caller;
-use crate::access::peer::Peer;
+use super::Caller;
+use super::peer::Peer;
 
 /// Whoever calls, as the access layer knows it: `token ID` where one was sent, else `uid 1000` over the Unix
 /// socket, as the kernel says, the name in a certificate under mutual TLS, and `loopback` for anybody there.

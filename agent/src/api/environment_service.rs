@@ -12,11 +12,11 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
+use super::environment_wire::{describe, filter, lease, recipe, to_wire};
+use super::observing::Observers;
+use super::paging;
+use super::rollout;
 use crate::access::layer::NoHostChanged;
-use crate::api::environment_wire::{describe, filter, lease, recipe, to_wire};
-use crate::api::observing::Observers;
-use crate::api::paging;
-use crate::api::rollout;
 use crate::config::is_resource_id;
 use crate::environments::resetting::Resetting;
 use crate::environments::{Environments, Held};

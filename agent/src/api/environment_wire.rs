@@ -7,8 +7,8 @@ use blkpilot_env::Autoreset;
 use blkpilot_env::sim::Generator;
 use blkpilot_proto::v1;
 
-use crate::api::filter::Filter;
-use crate::api::span::span_from_wire;
+use super::filter::Filter;
+use super::span::span_from_wire;
 use crate::environments::{Access, Held, Kind, Recipe};
 use crate::wire;
 use crate::wire::names::{self, environment_name, host_name};

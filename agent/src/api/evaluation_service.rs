@@ -11,9 +11,9 @@ use prost_types::Any;
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
-use crate::api::evaluation_wire::{Manner, Subject, evaluation_to_wire};
-use crate::api::paging;
-use crate::api::policy_wire::version_name_from_wire;
+use super::evaluation_wire::{Manner, Subject, evaluation_to_wire};
+use super::paging;
+use super::policy_wire::version_name_from_wire;
 use crate::decision::now_us;
 use crate::operations::{Operations, Pending, Work, any};
 use crate::policies::deployment::{Deployment, blocking};

@@ -6,7 +6,7 @@ use blkpilot_evaluate::{
 use blkpilot_proto::v1;
 use serde_json::json;
 
-use crate::api::policy_wire::Gate;
+use super::policy_wire::Gate;
 use crate::policies::judging::Judged;
 use crate::wire::status::Failure;
 use crate::wire::timestamp;

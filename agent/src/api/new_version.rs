@@ -4,7 +4,7 @@ use blkpilot_models::{CheckpointBytes, CheckpointError, Selection};
 use blkpilot_proto::v1;
 use tonic::Code;
 
-use crate::api::policy_wire::version_to_wire;
+use super::policy_wire::version_to_wire;
 use crate::config::is_resource_id;
 use crate::decision::now_us;
 use crate::policies::deployment::Deployment;

@@ -11,9 +11,9 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::operation_service_server::OperationService;
 use tonic::{Request, Response, Status};
 
-use crate::api::paging;
-use crate::api::span::span_from_wire;
-use crate::api::watchers::{Events, Watchers};
+use super::paging;
+use super::span::span_from_wire;
+use super::watchers::{Events, Watchers};
 use crate::operations::Operations;
 use crate::operations::feed::Message;
 use crate::policies::deployment::blocking;

@@ -13,14 +13,14 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::access::actor::actor;
-use crate::api::new_version::refuse_misfit;
-use crate::api::paging;
-use crate::api::policy_upload::Header;
-use crate::api::policy_wire::{
+use super::new_version::refuse_misfit;
+use super::paging;
+use super::policy_upload::Header;
+use super::policy_wire::{
     Filter, Gate, event_to_wire, family_to_wire, goal_from_wire, policy_from_wire,
     version_name_from_wire, version_to_wire,
 };
+use crate::access::actor::actor;
 use crate::config::Promotion;
 use crate::decision::now_us;
 use crate::operations::{Operations, Pending, Work, any};

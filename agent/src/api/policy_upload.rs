@@ -6,8 +6,8 @@ use blkpilot_proto::v1;
 use blkpilot_proto::v1::upload_policy_version_request::Content;
 use tonic::{Code, Status, Streaming};
 
-use crate::api::new_version::{NewVersion, description_problem, parent_problem};
-use crate::api::policy_wire::{policy_from_wire, selection_from_wire};
+use super::new_version::{NewVersion, description_problem, parent_problem};
+use super::policy_wire::{policy_from_wire, selection_from_wire};
 use crate::requests::Repeatable;
 use crate::wire::status::Failure;
 

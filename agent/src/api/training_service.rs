@@ -7,12 +7,12 @@ use blkpilot_proto::v1::training_service_server::TrainingService;
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
+use super::filter::Filter;
+use super::new_version::{NewVersion, description_problem, parent_problem};
+use super::paging;
+use super::policy_wire::{policy_from_wire, selection_from_wire};
+use super::watchers::{Events, Watchers};
 use crate::access::actor::actor;
-use crate::api::filter::Filter;
-use crate::api::new_version::{NewVersion, description_problem, parent_problem};
-use crate::api::paging;
-use crate::api::policy_wire::{policy_from_wire, selection_from_wire};
-use crate::api::watchers::{Events, Watchers};
 use crate::config::is_resource_id;
 use crate::operations::feed::Message;
 use crate::policies::deployment::{Deployment, blocking};

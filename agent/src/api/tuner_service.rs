@@ -16,12 +16,12 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
-use crate::admission::Choice;
-use crate::api::paging;
-use crate::api::tuner_wire::{
+use super::paging;
+use super::tuner_wire::{
     decision_to_wire, device_to_wire, disk_settings_to_wire, frozen_to_wire, guest_to_wire,
     host_to_wire, reward_change_from_wire, reward_to_wire,
 };
+use crate::admission::Choice;
 use crate::backend::DiskName;
 use crate::config::mode::Knob;
 use crate::decision::Decision;

@@ -8,7 +8,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use crate::api::gate::stopping;
+use super::gate::stopping;
 use crate::operations::feed::{Message, Messages};
 use crate::wire::status::Failure;
 

@@ -24,11 +24,11 @@ use blkpilot_host::{
     TuningMode,
 };
 
+use super::modes::Modes;
 use super::{
     BackendError, BackendKind, DaemonStatus, DeviceAction, DiskAction, DiskName, Execution,
     FrozenKnob, GuardLimits, GuestStatus, HostBackend, Planned, Window,
 };
-use crate::backend::modes::Modes;
 use crate::config::mode::{Knob, Mode};
 use crate::config::{GuestConfig, LibvirtConfig};
 use disks::GuardFile;

@@ -11,8 +11,8 @@ use blkpilot_env::{
 };
 use ndarray::s;
 
+use super::modes::Modes;
 use super::{BackendError, BackendKind, Execution, GuestStatus, HostBackend, Window};
-use crate::backend::modes::Modes;
 use crate::config::GuestConfig;
 use crate::config::mode::Knob;
 use crate::wire::names::guest_of;

@@ -16,7 +16,7 @@ use tonic_types::StatusExt as _;
 
 use self::lease::{Silence, renew};
 use self::rollout::Rollout;
-use crate::client::{ConnectError, Connection, Target};
+use super::{ConnectError, Connection, Target};
 use crate::environments::packed::{pack_action, reading};
 use crate::wire;
 use crate::wire::status::env_error;

@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::toml_reader::Section;
 use crate::access::Limits;
 use crate::access::audit::AuditConfig;
 use crate::access::role::Role;
 use crate::access::rules::{CertificateName, LocalName, Rules};
 use crate::access::tls::{self, TlsFiles};
-use crate::config::toml_reader::Section;
 
 /// Who may call, how often, and what is recorded of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

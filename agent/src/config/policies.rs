@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use blkpilot_models::bandit::{Algorithm, BanditConfig};
 
-use crate::config::toml_reader::Section;
+use super::toml_reader::Section;
 
 /// Names of the policies that need no checkpoint.
 pub const BASELINES: [&str; 4] = ["keep_default", "random", "round_robin", "least_loaded"];

@@ -14,7 +14,7 @@ use blkpilot_models::baseline::LeastLoaded;
 use blkpilot_models::explore::{Explored, explore};
 use blkpilot_models::{Choice, Outlier, Policy, PolicyError};
 
-use crate::decision::PolicyRef;
+use super::PolicyRef;
 
 /// A policy with its name and version.
 pub struct Loaded {

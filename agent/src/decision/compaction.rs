@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use blkpilot_log::{Compactor, Horizon, Keep, LogError};
 
-use crate::decision::now_us;
+use super::now_us;
 
 /// How often it looks by itself: for outcomes that have come, and for files that have become too old.
 const LOOK_EVERY: Duration = Duration::from_secs(60);

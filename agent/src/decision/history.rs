@@ -11,8 +11,8 @@ use blkpilot_log::{
 };
 use uuid::Uuid;
 
-use crate::decision::Decision;
-use crate::decision::compaction::Compaction;
+use super::Decision;
+use super::compaction::Compaction;
 
 /// Rows of recent decisions that can be listed; older ones stand in the log's files only.
 const MOST_ROWS: usize = 10_000;

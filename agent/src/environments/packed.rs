@@ -12,7 +12,7 @@ use ndarray::Array2;
 use prost::bytes::{BufMut as _, Bytes, BytesMut};
 
 use self::rows::Rows;
-use crate::environments::vector::{Seen, Vector, executed_level, has_counted};
+use super::vector::{Seen, Vector, executed_level, has_counted};
 use crate::wire::{mask_to_wire, validity_to_wire};
 
 /// What the answers hold.

@@ -9,8 +9,8 @@ use blkpilot_env::sim::{Generator, Scenario, ScenarioErrors, SimBatch, presets};
 use blkpilot_env::vector::AutoresetEnv;
 use blkpilot_env::{Autoreset, EnvError};
 
+use super::hosted::HostedEnvironment;
 use super::vector::{Hosted, Vector};
-use crate::environments::hosted::HostedEnvironment;
 use crate::owner::handle::HostHandle;
 use crate::wire::names::host_name;
 use crate::wire::status::Failure;

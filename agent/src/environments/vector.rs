@@ -9,8 +9,8 @@ use blkpilot_env::{
 };
 use ndarray::{Array1, Array2};
 
-use crate::environments::hosted::HostedEnvironment;
-use crate::environments::packed;
+use super::hosted::HostedEnvironment;
+use super::packed;
 
 /// One or many environments of a kind.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use prost_types::Any;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
+use super::feed::{Feed, News};
 use super::{any, interrupted, status_of};
-use crate::operations::feed::{Feed, News};
 use crate::wire::status::Failure;
 use crate::wire::timestamp;
 

@@ -3,8 +3,8 @@ use std::sync::mpsc;
 use blkpilot_proto::longrunning::operation::Result as Ending;
 use tempfile::TempDir;
 
+use super::feed::MOST_MESSAGES;
 use super::*;
-use crate::operations::feed::MOST_MESSAGES;
 
 fn open(dir: &TempDir) -> Operations {
     Operations::open(Database::open(dir.path()).unwrap()).unwrap()

@@ -22,10 +22,10 @@ use tonic::Code;
 
 use super::Owner;
 use super::change::{Change, Undone};
+use super::handle::{ChangeCall, Lease, Request};
 use crate::admission::Purpose;
 use crate::backend::BackendKind;
 use crate::decision::Source;
-use crate::owner::handle::{ChangeCall, Lease, Request};
 use crate::wire::status::Failure;
 
 /// Windows that pass after a reset before one counts.

@@ -8,11 +8,11 @@ use blkpilot_env::{JointAction, Masks, Observation, Turn};
 use tonic::Code;
 use uuid::Uuid;
 
+use super::handle::{Answer, ChangeCall, Request};
 use super::{Owner, policy_failed, unknown_decision};
 use crate::admission::{self, Purpose, Situation};
 use crate::backend::{BackendError, Execution};
 use crate::decision::{Decider, Decision, Made, PolicyRef, Scripted, Source, State, make};
-use crate::owner::handle::{Answer, ChangeCall, Request};
 use crate::wire::names::{decision_name, guest_name};
 use crate::wire::status::Failure;
 

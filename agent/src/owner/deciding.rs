@@ -11,14 +11,14 @@ use blkpilot_models::PolicyError;
 use uuid::Uuid;
 
 use super::change::{Change, Undone};
+use super::handle::{Answer, ShownExploration};
+use super::panel::{Allowance, Panel, Shadow};
 use super::{Owner, Proposal, Seen, policy_failed, unknown_decision};
 use crate::admission::Purpose;
 use crate::backend::{BackendError, GuestStatus};
 use crate::config::mode::Mode;
 use crate::decision::chain::Situation;
 use crate::decision::{Decider, Made, PolicyRef, Source, make};
-use crate::owner::handle::{Answer, ShownExploration};
-use crate::owner::panel::{Allowance, Panel, Shadow};
 use crate::wire::names::guest_of;
 
 /// Proposals that can be applied, and rows of all of them: one row holds what its policy saw, some 2 KiB.

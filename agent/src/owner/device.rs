@@ -5,8 +5,8 @@ use blkpilot_host::journal::RecordState;
 use tonic::Code;
 
 use super::Owner;
+use super::handle::{DeviceCall, DeviceRequest};
 use crate::backend::{BackendError, DeviceAction};
-use crate::owner::handle::{DeviceCall, DeviceRequest};
 use crate::wire::status::Failure;
 
 impl Owner {

@@ -4,8 +4,8 @@ use blkpilot_host::disk_setting::DiskChange;
 use tonic::Code;
 
 use super::Owner;
+use super::handle::{DiskCall, DiskRequest, ShownDisk};
 use crate::backend::{BackendError, DiskAction, DiskName, Planned};
-use crate::owner::handle::{DiskCall, DiskRequest, ShownDisk};
 use crate::wire::names::{Row, guest_name};
 use crate::wire::status::Failure;
 

@@ -15,6 +15,8 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tonic::Code;
 use uuid::Uuid;
 
+use super::last_good::Proof;
+use super::pulse::Pulse;
 use crate::admission::Choice;
 use crate::backend::modes::Reach;
 use crate::backend::{BackendKind, DaemonStatus, DiskName, FrozenKnob, GuestStatus, Planned};
@@ -23,8 +25,6 @@ use crate::config::{GuestConfig, OnExit};
 use crate::decision::chain::{Chain, Counts};
 use crate::decision::history::{History, LogConfig};
 use crate::decision::{Decision, PolicyRef, now_us};
-use crate::owner::last_good::Proof;
-use crate::owner::pulse::Pulse;
 use crate::wire::status::Failure;
 use blkpilot_host::device::DeviceState;
 use blkpilot_host::{DeviceKnob, DiskState};

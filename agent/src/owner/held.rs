@@ -8,8 +8,8 @@ use blkpilot_host::DeviceKnob;
 use tonic::Code;
 
 use super::Owner;
+use super::handle::{ChangeCall, DeviceCall};
 use crate::decision::Made;
-use crate::owner::handle::{ChangeCall, DeviceCall};
 use crate::wire::status::Failure;
 
 impl Owner {

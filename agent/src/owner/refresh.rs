@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crate::owner::handle::Command;
+use super::handle::Command;
 
 /// What comes in one go is looked at in one go: a guest that starts makes several events.
 const SETTLING: Duration = Duration::from_millis(50);

@@ -5,8 +5,8 @@ use std::time::Instant;
 use blkpilot_env::guard::neighbour::{NeighbourConfig, NeighbourWatch};
 
 use super::Owner;
+use super::handle::{Reloadable, Reloaded};
 use crate::backend::modes::Modes;
-use crate::owner::handle::{Reloadable, Reloaded};
 
 impl Owner {
     /// All at once, between two looks. Masks follow with the next decision; a guest that is opted out is

@@ -3,7 +3,7 @@
 use blkpilot_env::reward::RewardConfig;
 
 use super::Owner;
-use crate::owner::handle::RewardCall;
+use super::handle::RewardCall;
 use crate::wire::status::Failure;
 
 impl Owner {

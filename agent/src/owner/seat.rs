@@ -6,9 +6,9 @@ use std::mem;
 use tonic::Code;
 
 use super::Owner;
+use super::handle::{Origin, Production, Succession};
 use crate::backend::modes::Reach;
 use crate::decision::chain::Chain;
-use crate::owner::handle::{Origin, Production, Succession};
 use crate::wire::status::Failure;
 
 /// Which production policy decides, and the configuration's while another does.

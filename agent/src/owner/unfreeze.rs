@@ -3,8 +3,8 @@
 use tonic::Code;
 
 use super::Owner;
+use super::handle::UnfreezeCall;
 use crate::backend::{BackendError, FrozenKnob, GuestStatus};
-use crate::owner::handle::UnfreezeCall;
 use crate::wire::names::{Row, guest_name};
 use crate::wire::status::Failure;
 

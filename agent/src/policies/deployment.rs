@@ -11,6 +11,8 @@ use blkpilot_proto::longrunning::Operation;
 use tokio::sync::Mutex;
 use tonic::Code;
 
+use super::loading::{self, LoadError, Served};
+use super::store::{Asked, PolicyStore, Stage, Standing, StoreError, Version, VersionName};
 use crate::backend::modes::Reach;
 use crate::config::{Config, Promotion, Withdrawal};
 use crate::decision::chain::Chain;
@@ -18,10 +20,6 @@ use crate::decision::now_us;
 use crate::operations::{Operations, Pending};
 use crate::owner::handle::{HostHandle, Origin, Production, Succession};
 use crate::owner::last_good::{self, Proof};
-use crate::policies::loading::{self, LoadError, Served};
-use crate::policies::store::{
-    Asked, PolicyStore, Stage, Standing, StoreError, Version, VersionName,
-};
 use crate::requests::Repeatable;
 use crate::wire::status::Failure;
 

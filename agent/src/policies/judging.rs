@@ -7,8 +7,8 @@ use blkpilot_evaluate::{
     VerdictRule, evaluate_with, verdict,
 };
 
+use super::store::{PolicyStore, StoreError, Version};
 use crate::operations::Work;
-use crate::policies::store::{PolicyStore, StoreError, Version};
 
 /// What came out.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,11 +6,11 @@ use blkpilot_env::EnvSpec;
 use blkpilot_models::baseline::{KeepDefault, LeastLoaded, RandomPolicy, RoundRobin};
 use blkpilot_models::{Checkpoint, CheckpointError, NetworkPolicy, Policy, PolicyError, Selection};
 
+use super::store::{self, PolicyStore, StoreError, Version, VersionName};
 use crate::config::{self, PolicyConfig};
 use crate::decision::PolicyRef;
 use crate::decision::chain::Loaded;
 use crate::decision::learner::{Learner, LearnerError};
-use crate::policies::store::{self, PolicyStore, StoreError, Version, VersionName};
 
 /// Why a policy was refused.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::wire::status::Failure;
+use super::status::Failure;
 
 /// A disk or device of a host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

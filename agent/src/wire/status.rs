@@ -11,7 +11,7 @@ use blkpilot_proto::ERROR_DOMAIN;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, ErrorInfo, StatusExt as _};
 
-use crate::wire::{WireError, mask_from_wire, mask_to_wire};
+use super::{WireError, mask_from_wire, mask_to_wire};
 
 /// A failure of a call, before it becomes a status.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -100,6 +100,16 @@ pub enum HostError {
         /// Target of the disk.
         disk: String,
     },
+    /// A snapshot or a job has put another image in the place of a disk's while its cache was to be changed.
+    #[error(
+        "guest {guest}, disk {disk}: a snapshot or job has just put another image in its place, so nothing was changed; try again"
+    )]
+    ImageReplaced {
+        /// Name of the guest.
+        guest: String,
+        /// Target of the disk.
+        disk: String,
+    },
     /// A disk's dirty pages are written back before it goes over to direct; it is buffered meanwhile.
     #[error(
         "{owner}: {knob}: {dirty} are written back first, so that the disk does not stand still; it stays buffered until then: try again in a moment"
@@ -246,6 +256,7 @@ impl HostError {
             self,
             Self::GuestGone { .. }
                 | Self::JobRuns { .. }
+                | Self::ImageReplaced { .. }
                 | Self::Disconnected { .. }
                 | Self::WritingBack { .. }
                 | Self::WriteBackQueued { .. }

@@ -36,8 +36,6 @@ pub(crate) enum Fault {
     AppliedThenLost,
     /// It is applied, and then somebody else binds the IOThread to CPU 3.
     AppliedThenTaken,
-    /// It is applied, and then a snapshot puts an overlay above the image.
-    AppliedThenOverlaid,
 }
 
 /// A value that tests look at and change.
@@ -68,7 +66,7 @@ impl<T> Slot<T> {
         *self.borrow() = value;
     }
 
-    fn replace(&self, value: T) -> T {
+    pub(crate) fn replace(&self, value: T) -> T {
         std::mem::replace(&mut *self.borrow(), value)
     }
 }
@@ -88,6 +86,8 @@ pub(crate) struct FakeHypervisor {
     /// Whether a snapshot has put an overlay above the image, opened with O_DIRECT.
     pub(crate) overlay: Slot<bool>,
     pub(crate) overlay_direct: Slot<bool>,
+    /// Before how many more monitor commands that snapshot is taken.
+    pub(crate) overlaid_after_commands: Slot<Option<u32>>,
     pub(crate) lost: Slot<bool>,
     pub(crate) monitor_commands: Slot<Vec<String>>,
     pub(crate) tuned_by_others: Slot<Vec<TunedByOthers>>,
@@ -120,6 +120,7 @@ impl Default for FakeHypervisor {
             is_resumed: Slot::new(false),
             overlay: Slot::new(false),
             overlay_direct: Slot::new(true),
+            overlaid_after_commands: Slot::new(None),
             lost: Slot::new(false),
             monitor_commands: Slot::default(),
             tuned_by_others: Slot::default(),
@@ -232,10 +233,6 @@ impl FakeHypervisor {
                 apply();
                 *self.cpus.borrow_mut() = [3].into_iter().collect();
             }
-            Fault::AppliedThenOverlaid => {
-                apply();
-                self.overlay.set(true);
-            }
             Fault::AppliedThenLost => {
                 apply();
                 self.lost.set(true);
@@ -269,6 +266,12 @@ impl FakeHypervisor {
     }
 
     fn reply(&self, command: &str, arguments: &Value) -> HostResult<Value> {
+        if let Some(commands) = self.overlaid_after_commands.get() {
+            self.overlaid_after_commands.set(commands.checked_sub(1));
+            if commands == 0 {
+                self.overlay.set(true);
+            }
+        }
         Ok(match command {
             "query-block" => json!([{
                 "qdev": "/machine/peripheral/virtio-disk0/virtio-backend",

@@ -18,7 +18,8 @@ use crate::guest::{BootIo, Guest, GuestDisk, KnobKind};
 use crate::hypervisor::Hypervisor;
 use crate::journal::{Record, RecordState};
 use crate::qmp::{
-    LatencyHistogram, NodeOptions, Qmp, Whereabouts, reopened_node, stop_histogram_command,
+    LatencyHistogram, NodeOptions, ProtocolNode, Qmp, Whereabouts, reopened_node,
+    stop_histogram_command,
 };
 use crate::settable::{Settable, write_and_check};
 
@@ -194,7 +195,7 @@ impl Settable for KnobIo<'_> {
     }
 
     /// `NotOptedIn` for what needs the monitor; `Unsupported` when there is no such IOThread or disk.
-    fn read(&self, knob: &Knob) -> HostResult<String> {
+    fn read_of(&self, knob: &Knob, undo: Option<&str>) -> HostResult<String> {
         match knob {
             Knob::Channel { iothread } => {
                 let threads = self.hypervisor.iothread_cpus(&self.guest.uuid)?;
@@ -209,7 +210,7 @@ impl Settable for KnobIo<'_> {
                 Ok(poll_max_ns.to_string())
             }
             Knob::Cache { target } => {
-                let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
+                let node = self.node_that_is_journalled(self.disk(target)?, undo)?;
                 Ok(if node.is_direct { DIRECT } else { BUFFERED }.to_owned())
             }
             Knob::Histogram { target } => {
@@ -226,7 +227,7 @@ impl Settable for KnobIo<'_> {
     }
 
     /// `Unsupported` where the value is not safe for this disk.
-    fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {
+    fn write(&self, knob: &Knob, value: &str, undo: Option<&str>) -> HostResult<()> {
         self.check_allowed(knob)?;
         let uuid = &self.guest.uuid;
         match knob {
@@ -244,8 +245,8 @@ impl Settable for KnobIo<'_> {
             Knob::Cache { target } => {
                 let disk = self.disk(target)?;
                 self.check_cache(disk, value)?;
-                let qmp = self.qmp()?;
-                qmp.reopen(&qmp.protocol_node(disk, self.nodes)?, value == DIRECT)
+                let node = self.node_that_is_journalled(disk, undo)?;
+                self.qmp()?.reopen(&node, value == DIRECT)
             }
             Knob::Histogram { target } if value == COUNTING => {
                 self.qmp()?.start_histogram(self.disk(target)?)
@@ -262,12 +263,13 @@ impl Settable for KnobIo<'_> {
         &self,
         knob: &Knob,
         original: &str,
-        _known: Option<&Record>,
+        known: Option<&Record>,
     ) -> HostResult<Option<String>> {
         Ok(match knob {
             Knob::Channel { .. } | Knob::Polling { .. } | Knob::Device(_) => None,
             Knob::Cache { target } => {
-                let node = self.qmp()?.protocol_node(self.disk(target)?, self.nodes)?;
+                let known = known.and_then(|record| record.undo.as_deref());
+                let node = self.node_that_is_journalled(self.disk(target)?, known)?;
                 Some(node.reopen_command(original == DIRECT).to_string())
             }
             Knob::Histogram { target } if original == ABSENT => {
@@ -288,8 +290,8 @@ impl Settable for KnobIo<'_> {
         undo.to_owned()
     }
 
-    fn go_back(&self, knob: &Knob, value: &str, _undo: Option<&str>) -> HostResult<()> {
-        write_and_check(self, knob, value)
+    fn go_back(&self, knob: &Knob, value: &str, undo: Option<&str>) -> HostResult<()> {
+        write_and_check(self, knob, value, undo)
     }
 
     fn complete(&self, _record: &Record) -> HostResult<()> {
@@ -360,6 +362,26 @@ impl KnobIo<'_> {
             what: format!("{}: {knob}", self.owner()),
             reason: "it is a setting of a device".into(),
         }
+    }
+
+    /// The protocol node of a disk, which is the one that the journalled command is about, if there is one: a
+    /// snapshot may have come in between.
+    fn node_that_is_journalled(
+        &self,
+        disk: &GuestDisk,
+        undo: Option<&str>,
+    ) -> HostResult<ProtocolNode> {
+        let node = self.qmp()?.protocol_node(disk, self.nodes)?;
+        if undo
+            .and_then(reopened_node)
+            .is_some_and(|known| known != node.node_name)
+        {
+            return Err(HostError::ImageReplaced {
+                guest: self.guest.name.clone(),
+                disk: disk.target.clone(),
+            });
+        }
+        Ok(node)
     }
 
     /// What has become of the block node that a record is about; one of another knob is always in use.

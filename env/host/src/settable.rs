@@ -21,7 +21,16 @@ pub(crate) trait Settable {
     ///
     /// # Errors
     /// `Unsupported` where there is no such knob; whatever the host says.
-    fn read(&self, knob: &Knob) -> HostResult<String>;
+    fn read(&self, knob: &Knob) -> HostResult<String> {
+        self.read_of(knob, None)
+    }
+
+    /// As [`Settable::read`], of what `undo` is about, which the journal holds of the knob, if anything: what has
+    /// taken its place is not compared with the record.
+    ///
+    /// # Errors
+    /// `ImageReplaced`; as [`Settable::read`].
+    fn read_of(&self, knob: &Knob, undo: Option<&str>) -> HostResult<String>;
 
     /// Whether a record is still about what is in use. What a snapshot has put aside, under an image that
     /// libvirt has opened as the guest's XML says, is put back before this says that it is not.
@@ -39,17 +48,17 @@ pub(crate) trait Settable {
     /// The image whose dirty pages a change would wait for, while its disk stands still.
     fn image_flushed_by(&self, knob: &Knob, current: &str, value: &str) -> Option<PathBuf>;
 
-    /// Sets a knob, without reading it back.
+    /// Sets a knob of what `undo` is about, as [`Settable::read_of`], without reading it back.
     ///
     /// # Errors
-    /// Whatever the host says.
-    fn write(&self, knob: &Knob, value: &str) -> HostResult<()>;
+    /// `ImageReplaced`; whatever the host says.
+    fn write(&self, knob: &Knob, value: &str, undo: Option<&str>) -> HostResult<()>;
 
     /// What the journal has to hold beside the original for a way back from a change that is about to
     /// be made; `known` is the record of changes before it.
     ///
     /// # Errors
-    /// As [`Settable::read`].
+    /// `ImageReplaced` where that is about another image; as [`Settable::read`].
     fn undo(
         &self,
         knob: &Knob,
@@ -81,12 +90,17 @@ pub(crate) trait Settable {
 ///
 /// # Errors
 /// `ReadBack` when it did not take; as [`Settable::write`] and [`Settable::read`].
-pub(crate) fn write_and_check(io: &dyn Settable, knob: &Knob, value: &str) -> HostResult<()> {
-    io.write(knob, value)?;
+pub(crate) fn write_and_check(
+    io: &dyn Settable,
+    knob: &Knob,
+    value: &str,
+    undo: Option<&str>,
+) -> HostResult<()> {
+    io.write(knob, value, undo)?;
     if !knob.is_reported() {
         return Ok(());
     }
-    let found = io.read(knob)?;
+    let found = io.read_of(knob, undo)?;
     if found == value {
         return Ok(());
     }

@@ -262,7 +262,7 @@ impl Tuner {
             Some(record) if record.original == applied.value => {
                 io.go_back(&applied.knob, &applied.value, record.undo.as_deref())
             }
-            _ => write_and_check(io, &applied.knob, &applied.value),
+            _ => write_and_check(io, &applied.knob, &applied.value, undo.as_deref()),
         });
         let made = made.and_then(|()| {
             if let (Some(undo), Some(_)) = (&undo, &before) {
@@ -507,11 +507,12 @@ impl Tuner {
     /// The value of a knob in force; of one that is not reported what was accepted last, or what the guest
     /// was started with.
     fn value(&self, io: &dyn Settable, life: &Life, knob: &Knob) -> HostResult<String> {
-        let read = io.read(knob)?;
+        let known = self.journal.record(life, knob)?;
+        let undo = known.as_ref().and_then(|record| record.undo.as_deref());
+        let read = io.read_of(knob, undo)?;
         if knob.is_reported() {
             return Ok(read);
         }
-        let known = self.journal.record(life, knob)?;
         // A way back that was cut short may have changed nothing.
         let last = |record: Record| match record.state {
             RecordState::Intended if record.value == record.original => record.previous,
@@ -578,14 +579,10 @@ impl Tuner {
         is_first: bool,
     ) -> HostResult<()> {
         let Whose { io, life, .. } = *whose;
-        let record = self.journal.record(life, &change.knob).ok().flatten();
-        // Where a snapshot came in between, what is read is not what was changed, which goes back below it.
-        if let Some(record) = &record
-            && !matches!(self.follow_node(io, record), Ok(true))
-        {
-            return Ok(());
-        }
-        let Ok(found) = self.value(io, life, &change.knob) else {
+        let (Ok(record), Ok(found)) = (
+            self.journal.record(life, &change.knob),
+            self.value(io, life, &change.knob),
+        ) else {
             return Ok(());
         };
         if !is_cut_short(change, &found)
@@ -593,7 +590,8 @@ impl Tuner {
         {
             self.check_untouched(record, &found)?;
         }
-        if found != change.previous && io.go_back(&change.knob, &change.previous, before).is_err() {
+        let undo = before.or_else(|| record.as_ref()?.undo.as_deref());
+        if found != change.previous && io.go_back(&change.knob, &change.previous, undo).is_err() {
             return Ok(());
         }
         // The journal has its own error path: an intent that stays open is compared later.

@@ -61,8 +61,7 @@ impl FakeDevices {
         let writer = Writer::new(move |path, value| {
             let fault = std::mem::replace(&mut *fault.lock().unwrap(), Fault::None);
             match fault {
-                // No snapshot is taken of a device.
-                Fault::None | Fault::AppliedThenOverlaid => write(path, value),
+                Fault::None => write(path, value),
                 Fault::Refused => Err(ErrorKind::InvalidInput.into()),
                 Fault::Ignored => Ok(()),
                 // Who would take it is the test itself.

@@ -143,7 +143,7 @@ impl Queue<'_> {
         if self.value(knob)? == value {
             return Ok(());
         }
-        write_and_check(self, &Knob::Device(knob), value)
+        write_and_check(self, &Knob::Device(knob), value, None)
     }
 }
 
@@ -163,7 +163,7 @@ impl Settable for Queue<'_> {
         }
     }
 
-    fn read(&self, knob: &Knob) -> HostResult<String> {
+    fn read_of(&self, knob: &Knob, _undo: Option<&str>) -> HostResult<String> {
         self.value(self.mine(knob)?)
     }
 
@@ -181,7 +181,7 @@ impl Settable for Queue<'_> {
 
     /// Whether it is allowed was checked of the knob that is turned: what the kernel changes along with
     /// a scheduler may go back without being enabled itself.
-    fn write(&self, knob: &Knob, value: &str) -> HostResult<()> {
+    fn write(&self, knob: &Knob, value: &str, _undo: Option<&str>) -> HostResult<()> {
         self.set(self.mine(knob)?, value)
     }
 
@@ -218,7 +218,7 @@ impl Settable for Queue<'_> {
 
     fn go_back(&self, knob: &Knob, value: &str, undo: Option<&str>) -> HostResult<()> {
         let (known, now) = (SideEffects::of(undo), self.dependents());
-        write_and_check(self, knob, value)?;
+        write_and_check(self, knob, value, undo)?;
         if *knob != Knob::Device(DeviceKnob::Scheduler) {
             return Ok(());
         }

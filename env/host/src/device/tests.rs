@@ -133,7 +133,7 @@ fn what_the_kernel_refuses_names_device_setting_value_and_way_out() {
         let device = devices.device("loop3").unwrap();
         let queue = devices.queue(&device, Purpose::Tune);
         queue
-            .write(&Knob::Device(knob), value)
+            .write(&Knob::Device(knob), value, None)
             .unwrap_err()
             .to_string()
     };

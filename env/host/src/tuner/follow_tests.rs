@@ -1,8 +1,11 @@
 //! Records follow what they are about.
 
+use blkpilot_env::sample::Cache;
+
 use super::tests::{Bench, bind, buffered};
 use super::*;
-use crate::fake::{FakeHypervisor, Fault, UUID};
+use crate::fake::{FakeHypervisor, UUID};
+use crate::qmp::reopened_node;
 
 const LATER: u64 = 2;
 
@@ -14,6 +17,13 @@ fn changed() -> Bench {
     let target = "vda".to_owned();
     bench.apply(&Change::Histogram { target }).unwrap();
     bench
+}
+
+fn direct() -> Change {
+    Change::Cache {
+        target: "vda".into(),
+        cache: Cache::Direct,
+    }
 }
 
 fn knobs(bench: &Bench) -> Vec<String> {
@@ -130,14 +140,60 @@ fn an_image_below_a_snapshot_is_put_back_and_the_new_one_can_be_changed() {
     assert!(bench.host.direct.get() && bench.host.overlay_direct.get());
 }
 
+/// Runs `act` once for each moment at which a snapshot may be taken meanwhile: before its first monitor command, its
+/// second, until none is left. Whatever is buffered then stands in the journal, nothing is taken for somebody else's,
+/// and all goes back.
+fn with_a_snapshot_at_any_moment(begin: fn() -> Bench, act: impl Fn(&Bench) -> String) {
+    let mut moment = 0;
+    loop {
+        let bench = begin();
+        let host = &bench.host;
+        host.overlaid_after_commands.set(Some(moment));
+        let said = act(&bench);
+        let came = host.overlaid_after_commands.replace(None).is_none();
+        let records = bench.tuner.records().unwrap();
+        let about = format!("a snapshot before command {moment}; {said}; {records:#?}");
+        let journalled = |node: &str| {
+            let undo = records.iter().filter_map(|record| record.undo.as_deref());
+            undo.filter_map(reopened_node).any(|named| named == node)
+        };
+        assert!(host.direct.get() || journalled("p"), "{about}");
+        assert!(host.overlay_direct.get() || journalled("p2"), "{about}");
+        let is_frozen = |record: &Record| record.state == RecordState::Frozen;
+        assert!(!records.iter().any(is_frozen), "{about}");
+        rollback(&bench, 1);
+        assert!(host.direct.get() && host.overlay_direct.get(), "{about}");
+        assert_eq!(knobs(&bench), [""; 0], "{about}");
+        if !came {
+            break;
+        }
+        moment += 1;
+    }
+    assert!(moment > 3, "{moment}");
+}
+
 #[test]
-fn a_snapshot_between_a_change_and_its_check_leaves_nothing_changed_below() {
-    let bench = Bench::new(FakeHypervisor::default());
-    bench.host.fault.set(Fault::AppliedThenOverlaid);
-    bench.apply(&buffered()).unwrap_err();
-    assert!(bench.host.direct.get(), "the image below is as it was");
-    assert!(bench.host.overlay_direct.get());
-    assert_eq!(knobs(&bench), [""; 0]);
+fn a_snapshot_during_a_change_leaves_nothing_changed_that_is_not_journalled() {
+    let first: fn() -> Bench = || Bench::new(FakeHypervisor::default());
+    let begun = [
+        (first, buffered()),
+        (changed, buffered()),
+        (changed, direct()),
+    ];
+    for (begin, change) in begun {
+        with_a_snapshot_at_any_moment(begin, |bench| format!("{:?}", bench.apply(&change)));
+    }
+}
+
+#[test]
+fn a_snapshot_during_a_look_or_a_way_back_leaves_nothing_changed_that_is_not_journalled() {
+    with_a_snapshot_at_any_moment(changed, |bench| {
+        let inventory = bench.host.inventory(1);
+        // As if it could not be seen without asking the guest.
+        let seen = |_: &RunningGuest, _: &Knob| Some("to be asked for".to_owned());
+        format!("{:?}", bench.tuner.watch(&bench.host, &inventory, seen))
+    });
+    with_a_snapshot_at_any_moment(changed, |bench| format!("{:?}", rollback(bench, 1)));
 }
 
 #[test]

@@ -106,7 +106,8 @@ impl Tuner {
         if !self.follow_node(&io, record).ok()? {
             return None;
         }
-        let found = io.read(&record.knob).ok()?;
+        let undo = record.undo.as_deref();
+        let found = io.read_of(&record.knob, undo).ok()?;
         let way = told.map_or(Way::Unknown, |_| Way::Libvirt);
         let taking = self.taking(&io, record, found, way);
         let Some(theirs) = told.filter(|_| taking.is_none()) else {
@@ -114,7 +115,7 @@ impl Tuner {
         };
         // First in force, or what we have set would be taken for theirs where that fails, and would never
         // go back. Where it cannot be noted, it is found in force the next time.
-        let put_back = write_and_check(&io, &record.knob, theirs);
+        let put_back = write_and_check(&io, &record.knob, theirs, undo);
         let noted = put_back.and_then(|()| self.journal.freeze(&record.life, &record.knob, theirs));
         Some(match noted {
             Ok(()) => Settlement::Frozen {
