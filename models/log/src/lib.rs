@@ -45,6 +45,7 @@ mod fixture;
 pub mod inventory;
 mod join;
 mod line;
+mod lock;
 pub mod minari;
 mod names;
 mod part;
@@ -65,6 +66,7 @@ pub use columns::{LoggedRow, Missing, SCHEMA_VERSION};
 pub use compact::{Compacted, Compactor};
 pub use error::LogError;
 pub use join::Horizon;
+pub use lock::lock;
 pub use part::Footer;
 pub use play::Player;
 pub use queue::{CommitQueue, SubmitError};
@@ -76,7 +78,7 @@ pub use schema::{
     Stage, Subject,
 };
 pub use turn::{Ending, StepContext};
-pub use writer::{Config, Recovery, Writer, lock};
+pub use writer::{Config, Recovery, Writer};
 
 use std::path::{Path, PathBuf};
 

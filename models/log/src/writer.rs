@@ -1,17 +1,17 @@
 //! Appends events, and makes them durable.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use crate::compact::Compactor;
 use crate::error::{LogError, failed};
 use crate::files::{Disk, Files, Handle};
 use crate::line::{LONGEST_LINE_BYTES, encode};
+use crate::lock::lock;
 use crate::retain::{self, Keep};
 use crate::schema::Event;
 use crate::segment::{self, path_of};
@@ -273,29 +273,6 @@ impl Writer {
     }
 }
 
-/// Takes the lock that the one writer of the log in `dir` holds. The log itself is not looked at.
-///
-/// It is given back when what is returned is dropped, even if a child that is being started still has the file.
-///
-/// # Errors
-/// `Locked` if a writer has it, `Io`.
-pub fn lock(dir: &Path) -> Result<Flock<File>, LogError> {
-    fs::create_dir_all(dir).map_err(failed("create", dir))?;
-    let path = dir.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path);
-    let file = file.map_err(failed("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => LogError::Locked {
-            dir: dir.to_owned(),
-        },
-        other => failed("lock", &path)(other.into()),
-    })
-}
-
 /// The segment to go on with, without its torn tail; the first one of a new log. Numbers are never
 /// used again, whatever has become of their segments.
 fn newest(files: &dyn Files, dir: &Path) -> Result<(Segment, Recovery), LogError> {
@@ -339,6 +316,8 @@ fn newest(files: &dyn Files, dir: &Path) -> Result<(Segment, Recovery), LogError
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

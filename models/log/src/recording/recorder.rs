@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use blkpilot_env::sample::HostSample;
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::Serialize;
 
 use super::{
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::error::failed;
 use crate::line::{LONGEST_LINE_BYTES, Piece, encode, next_piece};
+use crate::lock::exclusive;
 
 /// The only writer of a recording.
 #[derive(Debug)]
@@ -40,7 +40,9 @@ impl Recorder {
             .map_err(failed("open", path))?;
         let mut recorder = Self {
             path: path.to_owned(),
-            file: lock(path, file)?,
+            file: exclusive(file, path)?.ok_or_else(|| RecordingError::Busy {
+                file: path.to_owned(),
+            })?,
             line: Vec::new(),
             samples: 0,
         };
@@ -104,15 +106,6 @@ impl Recorder {
         let written = self.file.write_all(&self.line);
         Ok(written.map_err(failed("write", &self.path))?)
     }
-}
-
-fn lock(path: &Path, file: File) -> Result<Flock<File>, RecordingError> {
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => RecordingError::Busy {
-            file: path.to_owned(),
-        },
-        other => failed("lock", path)(other.into()).into(),
-    })
 }
 
 /// Checks that a file is a recording of ours; returns where its last complete line ends.
