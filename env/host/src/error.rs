@@ -102,7 +102,7 @@ pub enum HostError {
     },
     /// A snapshot or a job has put another image in the place of a disk's while its cache was to be changed.
     #[error(
-        "guest {guest}, disk {disk}: a snapshot or job has just put another image in its place, so nothing was changed; try again"
+        "guest {guest}, disk {disk}: a snapshot or job has just put another image in its place; try again"
     )]
     ImageReplaced {
         /// Name of the guest.
